@@ -1,0 +1,331 @@
+"""What a job file can say: the frozen, fully validated description of one search.
+
+``configs.load.load_job`` reads one from YAML. Paths stay as they were written here;
+``load_job`` resolves the local ones against the working directory.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SplitName = Literal["search", "select", "report"]
+SPLITS: tuple[SplitName, ...] = ("search", "select", "report")
+Parametrization = Literal["free", "simplex", "softmax"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+# Keys that say how long, where and on what a search runs, not what it searches: a search may be
+# resumed with other values of these.
+OPERATIONAL_KEYS = frozenset({"name", "budget", "workers", "archive"})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class _Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class ModelSource(_Section):
+    """One checkpoint: a local directory, or a Hugging Face hub id.
+
+    A plain string in the job file is short for ``path``; ``org/name@revision`` names a revision.
+    """
+
+    path: str = Field(min_length=1)
+    """Directory with safetensors weights, or a hub id such as ``org/name``."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the default branch. Ignored for a directory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        path, at, revision = value.partition("@")
+        if at and not Path(value).exists():
+            return {"path": path, "revision": revision}
+        return {"path": value}
+
+
+class Models(_Section):
+    """The pool: what is merged, and what it was fine-tuned from."""
+
+    base: ModelSource | None = None
+    """The model that the checkpoints were fine-tuned from; None merges checkpoints of
+    different runs directly (method ``linear``)."""
+    checkpoints: dict[str, ModelSource] = Field(min_length=1)
+    """Name -> checkpoint. Names appear in every table; the order is the order of the genes."""
+
+
+class Bounds(_Section):
+    """A closed interval that a gene is decoded to."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value; may equal ``low``, which fixes the gene."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"`low <= high` must hold, but got low={self.low}, high={self.high}")
+        return self
+
+
+class DropBounds(Bounds):
+    """The interval of DARE drop ratios, the share of a task vector that is dropped."""
+
+    low: float = Field(default=0.0, ge=0.0)
+    """Smallest drop ratio."""
+    high: float = 0.9
+    """Largest drop ratio; must be below 1."""
+
+    @model_validator(mode="after")
+    def _below_one(self) -> Self:
+        if self.high >= 1.0:
+            raise ValueError(
+                f"high must be < 1 (got {self.high}): dropping everything leaves nothing to "
+                "rescale; use 0.99"
+            )
+        return self
+
+
+class Merge(_Section):
+    """How checkpoints are merged, and the range of every gene."""
+
+    method: str = "dare_linear"
+    """``dare_linear`` (base + sum w_i DARE(tuned_i - base)), ``task_arithmetic`` (the same
+    without drops) or ``linear`` (sum w_i tuned_i, no base)."""
+    parametrization: Parametrization = "free"
+    """``free``: every weight in its own interval. ``simplex``: non-negative, sum one, can reach
+    zero. ``softmax``: sum one, never reaches zero."""
+    weight: Bounds = Bounds(low=0.0, high=1.5)
+    """Interval of the linear weights (``free`` only)."""
+    drop_ratio: DropBounds = DropBounds()
+    """Interval of the DARE drop ratios (methods with drops only)."""
+    groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=lambda: {"all": [".*"]}, min_length=1
+    )
+    """Group name -> regular expressions over tensor names (full match). Each group has its own
+    weights and drop ratios; every tensor must be in exactly one group."""
+    dtype: DtypeName | None = None
+    """Data type of the merged tensors; None keeps that of the base (or first checkpoint)."""
+    mask_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the DARE masks."""
+
+    @model_validator(mode="after")
+    def _groups_compile(self) -> Self:
+        for group, patterns in self.groups.items():
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"groups.{group}: `{pattern}` is not a regular expression: {error}"
+                    ) from error
+        return self
+
+
+class TaskSpec(_Section):
+    """One lm-eval task inside an objective. A plain string is short for ``task``."""
+
+    task: str = Field(min_length=1)
+    """Name of the lm-eval task."""
+    metric: str | None = None
+    """Metric, optionally with its filter as lm-eval prints it (``exact_match,strict-match``).
+    None takes the task's only metric."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this task in the objective, relative to the objective's other tasks."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples in the prompt; None keeps the task's own number."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"task": value} if isinstance(value, str) else value
+
+
+class Objective(_Section):
+    """One axis of the front: the weighted mean of its tasks' metrics, higher is better."""
+
+    tasks: list[TaskSpec] = Field(min_length=1)
+    """Tasks of the objective, each scored on its own items."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"tasks": [value]}
+        return {"tasks": value} if isinstance(value, list) else value
+
+
+class SplitSizes(_Section):
+    """Items per task in each split; the splits are disjoint by the hash of an item's content."""
+
+    search: int = Field(default=64, ge=1)
+    """Items that the search sees."""
+    select: int = Field(default=128, ge=1)
+    """Items on which one merge is chosen from the front."""
+    report: int = Field(default=256, ge=1)
+    """Items that are printed and never used to choose."""
+
+
+class EvaluationSettings(_Section):
+    """How candidates are scored."""
+
+    include_path: list[str] = Field(default_factory=list)
+    """Directories with task YAMLs, beside those that ship with lm-eval."""
+    data_dir: str | None = None
+    """Directory against which relative ``data_files`` of tasks are resolved; None is the
+    working directory."""
+    splits: SplitSizes = SplitSizes()
+    """Items per task and split."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows per forward pass."""
+    apply_chat_template: bool = False
+    """Wrap prompts in the tokenizer's chat template, as ``lm_eval --apply_chat_template``."""
+    allow_code_execution: bool = False
+    """Run generated code in the sandbox; tasks that need it are refused otherwise."""
+
+
+class SearchSettings(_Section):
+    """How candidates are proposed."""
+
+    strategy: str = "cma"
+    """``cma`` (CMA-ES ranked by hypervolume contribution) or ``dirichlet`` (random search)."""
+    population_size: int | None = Field(default=None, ge=4)
+    """Outcomes per update of the distribution; None is 4 + 3 ln n for n genes."""
+    sigma: float = Field(default=0.2, gt=0, le=1)
+    """Initial standard deviation of the genotype, whose range is [0, 1]."""
+    preference: dict[str, float] = Field(default_factory=dict)
+    """Objective -> relative weight when one merge has to be chosen; empty weighs all alike."""
+    preference_share: float = Field(default=0.5, ge=0, le=1)
+    """How much the preferred mean counts when candidates are ranked; the rest is their
+    contribution to the hypervolume of the front."""
+    max_failed_share: float = Field(default=0.5, gt=0, le=1)
+    """The search stops when more than this share of at least 8 outcomes are failures."""
+
+
+class Budget(_Section):
+    """When the search ends: the first limit that is reached."""
+
+    evaluations: int = Field(default=96, ge=1)
+    """Candidates scored on the search split, baselines included."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall time of the search in hours, summed over resumed runs; None is no limit."""
+
+
+class ValidationSettings(_Section):
+    """Held-out validation after the search."""
+
+    candidates: int = Field(default=8, ge=1)
+    """How many spread points of the front are scored on the select split."""
+
+
+class WorkerSettings(_Section):
+    """Ray workers; each holds one live model."""
+
+    count: int = Field(default=1, ge=1)
+    """Number of workers."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the live model is."""
+    cpus: float = Field(default=1.0, ge=0)
+    """CPU cores that Ray reserves per worker."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs (or a fraction of one) that Ray reserves per worker."""
+    threads: int = Field(default=1, ge=1)
+    """torch threads per worker."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Seconds after which one evaluation is given up; None is no limit."""
+    max_attempts: int = Field(default=2, ge=1)
+    """How often a candidate whose worker died is tried before it is recorded as failed."""
+    address: str | None = None
+    """Ray cluster to join (``auto``, ``host:port``); None starts Ray on this machine."""
+
+    @model_validator(mode="after")
+    def _gpu_has_device(self) -> Self:
+        if self.device == "cuda" and self.gpus == 0:
+            raise ValueError("device is `cuda` but gpus is 0; reserve at least a share of a GPU")
+        return self
+
+
+class JobConfig(_Section):
+    """One search: equal jobs have equal ``digest``."""
+
+    name: str = "search"
+    """Name of the search, for people."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of every random draw of the search."""
+    models: Models
+    """The base and the checkpoints."""
+    merge: Merge = Merge()
+    """Method, parametrization and gene ranges."""
+    objectives: dict[str, Objective] = Field(min_length=1)
+    """Name -> objective; one to five make a readable front."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Items, splits and batch size."""
+    search: SearchSettings = SearchSettings()
+    """Strategy and its parameters."""
+    validation: ValidationSettings = ValidationSettings()
+    """What is scored on held-out items."""
+    budget: Budget = Budget()
+    """When the search ends."""
+    workers: WorkerSettings = WorkerSettings()
+    """Number and resources of the workers."""
+    archive: str
+    """Path of the SQLite file that records the search."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, names in (
+            ("models.checkpoints", self.models.checkpoints),
+            ("objectives", self.objectives),
+            ("merge.groups", self.merge.groups),
+        ):
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{kind}: name `{name}` may hold letters, digits, `_`, `.` and `-` only"
+                    )
+        _check_preference(self.search.preference, self.objectives)
+        if self.models.base is None and self.merge.method != "linear":
+            raise ValueError(
+                f"merge.method `{self.merge.method}` needs models.base; without one use `linear`"
+            )
+        tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
+        if repeated := sorted({task for task in tasks if tasks.count(task) > 1}):
+            raise ValueError(f"objectives: task `{repeated[0]}` is used twice; use each task once")
+        return self
+
+    @property
+    def preference(self) -> dict[str, float]:
+        """Objective -> weight, summing to one; every objective alike where the job is silent."""
+        weights = self.search.preference or dict.fromkeys(self.objectives, 1.0)
+        total = sum(weights.values())
+        return {name: weights.get(name, 0.0) / total for name in self.objectives}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything that decides what is searched (not budget, workers, archive)."""
+        content = self.model_dump(mode="json", exclude=set(OPERATIONAL_KEYS))
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_preference(preference: Mapping[str, float], objectives: Mapping[str, object]) -> None:
+    if unknown := sorted(set(preference) - set(objectives)):
+        raise ValueError(
+            f"search.preference: `{unknown[0]}` is no objective; there are {', '.join(objectives)}"
+        )
+    if any(weight < 0 for weight in preference.values()):
+        raise ValueError("search.preference: weights must be >= 0")
+    if preference and sum(preference.values()) <= 0:
+        raise ValueError("search.preference: at least one weight must be > 0")

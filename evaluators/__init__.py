@@ -1,0 +1,5 @@
+"""Scoring a live model: items, suites, generation and the lm-eval adapter.
+
+This package knows a model and a tokenizer, and nothing of merges, searches or Ray. Start at
+``evaluators.evaluator`` for the contract and at ``evaluators.harness`` for how lm-eval is used.
+"""

@@ -1,0 +1,136 @@
+"""What every search is measured against: single checkpoints, soups and task arithmetic (D10).
+
+A plan is a function of what was proposed and observed, so that a resumed search continues it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from configs.recipe import MergeRecipe
+from optimizer.candidate import Candidate, Observation
+from optimizer.scalarize import preferred_mean
+from optimizer.space import SearchSpace
+
+SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+"""Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""
+
+GREEDY_SOUP = "greedy soup"
+_PREFIX = "baseline:"
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A merge that needs no search, under the name that reports use."""
+
+    label: str
+    recipe: MergeRecipe
+
+    @property
+    def origin(self) -> str:
+        """The origin of the candidate that stands for it."""
+        return _PREFIX + self.label
+
+
+def label_of(candidate: Candidate) -> str:
+    """Return the report's name of a baseline candidate."""
+    return candidate.origin.removeprefix(_PREFIX)
+
+
+class BaselinePlan:
+    """Says which baseline to score next.
+
+    Args:
+        space: Where recipes are made; baselines may lie outside its bounds.
+        names: Checkpoint names in the order of the space.
+        preference: Objective -> weight, for the order and the steps of the greedy soup.
+    """
+
+    def __init__(
+        self, space: SearchSpace, names: Sequence[str], preference: Mapping[str, float]
+    ) -> None:
+        self._space = space
+        self._names = tuple(names)
+        self._preference = preference
+        self.fixed = self._fixed()
+
+    def next(
+        self, proposed: Iterable[Candidate], observed: Sequence[Observation]
+    ) -> Baseline | None:
+        """Return the next baseline that was not proposed yet; None when none is due now."""
+        known = {candidate.recipe.recipe_id for candidate in proposed}
+        for baseline in self.fixed:
+            if baseline.recipe.recipe_id not in known:
+                return baseline
+        trial, _ = self._greedy(observed)
+        if trial is None or trial.recipe.recipe_id in known:
+            return None
+        return trial
+
+    def greedy_soup(self, observed: Sequence[Observation]) -> MergeRecipe | None:
+        """Return the finished greedy soup; None while a step of it is not scored yet."""
+        trial, soup = self._greedy(observed)
+        return soup if trial is None else None
+
+    def _fixed(self) -> list[Baseline]:
+        """Every baseline that needs no outcome, each recipe once."""
+        count = len(self._names)
+        wanted: list[tuple[str, list[float]]] = []
+        if self._space.has_base:
+            wanted.append(("base", [0.0] * count))
+        for index, name in enumerate(self._names):
+            wanted.append((f"checkpoint {name}", _one_hot(index, count)))
+        if count > 1:
+            wanted.append(("uniform soup", [1.0 / count] * count))
+            if self._space.has_base:
+                wanted += [(f"task arithmetic {scale}", [scale] * count) for scale in SCALES]
+        baselines: dict[str, Baseline] = {}
+        for label, weights in wanted:
+            recipe = self._recipe(weights)
+            baselines.setdefault(recipe.recipe_id, Baseline(label, recipe))
+        return list(baselines.values())
+
+    def _greedy(
+        self, observed: Sequence[Observation]
+    ) -> tuple[Baseline | None, MergeRecipe | None]:
+        """Walk the greedy soup as far as outcomes allow.
+
+        Wortsman et al., "Model soups" (arXiv:2203.05482), recipe 1: checkpoints in the order of
+        their own score; each stays in the average if the score does not fall.
+
+        Returns:
+            The step to score next (None when finished or when the single checkpoints are not
+            all scored), and the soup so far.
+        """
+        scores = {seen.candidate.recipe.recipe_id: seen.scores for seen in observed}
+        singles = []
+        for index in range(len(self._names)):
+            recipe_id = self._recipe(_one_hot(index, len(self._names))).recipe_id
+            if recipe_id not in scores:
+                return None, None
+            if (found := scores[recipe_id]) is not None:
+                singles.append((-preferred_mean(found, self._preference), index))
+        members: list[int] = []
+        best = float("-inf")
+        for _, index in sorted(singles):
+            trial = self._soup([*members, index])
+            if trial.recipe_id not in scores:
+                label = "soup of " + " + ".join(self._names[i] for i in [*members, index])
+                return Baseline(label, trial), None
+            found = scores[trial.recipe_id]
+            if found is not None and preferred_mean(found, self._preference) >= best:
+                best = preferred_mean(found, self._preference)
+                members.append(index)
+        return None, self._soup(members) if members else None
+
+    def _soup(self, members: Sequence[int]) -> MergeRecipe:
+        share = 1.0 / len(members)
+        return self._recipe([share if i in members else 0.0 for i in range(len(self._names))])
+
+    def _recipe(self, weights: Sequence[float]) -> MergeRecipe:
+        """One weight per checkpoint, the same in every group, nothing dropped."""
+        groups = self._space.shape[1]
+        return self._space.recipe([[weight] * groups for weight in weights])
+
+
+def _one_hot(index: int, count: int) -> list[float]:
+    return [1.0 if i == index else 0.0 for i in range(count)]

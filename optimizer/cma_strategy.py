@@ -1,0 +1,166 @@
+"""CMA-ES (pycma) on noisy objectives, without a generation barrier.
+
+The distribution is updated whenever another population of own outcomes has been told, in
+whatever order they finished; proposals drawn meanwhile come from the distribution as it is.
+pycma keeps the mean, the step size and the covariance; sampling is done here, from a generator
+of each ask's own, since pycma's asks would draw from one running stream.
+
+The one place where a score turns into something that is minimized is :func:`rank_fitness`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cma
+import numpy as np
+from scipy.stats import rankdata
+
+from configs.schema import JobConfig
+from evaluators.scores import FloatArray
+from optimizer.candidate import Candidate, Observation
+from optimizer.pareto import domination_depth, hypervolume_contributions
+from optimizer.scalarize import preferred_mean, reference_point, score_matrix
+from optimizer.space import SearchSpace
+from optimizer.strategy import ask_generator
+
+ORIGIN = "strategy:cma"
+
+
+class CmaStrategy:
+    """Covariance matrix adaptation, ranked by hypervolume contribution and by preference.
+
+    Hansen, "The CMA Evolution Strategy: A Tutorial" (arXiv:1604.00772). The mean starts at the
+    best baseline told so far, by the job's preference, and at equal weights without one.
+    Samples outside [0, 1] are clipped, so that a weight or drop ratio can reach its bound.
+    """
+
+    def __init__(self, job: JobConfig, space: SearchSpace) -> None:
+        self._space = space
+        self._seed = job.seed
+        self._sigma = job.search.sigma
+        self._preference = job.preference
+        self._preference_share = job.search.preference_share
+        self._population_size = job.search.population_size or 4 + int(3 * np.log(space.size))
+        self._told: list[Observation] = []
+        self._batch: list[Observation] = []
+        self._start = space.encode(_equal_weights(space))
+        self._start_value = -np.inf
+        self._evolution: Any = None  # cma.CMAEvolutionStrategy, once a population was told
+
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
+        """Sample the distribution as it is now."""
+        normal = ask_generator(self._seed, index).standard_normal(self._space.size)
+        if self._evolution is None:
+            sample = self._start + self._sigma * normal
+        else:
+            state = self._evolution
+            step = state.sigma_vec * state.sm.transform(normal)
+            sample = state.mean + state.sigma * step
+        genotype = np.clip(sample, 0.0, 1.0)
+        recipe = self._space.decode(genotype)
+        return Candidate(index, genotype, recipe, ORIGIN, seen=len(self._told))
+
+    def tell(self, observation: Observation) -> None:
+        """Remember an observation; update the distribution when a population is complete."""
+        self._told.append(observation)
+        if observation.candidate.origin != ORIGIN:
+            self._move_start(observation)
+            return
+        self._batch.append(observation)
+        if len(self._batch) >= self._population_size:
+            self._update()
+
+    def stop(self) -> dict[str, str]:
+        """Nothing but the budget ends a search on noisy scores."""
+        return {}
+
+    @property
+    def sigma(self) -> float:
+        """Overall step size, in units of the genotype."""
+        return self._sigma if self._evolution is None else float(self._evolution.sigma)
+
+    def _move_start(self, observation: Observation) -> None:
+        # Once CMA has begun, its own outcomes lead.
+        if self._evolution is not None or observation.scores is None:
+            return
+        value = preferred_mean(observation.scores, self._preference)
+        if value > self._start_value and self._space.contains(observation.candidate.recipe):
+            self._start_value = value
+            self._start = np.array(observation.candidate.genotype)
+
+    def _update(self) -> None:
+        if self._evolution is None:
+            self._evolution = _new_evolution(self._start, self._sigma, self._population_size)
+        fitness = self._fitness_of_batch()
+        genotypes = [np.array(observation.candidate.genotype) for observation in self._batch]
+        # pycma wants an ask before every tell. What it returns is not used; check_points=False
+        # takes the solutions as they are, where pycma would shorten those it did not draw. The
+        # directions that it would inject into an ask are dropped: they are no samples.
+        self._evolution.pop_injection_directions = []
+        self._evolution.ask(1)
+        self._evolution.tell(genotypes, fitness.tolist(), check_points=False)
+        self._evolution.sm.update_now()
+        self._batch = []
+
+    def _fitness_of_batch(self) -> FloatArray:
+        """Fitness of the batch, ``(population,)``; failures are worse than everything scored."""
+        names = tuple(self._preference)
+        scored = {
+            seen.candidate.index: seen.scores for seen in self._told if seen.scores is not None
+        }
+        worst = len(scored) + 1.0
+        if not scored:
+            return np.full(len(self._batch), worst)
+        ranks = rank_fitness(
+            score_matrix(list(scored.values()), names),
+            reference_point(self._told, names),
+            np.array([self._preference[name] for name in names]),
+            self._preference_share,
+        )
+        rank_of = dict(zip(scored, ranks.tolist(), strict=True))
+        return np.array([rank_of.get(seen.candidate.index, worst) for seen in self._batch])
+
+
+def rank_fitness(
+    points: FloatArray, reference: FloatArray, preference: FloatArray, preference_share: float
+) -> FloatArray:
+    """Turn score vectors into fitness values to be minimized.
+
+    One rank orders the front by hypervolume contribution and everything behind it by how far
+    it is dominated; the other orders by the preference-weighted mean. The fitness is their
+    mean, weighted by ``preference_share`` in [0, 1] (1: a scalar search).
+
+    Args:
+        points: (n, m) scores, higher is better.
+        reference: (m,) reference point of the hypervolume.
+        preference: (m,) weights of the objectives.
+        preference_share: Weight of the preference rank.
+
+    Returns:
+        ``(n,)`` float64 in [1, n]; 1 is best, ties share their mean rank.
+    """
+    contribution = hypervolume_contributions(points, reference)
+    depth = domination_depth(points)
+    by_volume = rankdata(np.where(contribution > 0, -contribution, depth))
+    by_preference = rankdata(-(points @ preference))
+    fitness: FloatArray = (1 - preference_share) * by_volume + preference_share * by_preference
+    return fitness
+
+
+def _equal_weights(space: SearchSpace) -> list[list[float]]:
+    checkpoints, groups = space.shape
+    return [[1.0 / checkpoints] * groups for _ in range(checkpoints)]
+
+
+def _new_evolution(start: FloatArray, sigma: float, population_size: int) -> Any:  # noqa: ANN401 - pycma has no types
+    # seed=nan leaves numpy's global generator alone; pycma's own draws (see _update) come from
+    # a fixed private one.
+    private = np.random.default_rng(0)
+    options: Mapping[str, object] = {
+        "seed": np.nan,
+        "randn": lambda *shape: private.standard_normal(shape),
+        "popsize": population_size,
+        "verbose": -9,
+        "verb_log": 0,
+    }
+    return cma.CMAEvolutionStrategy(start, sigma, dict(options))

@@ -1,0 +1,237 @@
+"""The search loop: ask, record, submit, take an outcome, record, tell; then validate.
+
+Two orders hold everything together (D4): a proposal is recorded before it is submitted, and an
+outcome is recorded before the strategy learns of it. After a crash the archive therefore knows
+all that the strategy knew, and only evaluations in flight are run again.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from configs.errors import SearchError, TooManyFailuresError
+from configs.schema import JobConfig, SplitName
+from optimizer.archive import Archive
+from optimizer.baselines import BaselinePlan, label_of
+from optimizer.candidate import Candidate, Observation
+from optimizer.events import (
+    Finished,
+    OnEvent,
+    PhaseChanged,
+    Proposed,
+    SearchStarted,
+    WorkersSeen,
+    ignore_event,
+)
+from optimizer.space import SearchSpace
+from optimizer.strategies import make_strategy
+from optimizer.validation import choose_preferred, validation_candidates
+from workers.outcome import EvaluationKey, EvaluationRequest, Failed
+from workers.pool import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+# Below this many outcomes a share of failures says little.
+_MIN_OUTCOMES_TO_JUDGE = 8
+# How long to wait for an outcome before workers' states are shown again.
+_TICK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """How a search ended: why, with how many outcomes, and which candidate was chosen."""
+
+    reason: str
+    num_outcomes: int
+    chosen: int
+
+
+def run_search(
+    archive: Archive,
+    pool: WorkerPool,
+    space: SearchSpace,
+    *,
+    job: JobConfig | None = None,
+    on_event: OnEvent = ignore_event,
+) -> SearchResult:
+    """Run a search to its end, from its beginning or from wherever its archive stands.
+
+    Args:
+        archive: Open for writing; holds the job, and all that was recorded so far.
+        pool: Where evaluations run; the caller closes it.
+        space: The search space of the archive's job.
+        job: The archive's job with another budget, say; None takes it as archived. What it
+            searches for must be the same (``JobConfig.digest``).
+        on_event: Called from this thread with everything worth showing.
+
+    Raises:
+        TooManyFailuresError: More than the job's share of candidates failed.
+        SearchError: Nothing could be scored on a held-out split.
+        WorkerError: No worker can be started.
+    """
+    search = _Search(archive, pool, space, job or archive.job, on_event)
+    archive.begin_run()
+    reason = search.explore()
+    chosen = search.validate()
+    on_event(PhaseChanged("done", 0))
+    return SearchResult(reason, len(search.observations), chosen)
+
+
+class _Search:
+    """The state of a search, rebuilt from its archive."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        pool: WorkerPool,
+        space: SearchSpace,
+        job: JobConfig,
+        on_event: OnEvent,
+    ) -> None:
+        self._archive = archive
+        self._pool = pool
+        self._space = space
+        self._on_event = on_event
+        self._job = job
+        self._strategy = make_strategy(self._job, space)
+        self._plan = baseline_plan(archive, space)
+        self.candidates = archive.candidates()
+        self.observations: list[Observation] = []
+        for observation in archive.observations():
+            self._tell(observation)
+
+    def explore(self) -> str:
+        """Propose and evaluate until the budget is spent; returns the reason for the end."""
+        self._on_event(SearchStarted(len(self.observations), self._job.budget.evaluations))
+        interrupted = deque(self._pending())
+        left = max(0, self._job.budget.evaluations - len(self.observations))
+        self._on_event(PhaseChanged("search", left))
+        while True:
+            reason = self._end_reason()
+            while self._pool.num_free and (interrupted or not reason):
+                candidate = interrupted.popleft() if interrupted else self._propose()
+                self._submit(candidate, "search")
+                reason = self._end_reason()
+            if not self._pool.num_pending:
+                return reason or "nothing left to propose"
+            self._take_outcome()
+
+    def validate(self) -> int:
+        """Score held-out splits, choose, and return the chosen candidate's index."""
+        preference = self._job.preference
+        size = self._job.validation.candidates
+        self._evaluate("select", validation_candidates(self.observations, preference, size))
+        selected = self._archive.scores("select")
+        chosen = choose_preferred(selected, preference)
+        if chosen is None:
+            raise SearchError(
+                f"archive {self._archive.path}: no candidate could be scored on the select split, "
+                f"of {len(self.observations)} outcomes of the search; see `mergefront status` for "
+                "the failures"
+            )
+        if chosen != self._archive.choice():
+            rule = f"best preferred mean on select among {len(selected)} candidates"
+            self._archive.record_choice(chosen, rule)
+        baselines = [candidate.index for candidate in self.candidates if candidate.is_baseline]
+        self._evaluate("report", sorted({chosen, *baselines}))
+        return chosen
+
+    def _propose(self) -> Candidate:
+        index = len(self.candidates)
+        baseline = self._plan.next(self.candidates, self.observations)
+        if baseline is not None:
+            recipe = baseline.recipe
+            genotype = self._space.encode(recipe.weights, recipe.drop_ratios)
+            seen = len(self.observations)
+            candidate = Candidate(index, genotype, recipe, baseline.origin, seen)
+        else:
+            candidate = self._strategy.ask(index, self._pending())
+        self._archive.record_proposal(candidate)
+        self.candidates.append(candidate)
+        self._on_event(Proposed(candidate))
+        return candidate
+
+    def _pending(self) -> list[Candidate]:
+        told = {observation.candidate.index for observation in self.observations}
+        return [candidate for candidate in self.candidates if candidate.index not in told]
+
+    def _end_reason(self) -> str:
+        budget = self._job.budget
+        if len(self.candidates) >= budget.evaluations:
+            return f"budget of {budget.evaluations} evaluations spent"
+        if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
+            return f"budget of {budget.hours} hours spent"
+        return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
+
+    def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
+        """Score candidates on a held-out split, except those that have an outcome there."""
+        done = {outcome.key.candidate for outcome in self._archive.outcomes(split)}
+        waiting = deque(index for index in indices if index not in done)
+        self._on_event(PhaseChanged(split, len(waiting)))
+        while waiting or self._pool.num_pending:
+            while waiting and self._pool.num_free:
+                self._submit(self.candidates[waiting.popleft()], split)
+            self._take_outcome()
+
+    def _submit(self, candidate: Candidate, split: SplitName) -> None:
+        key = EvaluationKey(candidate.index, split)
+        self._pool.submit(EvaluationRequest(key, candidate.recipe))
+
+    def _take_outcome(self) -> None:
+        """Wait for one outcome; record it, then tell the strategy."""
+        while (outcome := self._pool.next_outcome(_TICK_S)) is None:
+            self._archive.heartbeat()
+            self._on_event(WorkersSeen(self._pool.worker_states()))
+        if not self._archive.record_outcome(outcome):
+            logger.warning("dropped a second outcome of %s", outcome.key)
+            return
+        split = outcome.key.split
+        candidate = self.candidates[outcome.key.candidate]
+        recorded = self._archive.outcome(candidate.index, split)
+        scores = None if recorded is None else recorded.scores
+        if split == "search":
+            self._tell(Observation(candidate, scores))
+        num_outcomes = len(self._archive.outcomes(split))
+        self._on_event(Finished(candidate, outcome, scores, num_outcomes))
+        self._on_event(WorkersSeen(self._pool.worker_states()))
+        if isinstance(outcome, Failed) and split == "search":
+            self._check_failures(outcome)
+
+    def _tell(self, observation: Observation) -> None:
+        self.observations.append(observation)
+        self._strategy.tell(observation)
+
+    def _check_failures(self, last: Failed) -> None:
+        total = len(self.observations)
+        failed = sum(observation.scores is None for observation in self.observations)
+        limit = self._job.search.max_failed_share
+        if total >= _MIN_OUTCOMES_TO_JUDGE and failed > limit * total:
+            raise TooManyFailuresError(
+                f"{failed} of {total} candidates failed, more than search.max_failed_share = "
+                f"{limit}. The last failure, candidate {last.key.candidate} at stage "
+                f"{last.stage}: {last.error_class}: {last.message}. "
+                f"Mend the cause, then `mergefront resume {self._archive.path}`.",
+                failed=failed,
+                total=total,
+            )
+
+
+def baseline_plan(archive: Archive, space: SearchSpace) -> BaselinePlan:
+    """Return the plan of baselines of an archive's job."""
+    return BaselinePlan(space, tuple(archive.job.models.checkpoints), archive.job.preference)
+
+
+def baseline_labels(archive: Archive, space: SearchSpace) -> dict[str, int]:
+    """Map every scored baseline's name to its candidate, the greedy soup included."""
+    observations = archive.observations()
+    labels = {
+        label_of(seen.candidate): seen.candidate.index
+        for seen in observations
+        if seen.candidate.is_baseline and seen.scores is not None
+    }
+    greedy = baseline_plan(archive, space).greedy_soup(observations)
+    for seen in observations:
+        if greedy is not None and seen.candidate.recipe.recipe_id == greedy.recipe_id:
+            labels.setdefault("greedy soup", seen.candidate.index)
+    return labels

@@ -1,0 +1,177 @@
+"""The search space: from a point of the unit cube to a merge recipe and back.
+
+Genes come in two runs, weights before drop ratios; within a run, checkpoint by checkpoint and
+group by group. The parametrizations are those of ``configs.schema.Merge`` (D3).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.recipe import Group, MergeRecipe, Source
+from configs.schema import Bounds, DtypeName, JobConfig
+from evaluators.scores import FloatArray
+from workers.sources import ResolvedSource, Sources
+
+METHODS_WITH_DROPS = frozenset({"dare_linear"})
+
+# softmax weights span a factor of e^(2 * 4) = 3000: the smallest checkpoint can all but vanish.
+_SOFTMAX_RANGE = 4.0
+
+Matrix = Sequence[Sequence[float]]
+
+
+class SearchSpace:
+    """Decodes genotypes, ``(size,)`` float64 arrays in [0, 1]^size, to recipes.
+
+    Args:
+        job: The job whose merge section says method, parametrization and bounds.
+        sources: The resolved checkpoints; their digests enter every recipe.
+        dtype: Data type of merged tensors where the job does not say.
+    """
+
+    def __init__(self, job: JobConfig, sources: Sources, *, dtype: DtypeName = "float32") -> None:
+        self._merge = job.merge
+        self._base = None if sources.base is None else _source(sources.base)
+        self._checkpoints = tuple(_source(checkpoint) for checkpoint in sources.checkpoints)
+        self._groups = tuple(
+            Group(name=name, patterns=tuple(patterns))
+            for name, patterns in job.merge.groups.items()
+        )
+        self._dtype: DtypeName = job.merge.dtype or dtype
+        self.has_drops = job.merge.method in METHODS_WITH_DROPS
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(checkpoints, groups)."""
+        return len(self._checkpoints), len(self._groups)
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weight genes: checkpoints * groups."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Number of genes."""
+        return self.num_weights * (2 if self.has_drops else 1)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether checkpoints are merged as task vectors on a base."""
+        return self._base is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One stable name per gene, e.g. ``math.weight`` or ``math/attention.drop_ratio``."""
+        kinds = ("weight", "drop_ratio") if self.has_drops else ("weight",)
+        return tuple(
+            f"{checkpoint.name}{'' if self.shape[1] == 1 else '/' + group.name}.{kind}"
+            for kind in kinds
+            for checkpoint in self._checkpoints
+            for group in self._groups
+        )
+
+    def decode(self, genotype: FloatArray) -> MergeRecipe:
+        """Return the recipe of a genotype.
+
+        Raises:
+            ValueError: Not a ``(size,)`` array, or a gene outside [0, 1] (NaN included).
+        """
+        if genotype.shape != (self.size,):
+            raise ValueError(f"genotype must have shape ({self.size},), found {genotype.shape}")
+        if not ((genotype >= 0) & (genotype <= 1)).all():
+            raise ValueError(f"genes must be in [0, 1], found {genotype.tolist()}")
+        weights = self._weights_of(genotype[: self.num_weights].reshape(self.shape))
+        drops = np.zeros(self.shape)
+        if self.has_drops:
+            drops = _scale(genotype[self.num_weights :].reshape(self.shape), self._merge.drop_ratio)
+        return self.recipe(weights.tolist(), drops.tolist())
+
+    def recipe(self, weights: Matrix, drop_ratios: Matrix | None = None) -> MergeRecipe:
+        """Build a recipe of this job's method and sources, inside the bounds or not.
+
+        Args:
+            weights: (checkpoints, groups).
+            drop_ratios: (checkpoints, groups), each in [0, 1); None drops nothing.
+        """
+        drops = drop_ratios if drop_ratios is not None else np.zeros(self.shape).tolist()
+        return MergeRecipe(
+            method=self._merge.method,
+            base=self._base,
+            checkpoints=self._checkpoints,
+            groups=self._groups,
+            weights=tuple(tuple(row) for row in weights),
+            drop_ratios=tuple(tuple(row) for row in drops),
+            dtype=self._dtype,
+            mask_seed=self._merge.mask_seed,
+        )
+
+    def encode(self, weights: Matrix, drop_ratios: Matrix | None = None) -> FloatArray:
+        """Return the genotype nearest to given weights and drop ratios, clipped to the cube."""
+        array = np.asarray(weights, dtype=np.float64).reshape(self.shape)
+        if self._merge.parametrization == "softmax":
+            logits = np.log(np.maximum(array, 1e-12))
+            middle = (logits.max(axis=0) + logits.min(axis=0)) / 2
+            genes = 0.5 + (logits - middle) / (2 * _SOFTMAX_RANGE)
+        elif self._merge.parametrization == "simplex":
+            genes = array
+        else:
+            genes = _unscale(array, self._merge.weight)
+        if self.has_drops:
+            drops = np.zeros(self.shape) if drop_ratios is None else np.asarray(drop_ratios)
+            genes = np.concatenate([genes.ravel(), _unscale(drops, self._merge.drop_ratio).ravel()])
+        clipped: FloatArray = np.clip(genes.ravel(), 0.0, 1.0)
+        return clipped
+
+    def contains(self, recipe: MergeRecipe) -> bool:
+        """Say whether a recipe can be reached: encoding and decoding it changes nothing much."""
+        back = self.decode(self.encode(recipe.weights, recipe.drop_ratios))
+        return np.allclose(back.weights, recipe.weights, atol=1e-6) and np.allclose(
+            back.drop_ratios, recipe.drop_ratios, atol=1e-6
+        )
+
+    def _weights_of(self, genes: FloatArray) -> FloatArray:
+        if self._merge.parametrization == "softmax":
+            logits = (genes - 0.5) * (2 * _SOFTMAX_RANGE)
+            exponentials = np.exp(logits - logits.max(axis=0))
+            softmax: FloatArray = exponentials / exponentials.sum(axis=0)
+            return softmax
+        if self._merge.parametrization == "simplex":
+            return np.stack([project_to_simplex(column) for column in genes.T], axis=1)
+        return _scale(genes, self._merge.weight)
+
+
+def project_to_simplex(point: FloatArray) -> FloatArray:
+    """Return the nearest point of the probability simplex, which can have zeros.
+
+    Euclidean projection by sorting (Held, Wolfe, Crowder 1974; Duchi et al. 2008, fig. 1).
+
+    Args:
+        point: ``(n,)`` float64.
+
+    Returns:
+        ``(n,)`` float64, non-negative, summing to one.
+    """
+    descending = np.sort(point)[::-1]
+    excess = (np.cumsum(descending) - 1.0) / np.arange(1, point.size + 1)
+    threshold = excess[descending > excess][-1]
+    projected: FloatArray = np.maximum(point - threshold, 0.0)
+    return projected
+
+
+def _source(resolved: ResolvedSource) -> Source:
+    return Source(name=resolved.name, digest=resolved.digest)
+
+
+def _scale(genes: FloatArray, bounds: Bounds) -> FloatArray:
+    # The clip undoes a last-bit overshoot of the product, which would leave the bounds.
+    scaled: FloatArray = np.clip(
+        bounds.low + genes * (bounds.high - bounds.low), bounds.low, bounds.high
+    )
+    return scaled
+
+
+def _unscale(values: FloatArray, bounds: Bounds) -> FloatArray:
+    width = bounds.high - bounds.low
+    return (values - bounds.low) / width if width else np.full_like(values, 0.5)

@@ -1,0 +1,54 @@
+"""Held-out validation: which candidates are scored again, and which one is chosen.
+
+Scores of the search split are biased upwards for whatever the search picked (the winner's
+curse). So some points of the front are scored on the select split, the choice is made there,
+and only what was chosen, with the baselines, is scored on the report split.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluators.scores import Scores
+from optimizer.candidate import Observation
+from optimizer.pareto import non_dominated, spread_subset
+from optimizer.scalarize import preferred_mean, reference_point, score_matrix
+
+
+def validation_candidates(
+    observations: Sequence[Observation], preference: Mapping[str, float], size: int
+) -> list[int]:
+    """Choose the candidates to score on the select split.
+
+    Half of them are the best by the preferred mean on the search split, so that the choice is
+    made among several whose search scores are noisy; the rest spread over the front, each
+    adding the most hypervolume.
+
+    Args:
+        observations: All observations of the search, failures included.
+        preference: Objective -> weight.
+        size: How many to choose at the most.
+
+    Returns:
+        Candidate indices, ascending, without repetition.
+    """
+    scored = [seen for seen in observations if seen.scores is not None]
+    if not scored:
+        return []
+    names = tuple(preference)
+    points = score_matrix([seen.scores for seen in scored if seen.scores is not None], names)
+    means = points @ np.array([preference[name] for name in names])
+    chosen = list(np.argsort(-means, kind="stable")[: (size + 1) // 2])
+    front = np.flatnonzero(non_dominated(points))
+    spread = spread_subset(points[front], reference_point(observations, names), size)
+    for row in front[spread]:
+        if len(chosen) < size and row not in chosen:
+            chosen.append(row)
+    return sorted(scored[row].candidate.index for row in chosen)
+
+
+def choose_preferred(scores: Mapping[int, Scores], preference: Mapping[str, float]) -> int | None:
+    """Return the candidate with the best preferred mean; the earliest of equals, None of none."""
+    if not scores:
+        return None
+    return max(scores, key=lambda index: (preferred_mean(scores[index], preference), -index))
