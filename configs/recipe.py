@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from configs.schema import DtypeName
 
 MASK_VERSION: Literal[1] = 1
-"""Version of the mask function in ``workers.kernels``; another function is another version."""
+"""Version of the mask function in ``workers.mask``; another function is another version."""
 
 
 def _positive_zero(value: float) -> float:

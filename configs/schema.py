@@ -6,9 +6,9 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,7 +50,8 @@ class ModelSource(_Section):
         if not isinstance(value, str):
             return value
         path, at, revision = value.partition("@")
-        if at and not Path(value).exists():
+        # Not Path.exists: it raises for names that no file can have.
+        if at and not os.path.exists(value):  # noqa: PTH110
             return {"path": path, "revision": revision}
         return {"path": value}
 

@@ -3,7 +3,8 @@
 from collections import deque
 from typing import Literal, Protocol, Self
 
-from workers.outcome import EvaluationRequest, Outcome
+from workers.job import failure_of
+from workers.outcome import EvaluationRequest, Outcome, Stage
 
 WorkerState = Literal["starting", "idle", "busy", "lost"]
 
@@ -91,7 +92,11 @@ class LocalPool:
         """Run the waiting request."""
         if not self._queue:
             raise ValueError("nothing is pending; submit a request first")
-        return self._runner.run(self._queue.popleft())
+        request = self._queue.popleft()
+        try:
+            return self._runner.run(request)
+        except Exception as error:  # noqa: BLE001 - one outcome per request, whatever happens
+            return failure_of(error, request, attempt=1, worker="local", stage=Stage.WORKER)
 
     def worker_states(self) -> dict[str, WorkerState]:
         """This process."""

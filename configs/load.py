@@ -1,0 +1,147 @@
+"""From a job file to a JobConfig, or to one error that lists all that is wrong with it."""
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+from configs.errors import ConfigError, Problem
+from configs.job_yaml import Lines, read_yaml
+from configs.problems import shown, validate
+from configs.schema import JobConfig, ModelSource
+
+# ``name`` or ``organisation/name``, as on the Hugging Face hub.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def load_job(
+    path: Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    directory: Path | None = None,
+) -> JobConfig:
+    """Read, override and validate a job file.
+
+    Local paths in it become absolute, so that an archive made from the job can be resumed from
+    anywhere.
+
+    Args:
+        path: The YAML file.
+        overrides: Dotted key (``budget.evaluations``) -> value, applied before validation.
+        directory: What relative paths are relative to; None is the working directory.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a valid job; lists every problem.
+    """
+    content, lines = read_yaml(path)
+    return job_of(content, overrides, name=str(path), lines=lines, directory=directory)
+
+
+def job_of(
+    content: Mapping[str, object],
+    overrides: Mapping[str, object] | None = None,
+    *,
+    name: str = "the job",
+    lines: Lines | None = None,
+    directory: Path | None = None,
+) -> JobConfig:
+    """Validate the content of a job file; ``load_job`` for jobs that come from elsewhere.
+
+    Args:
+        content: What the YAML holds.
+        overrides: As for ``load_job``.
+        name: What messages call the job.
+        lines: Dotted path -> line of the file, for messages.
+        directory: As for ``load_job``.
+
+    Raises:
+        ConfigError: It is not a valid job; lists every problem.
+    """
+    changed, problems = _overridden(content, overrides or {})
+    job, found = validate(changed)
+    problems += found
+    if job is None or problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        placed = [_with_line(problem, lines or {}, overrides or {}) for problem in problems]
+        raise ConfigError(f"{count} in {name}", placed, path=name)
+    return _with_absolute_paths(job, Path.cwd() if directory is None else directory)
+
+
+def _with_line(problem: Problem, lines: Lines, overrides: Mapping[str, object]) -> Problem:
+    line = None if problem.path in overrides else lines.get(problem.path)
+    return problem if line is None else Problem(problem.path, f"{problem.message} (line {line})")
+
+
+def _overridden(
+    content: Mapping[str, object], overrides: Mapping[str, object]
+) -> tuple[dict[str, object], list[Problem]]:
+    changed = _copied(content)
+    problems = []
+    for key, value in overrides.items():
+        if (blocked := _set(changed, key, value)) is not None:
+            problems.append(Problem(key, f"cannot be set: {blocked}"))
+    return changed, problems
+
+
+def _copied(content: Mapping[str, object]) -> dict[str, object]:
+    # Only mappings are written to.
+    return {
+        key: _copied(value) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+    }
+
+
+def _set(section: MutableMapping[str, object], key: str, value: object) -> str | None:
+    """Set a dotted key; returns why that is not possible, or None."""
+    parts = key.split(".")
+    if not all(parts):
+        return "a key is names joined by single dots, such as `budget.evaluations`"
+    # Names may hold dots (`models.checkpoints.v1.5`): the longest name that is there wins.
+    lengths = (length for length in range(len(parts), 0, -1) if ".".join(parts[:length]) in section)
+    length = next(lengths, 1)
+    name, rest = ".".join(parts[:length]), ".".join(parts[length:])
+    if not rest:
+        section[name] = value
+        return None
+    inner = section.setdefault(name, {})
+    if inner is None:  # `budget:` with nothing behind it
+        inner = section[name] = {}
+    if not isinstance(inner, MutableMapping):
+        return f"`{name}` is {shown(inner)}, not a section; write it out in the job file"
+    return _set(inner, rest, value)
+
+
+def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
+    def absolute(path: str) -> str:
+        with suppress(RuntimeError):  # `~nobody`: there is no such user, but maybe such a file
+            return os.path.normpath(directory.absolute() / Path(path).expanduser())
+        return os.path.normpath(directory.absolute() / path)
+
+    def resolved(source: ModelSource) -> ModelSource:
+        exists = os.path.exists(absolute(source.path))  # noqa: PTH110 - Path.exists raises for some names
+        local = exists or not _HUB_ID.fullmatch(source.path)
+        return source.model_copy(update={"path": absolute(source.path)}) if local else source
+
+    models, evaluation = job.models, job.evaluation
+    return job.model_copy(
+        update={
+            "models": models.model_copy(
+                update={
+                    "base": None if models.base is None else resolved(models.base),
+                    "checkpoints": {
+                        name: resolved(source) for name, source in models.checkpoints.items()
+                    },
+                }
+            ),
+            "evaluation": evaluation.model_copy(
+                update={
+                    "include_path": [absolute(path) for path in evaluation.include_path],
+                    "data_dir": None
+                    if evaluation.data_dir is None
+                    else absolute(evaluation.data_dir),
+                }
+            ),
+            "archive": job.archive if "://" in job.archive else absolute(job.archive),
+        }
+    )

@@ -1,0 +1,353 @@
+"""The archive: the one record of a search, from which it resumes, is read and is exported.
+
+Append-only (D4): a proposal is recorded before it is sent, an outcome is on the disk before
+``record_outcome`` returns, and what is recorded never changes. Killing the writer at any instant
+loses at most what was not acknowledged. Start at ``Archive``; reading is in
+``optimizer.archive_reader``, the tables are in ``optimizer.archive_schema``.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy import Connection, Engine, Table, func, select
+
+from configs.errors import ArchiveError, ArchiveExistsError
+from configs.schema import JobConfig
+from optimizer.archive_lock import ArchiveLock
+from optimizer.archive_reader import SEARCH_ID, ArchiveReader
+from optimizer.archive_records import (
+    RecordedOutcome,
+    Rows,
+    checked_scores,
+    item_rows,
+    job_to_json,
+    objective_rows,
+    outcome_row,
+    proposal_row,
+    sources_to_json,
+    text_rows,
+)
+from optimizer.archive_schema import (
+    choices,
+    item_scores,
+    mergefront_version,
+    migrate,
+    objective_scores,
+    outcomes,
+    proposals,
+    runs,
+    searches,
+    texts,
+    utc_now,
+)
+from optimizer.archive_sqlite import (
+    SIDE_FILES,
+    check_file,
+    check_version,
+    file_engine,
+    new_file_engine,
+    publish_file,
+    resolved,
+    storage_errors,
+)
+from optimizer.candidate import Candidate
+from workers.outcome import Completed, Outcome
+
+if TYPE_CHECKING:
+    from evaluators.manifest import Manifest
+    from workers.sources import Sources
+
+__all__ = ["Archive", "RecordedOutcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The present run: its number, what earlier ones took, and its start on our own clock."""
+
+    number: int
+    earlier_s: float
+    started: float
+
+    @property
+    def lasted_s(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Archive(ArchiveReader):
+    """One search on disk. Made by ``create`` or ``open``; a context manager that closes.
+
+    A writable archive holds the lock of its file; there is one per file at any time. Any number
+    of readers may watch it: they neither wait nor hold it up. One thread records.
+    """
+
+    def __init__(self, path: Path, engine: Engine, lock: ArchiveLock | None = None) -> None:
+        super().__init__(path, engine)
+        self._lock = lock
+        self._run: _Run | None = None
+        self._stale = True
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        job: JobConfig,
+        job_path: Path | None,
+        sources: "Sources",
+        manifest: "Manifest",
+    ) -> Self:
+        """Start the archive of a new search, open for writing.
+
+        Args:
+            path: File to make; missing directories are made too. Two more files appear beside
+                it while it is open (``-wal``, ``-shm``), and ``.lock``, which stays.
+            job: What is searched.
+            job_path: The job's file, to be named in messages and compared on resume.
+            sources: The resolved checkpoints.
+            manifest: The items of every split.
+
+        Raises:
+            ArchiveExistsError: There is a file of that name.
+            ArchiveLockedError: Another process is just making it.
+            ArchiveError: It cannot be written.
+        """
+        with storage_errors(path):
+            path = resolved(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_existing(path)
+            with ExitStack() as on_error:
+                lock = on_error.enter_context(ArchiveLock(path))
+                _refuse_existing(path)
+                _write_new(path, job=job, job_path=job_path, sources=sources, manifest=manifest)
+                return cls._opened(path, lock, on_error)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> Self:
+        """Open the archive of an earlier search.
+
+        Raises:
+            ArchiveNotFoundError: There is none.
+            SchemaVersionError: It was written by another version of mergefront.
+            ArchiveLockedError: ``writable``, and another driver writes it.
+            ArchiveError: The file is no archive, or damaged, or cannot be opened.
+        """
+        with storage_errors(path), ExitStack() as on_error:
+            path = resolved(path)
+            check_file(path)
+            check_version(path)
+            lock = on_error.enter_context(ArchiveLock(path)) if writable else None
+            return cls._opened(path, lock, on_error)
+
+    @classmethod
+    def _opened(cls, path: Path, lock: ArchiveLock | None, on_error: ExitStack) -> Self:
+        engine = file_engine(path, writable=lock is not None)
+        on_error.callback(engine.dispose)
+        archive = cls(path, engine, lock)
+        on_error.pop_all()  # nothing went wrong: the archive owns the lock and the engine
+        return archive
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process holds the lock and may record."""
+        return self._lock is not None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds that the search took, summed over its runs, the present one included.
+
+        Of a run that was killed, and for a reader, what counts is the last heartbeat or outcome.
+        """
+        if self._run is None:
+            return super().elapsed_s
+        return self._run.earlier_s + self._run.lasted_s
+
+    def begin_run(self) -> None:
+        """Record that the search starts or goes on, and start its clock."""
+        earlier_s = super().elapsed_s
+        with self._writing() as connection:
+            query = self._of_search(runs, select(func.count()).select_from(runs))
+            number = int(connection.execute(query).scalar_one())
+            now = utc_now()
+            row = {
+                "run": number,
+                "started_at": now,
+                "heartbeat_at": now,
+                "elapsed_s": 0.0,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "mergefront_version": mergefront_version(),
+            }
+            self._insert(connection, runs, [row])
+        self._run = _Run(number, earlier_s, time.monotonic())
+
+    def heartbeat(self) -> None:
+        """Record how long this run has lasted; recording an outcome does so too.
+
+        Raises:
+            ValueError: ``begin_run`` was not called.
+        """
+        if self._run is None:
+            raise ValueError("there is no run to keep alive; call begin_run first")
+        with self._writing() as connection:
+            self._beat(connection, self._run)
+
+    def record_proposal(self, candidate: Candidate) -> None:
+        """Record a candidate before it is sent to a worker; it is on the disk on return.
+
+        Raises:
+            ArchiveError: It is not the next candidate, or has seen more than is recorded.
+        """
+        self._refresh()
+        told = self.outcomes("search")
+        if candidate.index != len(self._candidates):
+            raise ArchiveError(
+                f"archive {self._path} expects candidate {len(self._candidates)} next, got "
+                f"{candidate.index}: proposals are recorded once each, in the order of their index",
+                candidate=candidate.index,
+            )
+        if not 0 <= candidate.seen <= len(told):
+            raise ArchiveError(
+                f"candidate {candidate.index} claims to have seen {candidate.seen} outcomes, but "
+                f"archive {self._path} holds {len(told)}: record outcomes before telling them",
+                candidate=candidate.index,
+            )
+        finished = {outcome.key.candidate for outcome in told[: candidate.seen]}
+        pending = [index for index in range(candidate.index) if index not in finished]
+        with self._writing() as connection:
+            self._insert(connection, proposals, [proposal_row(candidate, pending, utc_now())])
+
+    def record_outcome(self, outcome: Outcome) -> bool:
+        """Record what came of an evaluation; it is on the disk on return.
+
+        Returns:
+            False when that candidate already has an outcome on that split: a stale attempt,
+            nothing is written.
+
+        Raises:
+            ArchiveError: The candidate was never proposed, its scores are not finite or not of
+                the job's tasks and items, or the disk refuses (full, gone). Nothing is written.
+        """
+        self.candidate(outcome.key.candidate)
+        if outcome.key in self._by_key:
+            return False
+        usual = self.manifest.items(outcome.key.split)
+        scores = checked_scores(outcome, self.job, usual) if isinstance(outcome, Completed) else {}
+        row = outcome_row(outcome, sequence=len(self._outcomes), finished_at=utc_now())
+        with self._writing() as connection:
+            self._insert(connection, outcomes, [row])
+            if isinstance(outcome, Completed):
+                self._insert(connection, objective_scores, objective_rows(outcome.key, scores))
+                self._insert(connection, item_scores, item_rows(outcome, usual))
+                self._insert(connection, texts, text_rows(outcome))
+            if self._run is not None:
+                self._beat(connection, self._run)
+        return True
+
+    def record_choice(self, candidate_index: int, rule: str) -> None:
+        """Record which merge was chosen, and by which rule; the latest choice holds.
+
+        Raises:
+            ArchiveError: There is no such candidate.
+        """
+        self.candidate(candidate_index)
+        with self._writing() as connection:
+            query = self._of_search(choices, select(func.count()).select_from(choices))
+            row = {
+                "choice": connection.execute(query).scalar_one(),
+                "candidate": candidate_index,
+                "rule": rule,
+                "chosen_at": utc_now(),
+            }
+            self._insert(connection, choices, [row])
+
+    def close(self) -> None:
+        """Close the file and let the next writer in; a second call does nothing."""
+        if self._run is not None and not self._closed:
+            with suppress(ArchiveError):  # the outcomes are safe; only seconds may be lost
+                self.heartbeat()
+        super().close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _refresh(self) -> None:
+        # Nobody else writes what this process holds the lock of: it reads only after it wrote.
+        with self._refreshing:
+            if self.writable and not self._stale:
+                return
+            self._stale = False
+            try:
+                super()._refresh()
+            except BaseException:
+                self._stale = True
+                raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        if not self.writable:
+            raise ArchiveError(f"archive {self._path} is open for reading; open it for writing")
+        try:
+            with self._transaction() as connection:
+                yield connection
+        finally:
+            self._stale = True  # after the commit: a thread that reads before it sees the old
+
+    def _beat(self, connection: Connection, run: "_Run") -> None:
+        connection.execute(
+            runs.update()
+            .where(runs.c.search_id == self._search_id, runs.c.run == run.number)
+            .values(heartbeat_at=utc_now(), elapsed_s=run.lasted_s)
+        )
+
+    def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
+        if rows:
+            connection.execute(table.insert(), [{"search_id": self._search_id, **r} for r in rows])
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ArchiveExistsError(
+            f"archive {path} exists already; go on with `mergefront resume {path}`, or name "
+            "another file in the key `archive` of the job",
+            path=str(path),
+        )
+
+
+def _write_new(
+    path: Path, *, job: JobConfig, job_path: Path | None, sources: "Sources", manifest: "Manifest"
+) -> None:
+    new = path.with_name(f".{path.name}.new")
+    # Left by a process that was killed here, or by removing an archive but not the files beside
+    # it: SQLite would take an old log for one of the new file. We hold the lock.
+    for left in (new, *(f.with_name(f.name + s) for f in (new, path) for s in SIDE_FILES)):
+        left.unlink(missing_ok=True)
+    engine = new_file_engine(new)
+    try:
+        with engine.begin() as connection:
+            migrate(connection, 0)
+            connection.execute(
+                searches.insert().values(
+                    search_id=SEARCH_ID,
+                    created_at=utc_now(),
+                    job=job_to_json(job),
+                    job_digest=job.digest,
+                    job_path=None if job_path is None else str(job_path.absolute()),
+                    working_directory=str(Path.cwd()),
+                    sources=sources_to_json(sources),
+                    manifest=manifest.to_json(),
+                )
+            )
+    finally:
+        engine.dispose()
+    publish_file(new, path)

@@ -1,0 +1,262 @@
+"""Rows of an archive as Python values, and back; every float survives bit for bit."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from configs.errors import ArchiveError
+from configs.recipe import MergeRecipe
+from configs.schema import JobConfig
+from evaluators.scores import FloatArray, Items, Scores, TaskScores, aggregate
+from optimizer.candidate import Candidate
+from workers.outcome import Completed, EvaluationKey, Failed, Outcome, Stage
+
+if TYPE_CHECKING:
+    from workers.sources import Sources
+
+Row = dict[str, object]
+Rows = list[Row]
+
+_FLOAT64 = np.dtype("<f8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedOutcome:
+    """An outcome as the archive holds it; per-item scores and texts are read on request.
+
+    ``sequence`` counts all outcomes of a search from 0 in finishing order. ``scores`` is None,
+    and ``stage``, ``error_class`` and ``message`` are not, when the evaluation failed.
+    ``finished_at`` is UTC, ISO-8601.
+    """
+
+    sequence: int
+    key: EvaluationKey
+    attempt: int
+    worker: str
+    seconds: dict[str, float]
+    finished_at: str
+    scores: Scores | None = None
+    weights_digest: str | None = None
+    stage: Stage | None = None
+    error_class: str | None = None
+    message: str | None = None
+
+    @property
+    def status(self) -> Literal["completed", "failed"]:
+        """Whether there are scores or an error."""
+        return "failed" if self.scores is None else "completed"
+
+
+def floats_to_blob(values: FloatArray) -> bytes:
+    """Encode an ``(n,)`` float64 array as 8 n little-endian bytes."""
+    return values.astype(_FLOAT64).tobytes()
+
+
+def blob_to_floats(blob: bytes) -> FloatArray:
+    """Decode what ``floats_to_blob`` wrote; the result owns its memory."""
+    return np.frombuffer(blob, dtype=_FLOAT64).astype(np.float64)
+
+
+def texts_to_blob(texts: Sequence[str]) -> bytes:
+    """Compress generated texts; any text survives, unpaired surrogates included."""
+    return zlib.compress(json.dumps(list(texts)).encode("ascii"))
+
+
+def blob_to_texts(blob: bytes) -> tuple[str, ...]:
+    """Read what ``texts_to_blob`` wrote."""
+    return tuple(json.loads(zlib.decompress(blob)))
+
+
+def storable(text: str) -> str:
+    """Escape what no database stores as text: NUL and unpaired surrogates."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def job_to_json(job: JobConfig) -> str:
+    """Encode a job; the order of checkpoints, groups and objectives is kept."""
+    return json.dumps(job.model_dump(mode="json"), allow_nan=False)
+
+
+def json_to_job(text: str) -> JobConfig:
+    """Read what ``job_to_json`` wrote."""
+    return JobConfig.model_validate(json.loads(text))
+
+
+def sources_to_json(sources: "Sources") -> str:
+    """Encode where every checkpoint lies, and the digest of its tensors."""
+    base, *checkpoints = (
+        source
+        and {"name": source.name, "directory": str(source.directory), "digest": source.digest}
+        for source in (sources.base, *sources.checkpoints)
+    )
+    return json.dumps({"base": base, "checkpoints": checkpoints})
+
+
+def json_to_sources(text: str) -> "Sources":
+    """Read what ``sources_to_json`` wrote."""
+    from workers.sources import ResolvedSource, Sources  # noqa: PLC0415 - reading needs no torch
+
+    content = json.loads(text)
+    base, *checkpoints = (
+        source and ResolvedSource(source["name"], Path(source["directory"]), source["digest"])
+        for source in (content["base"], *content["checkpoints"])
+    )
+    return Sources(base=base, checkpoints=tuple(checkpoints))
+
+
+def proposal_row(candidate: Candidate, pending: Sequence[int], proposed_at: str) -> Row:
+    """Encode a proposal; Python's JSON writes every float so that it reads back bit for bit."""
+    return {
+        "candidate": candidate.index,
+        "origin": candidate.origin,
+        "genotype_f64": floats_to_blob(candidate.genotype),
+        "recipe": json.dumps(candidate.recipe.model_dump(mode="json"), allow_nan=False),
+        "recipe_id": candidate.recipe.recipe_id,
+        "seen": candidate.seen,
+        "pending": json.dumps(list(pending)),
+        "proposed_at": proposed_at,
+    }
+
+
+def decode_candidate(row: Mapping[str, Any]) -> Candidate:
+    """Build a candidate from its row.
+
+    Raises:
+        ArchiveError: The recipe is not the one that was recorded.
+    """
+    recipe = MergeRecipe.model_validate(json.loads(row["recipe"]))
+    if recipe.recipe_id != row["recipe_id"]:
+        raise ArchiveError(
+            f"the recipe of candidate {row['candidate']} has id {recipe.recipe_id[:12]}, recorded "
+            f"was {row['recipe_id'][:12]}: the archive is damaged, restore it from a copy",
+            candidate=row["candidate"],
+        )
+    return Candidate(
+        index=row["candidate"],
+        genotype=blob_to_floats(row["genotype_f64"]),
+        recipe=recipe,
+        origin=row["origin"],
+        seen=row["seen"],
+    )
+
+
+def decode_outcome(
+    row: Mapping[str, Any], scores: Scores | None, job: JobConfig
+) -> RecordedOutcome:
+    """Build an outcome from its row and its scores, which take the order of the job."""
+    return RecordedOutcome(
+        sequence=row["sequence"],
+        key=EvaluationKey(row["candidate"], row["split"]),
+        attempt=row["attempt"],
+        worker=row["worker"],
+        seconds=json.loads(row["seconds"]),
+        finished_at=row["finished_at"],
+        scores=None if scores is None else {name: scores[name] for name in job.objectives},
+        weights_digest=row["weights_digest"],
+        stage=None if row["stage"] is None else Stage(row["stage"]),
+        error_class=row["error_class"],
+        message=row["message"],
+    )
+
+
+def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
+    """Encode all of an outcome but its scores and texts."""
+    completed = outcome if isinstance(outcome, Completed) else None
+    failed = outcome if isinstance(outcome, Failed) else None
+    return {
+        **_key_columns(outcome.key),
+        "sequence": sequence,
+        "status": "completed" if completed else "failed",
+        "attempt": outcome.attempt,
+        "worker": outcome.worker,
+        "weights_digest": completed and completed.weights_digest,
+        "seconds": json.dumps(dict(outcome.seconds)),
+        "stage": failed and str(failed.stage),
+        "error_class": failed and failed.error_class,
+        "message": failed and storable(failed.message),
+        "finished_at": finished_at,
+    }
+
+
+def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
+    """Encode the score of every objective."""
+    return [
+        {**_key_columns(key), "objective": name, **asdict(score)} for name, score in scores.items()
+    ]
+
+
+def item_rows(outcome: Completed, usual: Items) -> Rows:
+    """Encode per-item scores task by task; ids are stored only where they are not the usual."""
+    return [
+        {
+            **_key_columns(outcome.key),
+            "task": task,
+            "values_f64": floats_to_blob(part.values),
+            "item_ids": None if _same_items(part, usual) else json.dumps(part.item_ids),
+        }
+        for task, part in outcome.task_scores.items()
+    ]
+
+
+def text_rows(outcome: Completed) -> Rows:
+    """Encode the generated texts task by task."""
+    return [
+        {**_key_columns(outcome.key), "task": task, "texts_zlib": texts_to_blob(part)}
+        for task, part in outcome.texts.items()
+    ]
+
+
+def checked_scores(outcome: Completed, job: JobConfig, usual: Items) -> Scores:
+    """Aggregate the per-item scores of an outcome by objective.
+
+    Args:
+        outcome: What a worker sent.
+        job: Its objectives say which tasks must be there.
+        usual: Items of the outcome's split; a subset of them will do.
+
+    Raises:
+        ArchiveError: A task is missing, or has no items, foreign ones, or a score that is not
+            finite.
+    """
+    tasks = [spec.task for objective in job.objectives.values() for spec in objective.tasks]
+    found = outcome.task_scores
+    problems = [f"task `{task}` has no scores" for task in tasks if task not in found]
+    problems += [
+        f"task `{task}` {problem}"
+        for task, part in found.items()
+        if (problem := _problem_of(part, usual))
+    ]
+    if problems:
+        raise ArchiveError(
+            f"scores of candidate {outcome.key.candidate} on split `{outcome.key.split}` cannot "
+            f"be recorded: {'; '.join(problems)}. Record such an evaluation as failed",
+            candidate=outcome.key.candidate,
+            split=outcome.key.split,
+        )
+    return aggregate(job.objectives, found)
+
+
+def _problem_of(part: TaskScores, usual: Items) -> str:
+    if part.values.size == 0:
+        return "was scored on no item"
+    if not np.isfinite(part.values).all():
+        first = int(np.flatnonzero(~np.isfinite(part.values))[0])
+        return f"has score {part.values[first]} on item `{part.item_ids[first]}`"
+    if not _same_items(part, usual) and (
+        foreign := set(part.item_ids).difference(usual.get(part.task, ()))
+    ):
+        return f"was scored on `{min(foreign)}`, which is no item of it in this split"
+    return ""
+
+
+def _same_items(part: TaskScores, usual: Items) -> bool:
+    return tuple(usual.get(part.task, ())) == part.item_ids
+
+
+def _key_columns(key: EvaluationKey) -> Row:
+    return {"candidate": key.candidate, "split": key.split}

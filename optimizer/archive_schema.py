@@ -1,0 +1,227 @@
+"""The tables of an archive, their version, and how an older archive becomes a newer one.
+
+Every row belongs to a search (``search_id``), so that one database can hold several of them; an
+archive file holds exactly one. All tables but ``meta`` and ``runs`` are append-only: triggers
+abort every UPDATE and DELETE. Floats are 8-byte IEEE columns or little-endian float64 blobs, so
+what is read back is bit for bit what was recorded; times are UTC ISO-8601 texts.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from sqlalchemy import (
+    DDL,
+    CheckConstraint,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    inspect,
+)
+
+METADATA = MetaData()
+
+meta = Table(
+    "meta",
+    METADATA,
+    Column("key", String, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""``schema_version``, ``created_at`` and ``mergefront_version`` of the database."""
+
+searches = Table(
+    "searches",
+    METADATA,
+    Column("search_id", Integer, primary_key=True),
+    Column("created_at", String, nullable=False),
+    Column("job", Text, nullable=False, doc="JSON, key order kept: it is the order of the genes"),
+    Column("job_digest", String, nullable=False),
+    Column("job_path", Text, doc="absolute path of the job file; NULL when there was none"),
+    Column("working_directory", Text, nullable=False, doc="what its relative paths start from"),
+    Column("sources", Text, nullable=False, doc="JSON: name, directory and digest per checkpoint"),
+    Column("manifest", Text, nullable=False, doc="JSON: item ids per split and task"),
+)
+
+runs = Table(
+    "runs",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("run", Integer, primary_key=True, doc="0 for the start, then one per resume"),
+    Column("started_at", String, nullable=False),
+    Column("heartbeat_at", String, nullable=False),
+    Column("elapsed_s", Double, nullable=False, doc="monotonic seconds from start to heartbeat"),
+    Column("host", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("mergefront_version", String, nullable=False),
+)
+
+proposals = Table(
+    "proposals",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("candidate", Integer, primary_key=True, autoincrement=False),
+    Column("origin", String, nullable=False),
+    Column("genotype_f64", LargeBinary, nullable=False, doc="little-endian float64"),
+    Column("recipe", Text, nullable=False, doc="JSON with the names for people"),
+    Column("recipe_id", String, nullable=False),
+    Column("seen", Integer, nullable=False, doc="search outcomes told before it was proposed"),
+    Column("pending", Text, nullable=False, doc="JSON: candidates proposed but not told yet"),
+    Column("proposed_at", String, nullable=False),
+)
+
+outcomes = Table(
+    "outcomes",
+    METADATA,
+    Column("search_id", Integer, primary_key=True),
+    Column("candidate", Integer, primary_key=True, autoincrement=False),
+    Column("split", String, primary_key=True),
+    Column("sequence", Integer, nullable=False, doc="finishing order from 0, over all splits"),
+    Column("status", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String, nullable=False),
+    Column("weights_digest", String),
+    Column("seconds", Text, nullable=False, doc="JSON: wall seconds by stage"),
+    Column("stage", String),
+    Column("error_class", String),
+    Column("message", Text),
+    Column("finished_at", String, nullable=False),
+    UniqueConstraint("search_id", "sequence"),
+    CheckConstraint("status IN ('completed', 'failed')", name="status_known"),
+    ForeignKeyConstraint(
+        ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
+    ),
+)
+"""Exactly one row per candidate and split: the primary key refuses a second."""
+
+
+def _of_outcome(name: str, part: str, *columns: Column[object]) -> Table:
+    """Describe a table with one row per part (objective or task) of an outcome."""
+    key = ("search_id", "candidate", "split")
+    return Table(
+        name,
+        METADATA,
+        Column("search_id", Integer, primary_key=True),
+        Column("candidate", Integer, primary_key=True, autoincrement=False),
+        Column("split", String, primary_key=True),
+        Column(part, String, primary_key=True),
+        *columns,
+        ForeignKeyConstraint(key, [f"outcomes.{column}" for column in key]),
+    )
+
+
+objective_scores = _of_outcome(
+    "objective_scores",
+    "objective",
+    Column("value", Double, nullable=False),
+    Column("stderr", Double, nullable=False),
+    Column("count", Integer, nullable=False),
+)
+
+item_scores = _of_outcome(
+    "item_scores",
+    "task",
+    Column("values_f64", LargeBinary, nullable=False, doc="little-endian float64, one per item"),
+    Column("item_ids", Text, doc="JSON; NULL when they are the manifest's, in its order"),
+)
+
+texts = _of_outcome(
+    "texts",
+    "task",
+    Column("texts_zlib", LargeBinary, nullable=False, doc="zlib of a JSON list, one per item"),
+)
+
+choices = Table(
+    "choices",
+    METADATA,
+    Column("search_id", Integer, primary_key=True),
+    Column("choice", Integer, primary_key=True, autoincrement=False),
+    Column("candidate", Integer, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("chosen_at", String, nullable=False),
+    ForeignKeyConstraint(
+        ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
+    ),
+)
+
+APPEND_ONLY = (searches, proposals, outcomes, objective_scores, item_scores, texts, choices)
+"""Tables whose rows never change and never go."""
+
+for _table in APPEND_ONLY:
+    for _change in ("UPDATE", "DELETE"):
+        event.listen(
+            _table,
+            "after_create",
+            DDL(  # type: ignore[no-untyped-call] # only its __init__ lacks types
+                f"CREATE TRIGGER {_table.name}_no_{_change.lower()} BEFORE {_change} "
+                f"ON {_table.name} BEGIN SELECT RAISE(ABORT, "
+                f"'{_table.name} is append-only: {_change} refused'); END"
+            ).execute_if(dialect="sqlite"),
+        )
+
+
+def utc_now() -> str:
+    """Return the time as the archive writes it: UTC, ISO-8601, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def mergefront_version() -> str:
+    """Return the version of the installed distribution, or say that there is none."""
+    try:
+        return version("mergefront")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def m001_initial(connection: Connection) -> None:
+    """Create every table of version 1 in an empty database."""
+    METADATA.create_all(connection, checkfirst=False)
+    connection.execute(
+        meta.insert(),
+        [
+            {"key": "schema_version", "value": "0"},
+            {"key": "created_at", "value": utc_now()},
+            {"key": "mergefront_version", "value": mergefront_version()},
+        ],
+    )
+
+
+Migration = Callable[[Connection], None]
+
+MIGRATIONS: tuple[Migration, ...] = (m001_initial,)
+"""Step n turns an archive of version n into one of version n + 1; 0 is an empty database."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def migrate(connection: Connection, found: int) -> None:
+    """Apply every step from version ``found`` on, within the caller's transaction."""
+    for step in MIGRATIONS[found:]:
+        step(connection)
+    stamp = meta.update().where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION))
+    connection.execute(stamp)
+
+
+def found_version(connection: Connection) -> tuple[int, str] | None:
+    """Return the schema version of a database and the mergefront that made it.
+
+    None when the database is not an archive.
+    """
+    if not inspect(connection).has_table(meta.name):
+        return None
+    columns = {column["name"] for column in inspect(connection).get_columns(meta.name)}
+    if not columns >= {"key", "value"}:
+        return None
+    found = {row.key: row.value for row in connection.execute(meta.select())}
+    if not str(found.get("schema_version", "")).isdecimal():
+        return None
+    return int(found["schema_version"]), str(found.get("mergefront_version", "unknown"))

@@ -1,0 +1,59 @@
+"""What differs between two jobs, key by key: an edited job is not resumed by mistake."""
+
+import json
+from collections.abc import Mapping
+
+from configs.errors import Problem
+from configs.schema import OPERATIONAL_KEYS, JobConfig
+
+# Mappings whose order means something: genes, columns of the front.
+_ORDERED = frozenset({"models.checkpoints", "merge.groups", "objectives"})
+
+
+def changed_keys(old: JobConfig, new: JobConfig) -> list[Problem]:
+    """Say what two jobs search differently.
+
+    Keys that only say how long, where and on what a search runs
+    (``configs.schema.OPERATIONAL_KEYS``) may change on resume and are not compared.
+
+    Returns:
+        One problem per changed key, dotted as in the job file, its message ``old -> new``; in
+        the order of the schema. Empty when both describe the same search.
+    """
+    excluded = set(OPERATIONAL_KEYS)
+    return _differences(
+        "",
+        old.model_dump(mode="json", exclude=excluded),
+        new.model_dump(mode="json", exclude=excluded),
+    )
+
+
+def _differences(path: str, old: object, new: object) -> list[Problem]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return _of_mappings(path, old, new)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            problem
+            for index, pair in enumerate(zip(old, new, strict=True))
+            for problem in _differences(f"{path}[{index}]", *pair)
+        ]
+    return [] if old == new else [Problem(path, f"{_shown(old)} -> {_shown(new)}")]
+
+
+def _of_mappings(path: str, old: Mapping[str, object], new: Mapping[str, object]) -> list[Problem]:
+    problems = []
+    if path in _ORDERED and old.keys() == new.keys() and list(old) != list(new):
+        problems.append(Problem(path, f"order {', '.join(old)} -> {', '.join(new)}"))
+    for key in (*old, *(key for key in new if key not in old)):
+        inner = f"{path}.{key}" if path else key
+        if key not in new:
+            problems.append(Problem(inner, f"{_shown(old[key])} -> (absent)"))
+        elif key not in old:
+            problems.append(Problem(inner, f"(absent) -> {_shown(new[key])}"))
+        else:
+            problems += _differences(inner, old[key], new[key])
+    return problems
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

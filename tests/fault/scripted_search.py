@@ -1,0 +1,128 @@
+"""A whole search on the scripted pool; run as a program, it is what gets killed.
+
+``python scripted_search.py ARCHIVE KILLS`` runs a search in a child process, kills the child with
+SIGKILL after a random time, and resumes it in the next child, until KILLS kills have hit a
+running search; then lets it end. It prints, after every kill, the keys that had been acknowledged
+and those that the archive holds, as one JSON line each.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from configs.schema import SPLITS, JobConfig
+from evaluators.manifest import Manifest
+from optimizer.archive import Archive
+from optimizer.driver import run_search
+from optimizer.events import Event, Finished
+from optimizer.space import SearchSpace
+from tests.fault.scripted_pool import ScriptedPool
+from workers.sources import ResolvedSource, Sources
+
+NAMES = ("instruct", "code", "math")
+
+
+def make_job(archive: Path, **changes: object) -> JobConfig:
+    content = {
+        "seed": 3,
+        "models": {"base": "zoo/base", "checkpoints": {name: f"zoo/{name}" for name in NAMES}},
+        "objectives": {name: f"zoo_{name}" for name in NAMES},
+        "search": {"population_size": 6},
+        "budget": {"evaluations": 60},
+        "validation": {"candidates": 6},
+        "archive": str(archive),
+    }
+    return JobConfig.model_validate(content | changes)
+
+
+def make_sources() -> Sources:
+    def resolved(name: str) -> ResolvedSource:
+        return ResolvedSource(name, Path("zoo") / name, digest=name * 4)
+
+    return Sources(resolved("base"), tuple(resolved(name) for name in NAMES))
+
+
+def make_manifest() -> Manifest:
+    splits = {
+        split: {
+            f"zoo_{name}": tuple(f"{split}-{name}-{item}" for item in range(24)) for name in NAMES
+        }
+        for split in SPLITS
+    }
+    return Manifest(splits, {f"zoo_{name}": "0" * 16 for name in NAMES})
+
+
+def run(path: Path, *, sleep_s: float = 0.0, on_event=lambda event: None, **changes: object) -> int:
+    """Begin a search or go on with it; returns the chosen candidate."""
+    job, manifest = make_job(path, **changes), make_manifest()
+    if path.exists():
+        archive = Archive.open(path, writable=True)
+    else:
+        archive = Archive.create(
+            path, job=job, job_path=None, sources=make_sources(), manifest=manifest
+        )
+    with archive, ScriptedPool(job, manifest, sleep_s=sleep_s) as pool:
+        space = SearchSpace(archive.job, archive.sources)
+        return run_search(archive, pool, space, on_event=on_event).chosen
+
+
+def record(path: Path) -> dict[str, object]:
+    """Everything that must not depend on how often a search was killed."""
+    with Archive.open(path) as archive:
+        return {
+            "proposals": [
+                (c.index, c.origin, c.seen, c.recipe.recipe_id, c.genotype.tolist())
+                for c in archive.candidates()
+            ],
+            "outcomes": {
+                split: [(o.key.candidate, repr(o.scores)) for o in archive.outcomes(split)]
+                for split in SPLITS
+            },
+            "choice": archive.choice(),
+        }
+
+
+def recorded_keys(path: Path) -> list[tuple[int, str]]:
+    if not path.exists():
+        return []
+    with Archive.open(path) as archive:
+        return [(o.key.candidate, split) for split in SPLITS for o in archive.outcomes(split)]
+
+
+def acknowledge(descriptor: int, event: Event) -> None:
+    if isinstance(event, Finished):
+        key = event.outcome.key
+        os.write(descriptor, (json.dumps([key.candidate, key.split]) + "\n").encode())
+
+
+def main() -> None:
+    path, kills = Path(sys.argv[1]), int(sys.argv[2])
+    rng = random.Random(int(sys.argv[3]))
+    while kills:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            run(path, sleep_s=0.004, on_event=partial(acknowledge, write))
+            os._exit(0)
+        os.close(write)
+        time.sleep(rng.uniform(0.02, 0.35))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        with os.fdopen(read) as acknowledged:
+            keys = [json.loads(line) for line in acknowledged.read().splitlines()]
+        print(json.dumps({"acknowledged": keys, "recorded": recorded_keys(path)}), flush=True)
+        if not os.WIFSIGNALED(status):
+            print(json.dumps({"ended_before_kills": kills}), flush=True)
+            break
+        kills -= 1
+    run(path)
+
+
+if __name__ == "__main__":
+    main()

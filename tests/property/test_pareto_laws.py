@@ -1,0 +1,104 @@
+"""Laws of dominance and hypervolume, on random point sets."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from optimizer.pareto import (
+    domination_depth,
+    hypervolume,
+    hypervolume_contributions,
+    non_dominated,
+    spread_subset,
+)
+
+# Few distinct values make ties and duplicates common.
+points_of = st.integers(1, 4).flatmap(
+    lambda m: st.integers(1, 9).flatmap(
+        lambda n: arrays(np.float64, (n, m), elements=st.integers(0, 5).map(lambda v: v / 5))
+    )
+)
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a >= b).all() and (a > b).any())
+
+
+def hypervolume_by_inclusion_exclusion(points: np.ndarray) -> float:
+    """The slow reference: sum over subsets of the volume of their common box at the origin."""
+    total = 0.0
+    for size in range(1, len(points) + 1):
+        for subset in itertools.combinations(points, size):
+            total -= (-1) ** size * float(np.min(subset, axis=0).prod())
+    return total
+
+
+@given(points_of)
+def test_front_members_are_exactly_those_that_nothing_dominates(points):
+    expected = [not any(dominates(other, point) for other in points) for point in points]
+    assert non_dominated(points).tolist() == expected
+
+
+@given(points_of)
+def test_hypervolume_equals_inclusion_exclusion(points):
+    assert hypervolume(points, np.zeros(points.shape[1])) == pytest.approx(
+        hypervolume_by_inclusion_exclusion(points), abs=1e-12
+    )
+
+
+@given(points_of, st.randoms(use_true_random=False))
+def test_hypervolume_ignores_order_and_follows_translation(points, random):
+    reference = np.zeros(points.shape[1])
+    shuffled = list(points)
+    random.shuffle(shuffled)
+    volume = hypervolume(points, reference)
+    assert hypervolume(shuffled, reference) == pytest.approx(volume, abs=1e-12)
+    assert hypervolume(points + 0.25, reference + 0.25) == pytest.approx(volume, abs=1e-12)
+
+
+@given(points_of)
+def test_contribution_is_what_the_front_loses_without_the_point(points):
+    reference = np.full(points.shape[1], -0.1)
+    contributions = hypervolume_contributions(points, reference)
+    front = non_dominated(points)
+    assert (contributions[~front] == 0).all()
+    for index in np.flatnonzero(front):
+        others = np.delete(points[front], np.flatnonzero(front) == index, axis=0)
+        lost = hypervolume(points, reference) - hypervolume(others, reference)
+        assert contributions[index] == pytest.approx(lost, abs=1e-12)
+
+
+@given(points_of)
+def test_depth_is_zero_on_the_front_and_lifts_a_point_onto_it(points):
+    depth = domination_depth(points)
+    front = non_dominated(points)
+    assert (depth[front] == 0).all()
+    for index in range(len(points)):
+        lifted = points.copy()
+        lifted[index] += depth[index] + 1e-9
+        assert non_dominated(lifted)[index]
+        if depth[index] > 0:
+            lowered = points.copy()
+            lowered[index] += depth[index] - 1e-9
+            assert not non_dominated(lowered)[index]
+
+
+@given(points_of, st.integers(1, 5))
+def test_spread_subset_takes_front_members_that_each_add_volume(points, size):
+    reference = np.full(points.shape[1], -0.1)
+    chosen = spread_subset(points, reference, size)
+    assert len(chosen) == len(set(chosen)) <= size
+    volumes = [hypervolume(points[chosen[: k + 1]], reference) for k in range(len(chosen))]
+    assert all(a < b for a, b in itertools.pairwise([0.0, *volumes]))
+    if len(chosen) < size:
+        assert volumes[-1] == pytest.approx(hypervolume(points, reference))
+
+
+@pytest.mark.parametrize("bad", [[[0.1, float("nan")]], [0.1, 0.2]])
+def test_points_with_nan_or_one_axis_are_refused(bad):
+    with pytest.raises(ValueError, match=r"NaN|shape"):
+        non_dominated(bad)

@@ -1,0 +1,88 @@
+import pytest
+
+from evaluators.scores import ObjectiveScore
+from optimizer.baselines import SCALES, BaselinePlan, label_of
+from optimizer.candidate import Candidate, Observation
+
+NAMES = ("instruct", "code", "math")
+
+
+@pytest.fixture
+def space(make_job, make_space):
+    return make_space(make_job())
+
+
+@pytest.fixture
+def plan(space):
+    return BaselinePlan(space, NAMES, dict.fromkeys(NAMES, 1 / 3))
+
+
+def walk(plan, space, value_of):
+    """Score baselines as they come, by a function of the weights; returns the observations."""
+    proposed, observed = [], []
+    while (baseline := plan.next(proposed, observed)) is not None:
+        genotype = space.encode(baseline.recipe.weights)
+        candidate = Candidate(
+            len(proposed), genotype, baseline.recipe, baseline.origin, len(observed)
+        )
+        value = value_of([row[0] for row in baseline.recipe.weights])
+        scores = value and {name: ObjectiveScore(value, 0.0, 64) for name in NAMES}
+        proposed.append(candidate)
+        observed.append(Observation(candidate, scores))
+    return observed
+
+
+def test_plan_holds_base_singles_soup_and_scales_once_each(plan):
+    labels = [baseline.label for baseline in plan.fixed]
+    assert labels[:5] == [
+        "base", "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
+    ]  # fmt: skip
+    assert labels[5:] == [f"task arithmetic {scale}" for scale in SCALES]
+
+
+def test_greedy_soup_keeps_what_does_not_hurt(plan, space):
+    # math is best alone; code helps it, instruct hurts.
+    values = {
+        (0, 0, 1): 0.6, (0, 1, 0): 0.5, (1, 0, 0): 0.4, (0, 0.5, 0.5): 0.7,
+    }  # fmt: skip
+    observed = walk(plan, space, lambda w: values.get(tuple(w), 0.1))
+    assert label_of(observed[-1].candidate) == "soup of math + code"
+    soup = plan.greedy_soup(observed)
+    assert soup is not None
+    assert [row[0] for row in soup.weights] == [0.0, 0.5, 0.5]
+
+
+def test_greedy_soup_of_all_is_the_uniform_soup_and_not_scored_twice(plan, space):
+    observed = walk(plan, space, lambda w: 0.1 + 0.1 * sum(v > 0 for v in w))
+    ids = [seen.candidate.recipe.recipe_id for seen in observed]
+    assert len(ids) == len(set(ids))
+    soup = plan.greedy_soup(observed)
+    assert soup is not None
+    assert soup.weights == ((1 / 3,),) * 3
+
+
+def test_greedy_soup_waits_for_the_single_checkpoints(plan, space):
+    proposed = [
+        Candidate(i, space.encode(b.recipe.weights), b.recipe, b.origin, 0)
+        for i, b in enumerate(plan.fixed)
+    ]
+    assert plan.next(proposed, []) is None
+    assert plan.greedy_soup([]) is None
+
+
+def test_greedy_soup_leaves_out_a_checkpoint_that_failed(plan, space):
+    observed = walk(plan, space, lambda w: None if w[2] == 1 and sum(w) == 1 else 0.5)
+    soup = plan.greedy_soup(observed)
+    assert soup is not None
+    assert soup.weights[2] == (0.0,)
+
+
+def test_baselines_without_a_base_are_singles_and_soup(make_job, make_space):
+    job = make_job(
+        models={"checkpoints": {name: f"zoo/{name}" for name in NAMES}},
+        merge={"method": "linear", "parametrization": "simplex"},
+    )
+    plan = BaselinePlan(make_space(job), NAMES, dict.fromkeys(NAMES, 1 / 3))
+    assert [baseline.label for baseline in plan.fixed] == [
+        "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
+    ]  # fmt: skip

@@ -1,0 +1,153 @@
+import pytest
+
+from configs.errors import SearchError, TooManyFailuresError
+from optimizer.archive import Archive
+from optimizer.driver import baseline_labels, run_search
+from optimizer.events import Finished, PhaseChanged, Proposed
+from optimizer.resume import verify_replay
+from optimizer.space import SearchSpace
+from optimizer.verdict import verdict
+from tests.fault import scripted_search
+from tests.fault.scripted_pool import ScriptedPool
+from workers.outcome import Failed, Stage
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "archive.sqlite"
+
+
+@pytest.fixture
+def run_with(path):
+    """Runs a search on a pool made by ``pool_type(job, manifest)``."""
+
+    def run(pool_type=ScriptedPool, on_event=lambda event: None, **changes):
+        job, manifest = scripted_search.make_job(path, **changes), scripted_search.make_manifest()
+        sources = scripted_search.make_sources()
+        archive = Archive.create(path, job=job, job_path=None, sources=sources, manifest=manifest)
+        space = SearchSpace(job, sources)
+        with archive, pool_type(job, manifest) as pool:
+            return run_search(archive, pool, space, on_event=on_event), space
+
+    return run
+
+
+class FailingPool(ScriptedPool):
+    def next_outcome(self, timeout_s=None):
+        outcome = super().next_outcome(timeout_s)
+        return Failed(
+            key=outcome.key, attempt=1, worker="w", stage=Stage.MATERIALIZE,
+            error_class="CorruptCheckpointError", message="shard 2 is truncated",
+        )  # fmt: skip
+
+
+def test_search_records_a_proposal_before_it_is_submitted_and_an_outcome_before_it_is_told(
+    run_with, path
+):
+    class Watching(ScriptedPool):
+        def submit(self, request):
+            with Archive.open(path) as reader:
+                proposed = reader.candidate(request.key.candidate)
+            assert proposed.recipe == request.recipe
+            super().submit(request)
+
+    def on_event(event):
+        if isinstance(event, Finished):
+            with Archive.open(path) as reader:
+                assert reader.outcome(event.candidate.index, event.outcome.key.split) is not None
+
+    run_with(Watching, on_event)
+
+
+def test_search_keeps_every_worker_busy_without_a_barrier(run_with):
+    in_flight = []
+
+    class Watching(ScriptedPool):
+        def next_outcome(self, timeout_s=None):
+            in_flight.append(self.num_pending)
+            return super().next_outcome(timeout_s)
+
+    run_with(Watching, validation={"candidates": 1})
+    assert in_flight[:50] == [4] * 50
+
+
+def test_search_scores_all_baselines_first_and_spends_the_budget(run_with, path):
+    events = []
+    result, space = run_with(on_event=events.append)
+    proposed = [event.candidate for event in events if isinstance(event, Proposed)]
+    assert len(proposed) == 60
+    assert [candidate.is_baseline for candidate in proposed[:13]] == [True] * 13
+    assert result.reason == "budget of 60 evaluations spent"
+    assert [e.phase for e in events if isinstance(e, PhaseChanged)] == [
+        "search", "select", "report", "done",
+    ]  # fmt: skip
+    with Archive.open(path) as archive:
+        labels = baseline_labels(archive, space)
+        assert {"base", "checkpoint math", "uniform soup", "task arithmetic 0.9"} <= set(labels)
+        report = set(archive.scores("report"))
+        assert result.chosen in report
+        assert set(labels.values()) <= report
+
+
+def test_verdict_compares_the_choice_with_every_baseline_on_report_items(run_with, path):
+    result, space = run_with()
+    with Archive.open(path) as archive:
+        found = verdict(archive, space)
+        assert found is not None
+        assert found.chosen == result.chosen
+        assert found.means[found.strongest] == max(
+            mean for label, mean in found.means.items() if label != "chosen"
+        )
+        gap = found.differences[found.strongest]
+        assert gap.mean == pytest.approx(found.means["chosen"] - found.means[found.strongest])
+        assert found.won == all(d.sigmas > 2 for d in found.differences.values())
+        assert found.strongest in found.sentence
+
+
+def test_verify_finds_every_ask_equal_and_notices_another_seed(run_with, path, monkeypatch):
+    _, space = run_with()
+    with Archive.open(path) as archive:
+        assert verify_replay(archive, space) == []
+        other = archive.job.model_copy(update={"seed": 4})
+        monkeypatch.setattr(type(archive), "job", property(lambda self: other))
+        mismatches = verify_replay(archive, space)
+        asked = [c.index for c in archive.candidates() if not c.is_baseline]
+    assert [mismatch.candidate for mismatch in mismatches] == asked
+    assert min(mismatch.largest_difference for mismatch in mismatches) > 1e-6
+
+
+def test_budget_smaller_than_the_baselines_ends_properly(run_with, path):
+    result, space = run_with(budget={"evaluations": 5})
+    with Archive.open(path) as archive:
+        assert len(archive.candidates()) == 5
+        found = verdict(archive, space)
+        assert found is not None
+        assert not found.won
+        assert "did not win" in found.sentence
+    assert result.num_outcomes == 5
+
+
+def test_search_resumed_with_a_larger_budget_goes_on(run_with, path):
+    run_with(budget={"evaluations": 30})
+    with Archive.open(path, writable=True) as archive:
+        job = archive.job.model_copy(
+            update={"budget": archive.job.budget.model_copy(update={"evaluations": 40})}
+        )
+        space = SearchSpace(job, archive.sources)
+        with ScriptedPool(job, archive.manifest) as pool:
+            result = run_search(archive, pool, space, job=job)
+        assert result.num_outcomes == 40
+        assert verify_replay(archive, space) == []
+
+
+def test_search_stops_when_too_many_candidates_fail(run_with, path):
+    with pytest.raises(TooManyFailuresError, match=r"8 of 8 candidates failed.*shard 2") as raised:
+        run_with(FailingPool)
+    assert "mergefront resume" in str(raised.value)
+    with Archive.open(path) as archive:
+        assert len(archive.outcomes("search")) == 8
+
+
+def test_search_where_nothing_was_scored_says_so(run_with):
+    with pytest.raises(SearchError, match="no candidate could be scored on the select split"):
+        run_with(FailingPool, budget={"evaluations": 4})

@@ -1,0 +1,149 @@
+"""Where the models of a job are: hub ids and paths become local directories with digests."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from configs.schema import Models, ModelSource
+from workers.checkpoint import CheckpointReader
+from workers.digest import source_digest
+
+BASE_NAME = "base"
+"""What the base is called in recipes and tables."""
+
+# What a snapshot of a hub repository must bring: weights, configuration, tokenizer; never code.
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+# Weights in other layouts that many repositories carry beside the usual one.
+_HUB_IGNORED = ("*/*", "consolidated*")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSource:
+    """One model of the pool: its name, its local directory, and the digest of its tensors."""
+
+    name: str
+    directory: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The resolved pool; checkpoints in the order of the job file. Small, and picklable."""
+
+    base: ResolvedSource | None
+    checkpoints: tuple[ResolvedSource, ...]
+
+    @property
+    def everything(self) -> tuple[ResolvedSource, ...]:
+        """The base, where there is one, then the checkpoints."""
+        return ((self.base,) if self.base else ()) + self.checkpoints
+
+    @property
+    def reference(self) -> ResolvedSource:
+        """The model that decides names, config and tokenizer: the base, or the first one."""
+        return self.everything[0]
+
+
+def resolve_sources(models: Models) -> Sources:
+    """Find, fetch and check every model of a job.
+
+    Directories are taken as they are; hub ids are downloaded into the Hugging Face cache
+    (``HF_HUB_OFFLINE=1`` takes only what is there already). The headers of all weights are
+    checked before any digest is computed.
+
+    Raises:
+        ConfigError: A checkpoint is called ``base``, beside a base.
+        CheckpointError: Some models cannot be used; the message names every problem. It is a
+            CheckpointNotFoundError or CorruptCheckpointError where all problems are of that kind.
+    """
+    if models.base and BASE_NAME in models.checkpoints:
+        raise ConfigError.single(
+            f"models.checkpoints.{BASE_NAME}", f"the name `{BASE_NAME}` means the base; rename it"
+        )
+    pool = [(BASE_NAME, models.base)] if models.base else []
+    pool += models.checkpoints.items()
+    readers: list[CheckpointReader] = []
+    errors: list[CheckpointError] = []
+    try:
+        for name, source in pool:
+            try:
+                readers.append(CheckpointReader(_directory_of(name, source)))
+            except CheckpointError as error:
+                errors.append(error)
+        if errors:
+            raise _combined(errors)
+        resolved = [
+            ResolvedSource(name, reader.directory, source_digest(reader))
+            for (name, _), reader in zip(pool, readers, strict=True)
+        ]
+    finally:
+        for reader in readers:
+            reader.close()
+    base = resolved.pop(0) if models.base else None
+    return Sources(base, tuple(resolved))
+
+
+def _combined(errors: list[CheckpointError]) -> CheckpointError:
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else CheckpointError
+    title = f"{len(errors)} models cannot be used"
+    return kind("\n".join([title, *(error.message for error in errors)]), errors=errors)
+
+
+def _directory_of(name: str, source: ModelSource) -> Path:
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise CheckpointNotFoundError(
+            f"model `{name}`: {path} is a file; name the directory that holds it", path=str(path)
+        )
+    if path.is_absolute() or not _HUB_ID.fullmatch(source.path):
+        raise CheckpointNotFoundError(
+            f"model `{name}`: {path}: no such directory; check the path", path=str(path)
+        )
+    return _download(name, source)
+
+
+def _download(name: str, source: ModelSource) -> Path:
+    # The client takes a third of a second to import, and most jobs name directories.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"model `{name}`: no directory `{source.path}` here"
+    label = f"`{source.path}`" + (f" at revision `{source.revision}`" if source.revision else "")
+    try:
+        return Path(
+            snapshot_download(
+                source.path,
+                revision=source.revision,
+                allow_patterns=list(_HUB_PATTERNS),
+                ignore_patterns=list(_HUB_IGNORED),
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"{where}, and {label} is not in the Hugging Face cache while the hub is out of reach "
+            "(offline mode or no network); download it first, or name a directory",
+            path=source.path,
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise CheckpointNotFoundError(
+            f"{where}, and the hub does not know {label}; check the name, the revision, and for "
+            "private or gated models the token (`hf auth login`)",
+            path=source.path,
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}, and {label} could not be downloaded: {error}; try again",
+            path=source.path,
+        ) from error
