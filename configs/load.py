@@ -1,5 +1,6 @@
 """From a job file to a JobConfig, or to one error that lists all that is wrong with it."""
 
+import math
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -58,18 +59,25 @@ def job_of(
     Raises:
         ConfigError: It is not a valid job; lists every problem.
     """
-    changed, problems = _overridden(content, overrides or {})
-    job, found = validate(changed)
+    try:
+        changed, problems = _overridden(content, overrides or {})
+        job, found = validate(changed)
+    except RecursionError as error:
+        raise ConfigError.single(name, "not a job: nested too deeply") from error
     problems += found
     if job is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        placed = [_with_line(problem, lines or {}, overrides or {}) for problem in problems]
+        own_lines = {
+            key: line for key, line in (lines or {}).items() if key not in (overrides or {})
+        }
+        problems.sort(key=lambda problem: own_lines.get(problem.path, math.inf))
+        placed = [_with_line(problem, own_lines) for problem in problems]
         raise ConfigError(f"{count} in {name}", placed, path=name)
     return _with_absolute_paths(job, Path.cwd() if directory is None else directory)
 
 
-def _with_line(problem: Problem, lines: Lines, overrides: Mapping[str, object]) -> Problem:
-    line = None if problem.path in overrides else lines.get(problem.path)
+def _with_line(problem: Problem, lines: Lines) -> Problem:
+    line = lines.get(problem.path)
     return problem if line is None else Problem(problem.path, f"{problem.message} (line {line})")
 
 

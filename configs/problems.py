@@ -4,7 +4,6 @@ pydantic says where a value failed in terms of its models; here that becomes the
 the YAML that the person wrote, shorthands included, and one sentence that says what to write.
 """
 
-import copy
 import difflib
 import re
 import types
@@ -26,9 +25,6 @@ _INDEPENDENT = frozenset({"name", "seed", "evaluation", "validation", "budget", 
 # A validator of a section that speaks of one of its keys begins with it: "groups.all: ...".
 _PATH_IN_MESSAGE = re.compile(r"([A-Za-z_][\w.-]*): (.*)", re.DOTALL)
 
-# Where pydantic speaks of the key of a mapping, not of its value.
-_KEY_ITSELF = "[key]"
-
 _LONGEST_SHOWN = 60
 
 
@@ -41,9 +37,10 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
     Returns:
         The job and no problem, or None and every problem found.
     """
-    repaired = copy.deepcopy(dict(content))
     # A dictionary, since a second pass meets again what it could not repair.
-    problems = dict.fromkeys(_truths_for_numbers(repaired, JobConfig, ""))
+    problems: dict[Problem, None] = {}
+    repaired = _with_text_keys(content, "", problems)
+    problems |= dict.fromkeys(_truths_for_numbers(repaired, JobConfig, ""))
     while True:
         try:
             job = JobConfig.model_validate(repaired)
@@ -52,7 +49,10 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
         else:
             return (None, list(problems)) if problems else (job, [])
         unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-        problems |= dict.fromkeys(_problem(detail, repaired) for detail in unknown or details)
+        new = {_problem(detail, repaired): None for detail in unknown or details}
+        if new.keys() <= problems.keys():
+            return None, list(problems)
+        problems |= new
         if unknown:
             for detail in unknown:
                 _resolve_unknown(repaired, detail["loc"])
@@ -61,6 +61,24 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
                 _drop(repaired, detail["loc"])
         else:
             return None, list(problems)
+
+
+def _with_text_keys(value: Any, path: str, problems: dict[Problem, None]) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """Copy the content of a job; `no:` and `1:` are not text to YAML, but meant as such."""
+    if isinstance(value, list):
+        return [
+            _with_text_keys(part, f"{path}[{index}]", problems) for index, part in enumerate(value)
+        ]
+    if not isinstance(value, Mapping):
+        return value
+    copied: dict[str, object] = {}
+    for key, part in value.items():
+        if not isinstance(key, str):
+            message = f"a key must be text, found {shown(key)}; put quotes around it"
+            problems[Problem(path, message)] = None
+        text = key if isinstance(key, str) else shown(key)
+        copied[text] = _with_text_keys(part, f"{path}.{text}" if path else text, problems)
+    return copied
 
 
 def yaml_steps(location: Location, content: object) -> list[int | str]:
@@ -72,9 +90,7 @@ def yaml_steps(location: Location, content: object) -> list[int | str]:
     steps: list[int | str] = []
     here = content
     for part in location:
-        if part == _KEY_ITSELF:
-            steps.pop()
-        elif isinstance(here, Mapping):
+        if isinstance(here, Mapping):
             steps.append(part)
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
@@ -117,10 +133,10 @@ def _problem(detail: ErrorDetails, content: Mapping[str, object]) -> Problem:
 
 
 _REQUIREMENTS = {
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge:g}",
-    "less_than": "must be < {lt:g}",
-    "less_than_equal": "must be <= {le:g}",
+    "greater_than": "must be > {gt}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+    "less_than_equal": "must be <= {le}",
     "finite_number": "must be a finite number",
     "literal_error": "must be {expected}",
     "string_too_short": "must not be empty",
@@ -140,15 +156,18 @@ _KINDS = {
 
 def _message(detail: ErrorDetails) -> str:
     kind, found = detail["type"], shown(detail["input"])
-    if detail["loc"][-1:] == (_KEY_ITSELF,):
-        return f"a key must be text, found {found}; put quotes around it"
     special = {"extra_forbidden": _unknown_key, "missing": _missing_key}
     if kind in special:
         return special[kind](detail["loc"])
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
     if kind in _REQUIREMENTS:
-        wanted = _REQUIREMENTS[kind].format(**detail.get("ctx", {})).replace("'", "`")
+        # 1.0 is how the schema says 1.
+        limits = {
+            name: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+            for name, limit in detail.get("ctx", {}).items()
+        }
+        wanted = _REQUIREMENTS[kind].format(**limits).replace("'", "`")
     else:
         usual = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}"
         wanted = _KINDS.get(kind.partition("_")[0], usual)

@@ -8,6 +8,7 @@ released, since removing it would let two waiters lock two different files.
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -34,20 +35,20 @@ class ArchiveLock:
         self._lock = FileLock(self.path)
         try:
             self._lock.acquire(blocking=False)
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": utc_now()}
-            # Only the text changes: another file in its place would be another lock.
-            with self.path.open("r+", encoding="utf-8") as file:
-                file.truncate()
-                json.dump(owner, file)
         except Timeout:
             raise _locked(archive, self.path) from None
         except OSError as error:
-            self._lock.release()
             raise ArchiveError(
                 f"archive {archive} cannot be locked for writing: {error.strerror} "
                 f"({self.path}); make its directory writable",
                 path=str(archive),
             ) from error
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": utc_now()}
+        # On a full disk the lock holds all the same, only its holder has no name. The text changes
+        # in place: another file would be another lock.
+        with suppress(OSError), self.path.open("r+", encoding="utf-8") as file:
+            file.truncate()
+            json.dump(owner, file)
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""

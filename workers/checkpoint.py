@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_args
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from safetensors import safe_open
 
@@ -76,11 +77,10 @@ class CheckpointReader:
             )
         _refuse_quantized(directory, self.config, entries)
         self.entries = dict(sorted(entries.items()))
+        self._shard_names = tuple(shard_names)
         self._files = ExitStack()
-        self._open_shards = {
-            shard: self._files.enter_context(safe_open(str(directory / shard), framework="pt"))
-            for shard in shard_names
-        }
+        self._open_shards: dict[str, Any] = {}
+        self._lock = Lock()
 
     def tensor(self, name: str) -> "Tensor":
         """Return a tensor as a read-only memory map on the CPU.
@@ -91,13 +91,13 @@ class CheckpointReader:
         Raises:
             KeyError: There is no tensor of that name.
         """
-        tensor: Tensor = self._open_shards[self.entries[name].shard].get_tensor(name)
+        tensor: Tensor = self._shard(self.entries[name].shard).get_tensor(name)
         return tensor
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, sorted."""
-        return tuple(self.directory / shard for shard in sorted(self._open_shards))
+        return tuple(self.directory / shard for shard in self._shard_names)
 
     @property
     def size_bytes(self) -> int:
@@ -114,14 +114,25 @@ class CheckpointReader:
         return max(counts, key=lambda dtype: counts[dtype])
 
     def close(self) -> None:
-        """Close the files."""
-        self._files.close()
+        """Close the files; reading a tensor opens them again."""
+        with self._lock:
+            self._open_shards.clear()
+            self._files.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _shard(self, shard: str) -> Any:  # noqa: ANN401 - safetensors names no type
+        # Opening imports torch, which whoever only asks for names does not need.
+        with self._lock:
+            if shard not in self._open_shards:
+                self._open_shards[shard] = self._files.enter_context(
+                    safe_open(str(self.directory / shard), framework="pt")
+                )
+            return self._open_shards[shard]
 
 
 def _find_shards(directory: Path) -> tuple[list[str], Mapping[str, str]]:

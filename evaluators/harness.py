@@ -1,0 +1,303 @@
+"""lm-eval as an evaluator of live models: its tasks and scores, none of its repeated work.
+
+``describe_tasks`` and ``build_manifest`` need no model and import no torch. ``HarnessEvaluator``
+scores a live model whose weights change between calls; its reference is the stock ``lm_eval``
+command on the exported checkpoint (equal texts and scores in float32 on the CPU). The three
+modules ``evaluators.harness*`` are the only ones that import lm-eval.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from configs.errors import ConfigError, EvaluationError, Problem
+from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
+from evaluators.evaluator import Evaluation, LiveModel
+from evaluators.harness_tasks import LoadedTask, MetricKey, load_tasks
+from evaluators.manifest import Manifest, item_id, split_items
+from evaluators.rng_guard import preserved_rng_state, seed_scorer
+from evaluators.scores import Items, TaskScores
+
+if TYPE_CHECKING:
+    from evaluators.harness_requests import Encoder, FrozenItem
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDescription:
+    """What ``mergefront check`` prints of a task, and what its cost is estimated from."""
+
+    objective: str
+    task: str
+    metric: str
+    output_type: str
+    num_items: int
+    num_fewshot: int
+    max_new_tokens: int
+    higher_is_better: bool
+
+
+class Suite:
+    """The loaded tasks of a job, and its manifest.
+
+    Args:
+        objectives: The job's objectives.
+        settings: The job's evaluation settings.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], settings: EvaluationSettings) -> None:
+        self.settings = settings
+        self._objective_of = {
+            spec.task: name for name, objective in objectives.items() for spec in objective.tasks
+        }
+        with preserved_rng_state():
+            loaded, problems = load_tasks(objectives, settings)
+        self.tasks = {task.name: task for task in loaded}
+        splits: dict[SplitName, dict[str, tuple[str, ...]]] = {split: {} for split in SPLITS}
+        for task in loaded:
+            try:
+                parts = split_items(task.indices, settings.splits)
+            except ValueError as error:
+                problems.append(Problem(self._path(task.name), str(error)))
+                continue
+            problems.extend(self._check_fewshot(task, parts))
+            for split in SPLITS:
+                splits[split][task.name] = parts[split]
+        if problems:
+            raise ConfigError("the objectives cannot be evaluated", problems)
+        self.manifest = Manifest(splits, {task.name: task.definition for task in loaded})
+        # IFEval's language checks are random unless this class attribute is set.
+        if langdetect := sys.modules.get("langdetect"):
+            langdetect.DetectorFactory.seed = 0
+
+    def describe(self) -> list[TaskDescription]:
+        """Describe the tasks, in the order of the job."""
+        return [
+            TaskDescription(
+                objective=self._objective_of[task.name],
+                task=task.name,
+                metric=str(task.key),
+                output_type=task.output_type,
+                num_items=len(task.indices),
+                num_fewshot=task.num_fewshot,
+                max_new_tokens=task.max_new_tokens,
+                higher_is_better=task.key.sign > 0,
+            )
+            for task in self.tasks.values()
+        ]
+
+    def stock_samples(self, items: Items) -> dict[str, list[int]]:
+        """Return task -> positions of items, ascending: what ``lm_eval --samples`` takes.
+
+        The stock command scores the same items with the same few-shot examples when it is
+        given all items of one split.
+        """
+        return {
+            task: sorted(self.tasks[task].indices[item] for item in ids)
+            for task, ids in items.items()
+        }
+
+    def _path(self, task: str) -> str:
+        return f"objectives.{self._objective_of[task]}.{task}"
+
+    def _check_fewshot(
+        self, task: LoadedTask, parts: Mapping[SplitName, Sequence[str]]
+    ) -> Iterator[Problem]:
+        scored = {item for ids in parts.values() for item in ids}
+        shared = [doc for doc in task.fewshot_pool() if item_id(doc) in scored]
+        if shared:
+            yield Problem(
+                self._path(task.name),
+                f"draws its {task.num_fewshot} few-shot examples from the items that are scored "
+                f"({len(shared)} in common); set `num_fewshot: 0`, or use a task with a "
+                "`fewshot_split` of its own",
+            )
+
+
+def describe_tasks(
+    objectives: Mapping[str, Objective], settings: EvaluationSettings
+) -> list[TaskDescription]:
+    """Describe the tasks of a job without loading a model.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
+    """
+    return Suite(objectives, settings).describe()
+
+
+def build_manifest(objectives: Mapping[str, Objective], settings: EvaluationSettings) -> Manifest:
+    """Choose the items of a job without loading a model.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
+    """
+    return Suite(objectives, settings).manifest
+
+
+class HarnessEvaluator:
+    """Scores a live model on lm-eval tasks; requests are built once and reused.
+
+    The model must be in evaluation mode, and its ``generation_config`` must be that of the
+    checkpoint that will be exported: it says which tokens end a text.
+
+    Args:
+        objectives: The job's objectives.
+        settings: The job's evaluation settings.
+        manifest: The items that may be asked for; None makes one.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
+        EvaluationError: A task is not the one that the manifest was made from.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        settings: EvaluationSettings,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.suite = Suite(objectives, settings)
+        self.manifest = manifest or self.suite.manifest
+        for name, definition in self.manifest.task_hashes.items():
+            if name not in self.suite.tasks or self.suite.tasks[name].definition != definition:
+                raise EvaluationError(
+                    f"the definition of `{name}` changed since the job was checked: scores would "
+                    "not be comparable; restore the task's YAML and Python, or start a new search"
+                )
+        self._split_of = {
+            (task, item): split
+            for split in SPLITS
+            for task, ids in self.manifest.items(split).items()
+            for item in ids
+        }
+        self._encoder: Encoder | None = None
+        self._frozen: dict[tuple[str, SplitName], dict[str, FrozenItem]] = {}
+
+    def prepare(self, live: LiveModel, split: SplitName) -> None:
+        """Build the requests of a split now rather than at its first evaluation."""
+        with preserved_rng_state():
+            self._frozen_items(live, self.manifest.items(split))
+
+    def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
+        """Score the model as it is now; see ``evaluators.evaluator.Evaluator``.
+
+        The seconds are those of ``prepare`` (building requests, at the first use of a split),
+        ``forward`` (the model) and ``score`` (filters and metrics).
+
+        Raises:
+            EvaluationError: An item is unknown, the logits are not finite, a scorer fails or
+                its score is not a finite number.
+            ValueError: The model is in training mode, or a task has no items.
+        """
+        if live.model.training:
+            raise ValueError("the live model is in training mode; call `model.eval()` once")
+        if empty := [task for task, ids in items.items() if not ids]:
+            raise ValueError(f"task `{empty[0]}` has no items to score; leave it out instead")
+        clock = [time.perf_counter()]
+        with preserved_rng_state():
+            frozen = self._frozen_items(live, items)
+            clock.append(time.perf_counter())
+            self._run(live, [item for group in frozen.values() for item in group])
+            clock.append(time.perf_counter())
+            scores = {task: self._score(task, group) for task, group in frozen.items()}
+            clock.append(time.perf_counter())
+        texts = {
+            task: tuple(item.instances[0].resps[0] for item in group)
+            for task, group in frozen.items()
+            if self.suite.tasks[task].output_type == "generate_until"
+        }
+        stages = ("prepare", "forward", "score")
+        seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
+        return Evaluation(scores, texts, seconds)
+
+    def _encode_with(self, live: LiveModel) -> Encoder:
+        """Return the encoder of a live model; another tokenizer makes all requests anew."""
+        # Imported here because it imports torch, which `mergefront check` does without.
+        from evaluators.harness_requests import Encoder  # noqa: PLC0415
+
+        if self._encoder is None or not self._encoder.serves(live):
+            if self.suite.settings.apply_chat_template and not live.tokenizer.chat_template:
+                raise EvaluationError(
+                    "`evaluation.apply_chat_template` is true, but the tokenizer has no chat "
+                    "template; set it to false or add one to the base model's directory"
+                )
+            self._encoder = Encoder(live)
+            self._frozen.clear()
+        return self._encoder
+
+    def _frozen_items(self, live: LiveModel, items: Items) -> dict[str, list[FrozenItem]]:
+        """Return the frozen requests of items, building those of their splits where needed."""
+        return {
+            task: [self._frozen_item(live, task, item) for item in ids]
+            for task, ids in items.items()
+        }
+
+    def _frozen_item(self, live: LiveModel, task: str, item: str) -> FrozenItem:
+        from evaluators.harness_requests import freeze_split  # noqa: PLC0415
+
+        split = self._split_of.get((task, item))
+        if split is None:
+            raise EvaluationError(
+                f"item `{item}` of task `{task}` is not in the manifest of this job"
+            )
+        encoder = self._encode_with(live)
+        if (task, split) not in self._frozen:
+            self._frozen[task, split] = freeze_split(
+                self.suite.tasks[task],
+                self.manifest.items(split)[task],
+                encoder,
+                apply_chat_template=self.suite.settings.apply_chat_template,
+            )
+        return self._frozen[task, split][item]
+
+    def _run(self, live: LiveModel, items: Sequence[FrozenItem]) -> None:
+        from evaluators.harness_requests import run_requests  # noqa: PLC0415
+
+        run_requests(
+            live,
+            [request for item in items for request in item.requests],
+            batch_size=self.suite.settings.batch_size,
+            max_length=self._encode_with(live).max_length,
+        )
+
+    def _score(self, name: str, items: Sequence[FrozenItem]) -> TaskScores:
+        """Apply the task's own filter and scorer, item by item."""
+        loaded = self.suite.tasks[name]
+        key = loaded.key
+        for ensemble in loaded.task._filters:
+            if ensemble.name == key.filter:
+                ensemble.apply([part for item in items for part in item.instances])
+        values = [self._score_item(loaded, item, key) for item in items]
+        ids = tuple(item.item_id for item in items)
+        return TaskScores(name, ids, np.array(values, dtype=np.float64))
+
+    def _score_item(self, loaded: LoadedTask, item: FrozenItem, key: MetricKey) -> float:
+        seed_scorer(item.item_id)
+        # A scorer may change the document it is given; the next candidate must not see that.
+        document = copy.deepcopy(item.doc)
+        responses = [instance.filtered_resps[key.filter] for instance in item.instances]
+        where = f"`{loaded.name}`: {key} of item `{item.item_id}`"
+        try:
+            metrics = loaded.task.process_results(document, responses)
+        except Exception as error:
+            raise EvaluationError(
+                f"{where}: its scorer raised {type(error).__name__}: {error}"
+            ) from error
+        if key.metric not in metrics:
+            raise EvaluationError(f"{where} is missing; the scorer gave {', '.join(metrics)}")
+        value = metrics[key.metric]
+        if not isinstance(value, bool | int | float | np.number | np.bool_):
+            raise EvaluationError(f"{where} is a {type(value).__name__}, not a number")
+        if not math.isfinite(value):
+            raise EvaluationError(f"{where} is {float(value)}")
+        return key.sign * float(value)

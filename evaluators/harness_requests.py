@@ -1,0 +1,318 @@
+"""Frozen requests: the prompts and token ids of a task's items, built once and kept.
+
+What does not depend on the weights is done here and never again: few-shot examples, templates,
+lm-eval's instances, tokenizing, truncation. Encoding follows ``HFLM`` of lm-eval 0.4.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    resolve_max_length,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from configs.errors import EvaluationError
+from evaluators.generation import Prompt, generate
+from evaluators.harness_tasks import FEWSHOT_SEED, LoadedTask
+from evaluators.loglikelihood import Continuation, loglikelihoods
+
+if TYPE_CHECKING:
+    from evaluators.evaluator import LiveModel
+
+# Settings of a model's generation_config that change greedy decoding and are not implemented.
+_DECODING_FIELDS: Mapping[str, object] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": None,
+    "max_time": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "sequence_bias": None,
+    "stop_strings": None,
+    "suppress_tokens": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRequest:
+    """One request of lm-eval with its tokens.
+
+    ``instance`` collects the responses. Either ``prompt`` is to be continued, or the ``windows``
+    are to be scored: one for a log-likelihood, any number for a rolling one.
+    """
+
+    instance: Instance
+    prompt: Prompt | None = None
+    windows: tuple[Continuation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenItem:
+    """One item, ready to be run: a multiple choice has one request per choice."""
+
+    item_id: str
+    doc: Mapping[str, object]
+    requests: tuple[FrozenRequest, ...]
+
+    @property
+    def instances(self) -> list[Instance]:
+        """lm-eval's requests, in the order of the choices."""
+        return [request.instance for request in self.requests]
+
+
+class Encoder:
+    """Turns texts into tokens as the stock ``hf`` model does.
+
+    Args:
+        live: The model, for its length limit and generation settings, and the tokenizer.
+
+    Raises:
+        EvaluationError: The model's generation settings ask for what greedy decoding lacks.
+    """
+
+    def __init__(self, live: LiveModel) -> None:
+        self._tokenizer: Any = live.tokenizer
+        self._config: Any = live.model.config
+        self._generation: Any = live.model.generation_config
+        self.max_length: int = resolve_max_length(live.model.config, live.tokenizer)
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        self._prefix_id: int | None = eos if bos is None else bos
+        self._prefix = None if self._prefix_id is None else self._text_of(self._prefix_id)
+        self._eos_text = None if eos is None else self._text_of(eos)
+        self._check_generation()
+
+    def serves(self, live: LiveModel) -> bool:
+        """Whether texts of this encoder are right for a live model."""
+        return live.tokenizer is self._tokenizer and live.model.config is self._config
+
+    def prompt(self, text: str, generation_kwargs: Mapping[str, Any], task: str) -> Prompt:
+        """Encode the prompt of a ``generate_until`` request, leaving room for its budget."""
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs)))
+        budget = int(kwargs["max_gen_toks"])
+        if budget >= self.max_length:
+            raise EvaluationError(
+                f"`{task}` asks for {budget} new tokens, but the model sees only "
+                f"{self.max_length} tokens; lower `max_gen_toks` in the task's generation_kwargs"
+            )
+        with_bos = has_bos_prefix(text, self._tokenizer.bos_token)
+        ids = self._encode(text, {"add_special_tokens": False} if with_bos else {})
+        if not ids:
+            raise EvaluationError(
+                f"`{task}` has an empty prompt, and the tokenizer begins texts with no token"
+            )
+        penalty = kwargs.get(
+            "repetition_penalty", getattr(self._generation, "repetition_penalty", None)
+        )
+        return Prompt(
+            token_ids=tuple(ids[-(self.max_length - budget) :]),
+            # transformers lets this setting of the model win over the task's budget.
+            max_new_tokens=getattr(self._generation, "max_new_tokens", None) or budget,
+            stops=tuple(handle_stop_sequences(list(kwargs["until"]), self._eos_text)),
+            repetition_penalty=1.0 if penalty is None else float(penalty),
+        )
+
+    def continuation(self, context: str, text: str, task: str) -> Continuation:
+        """Encode the (context, continuation) pair of a ``loglikelihood`` request."""
+        if context:
+            spaces = len(context) - len(context.rstrip())
+            head, tail = (context[:-spaces], context[-spaces:]) if spaces else (context, "")
+            before = self._encode_guarded(head)
+            after = self._encode_guarded(head + tail + text)[len(before) :]
+        else:
+            before, after = (
+                self._prefix_ids(task),
+                self._encode(text, {"add_special_tokens": False}),
+            )
+            if after[:1] == before:
+                before, after = after[:1], after[1:]
+        if not before or not after or len(after) > self.max_length:
+            raise EvaluationError(
+                f"`{task}`: a choice of {len(after)} tokens after a context of {len(before)} "
+                f"cannot be scored; both need a token, and a choice at most {self.max_length}"
+            )
+        return Continuation(tuple(before), tuple(after))
+
+    def windows(self, text: str, task: str) -> tuple[Continuation, ...]:
+        """Cut a text into the windows of a rolling log-likelihood; every token counts once."""
+        pairs = get_rolling_token_windows(
+            token_list=self._encode_guarded(text),
+            prefix_token=self._prefix_ids(task)[0],
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        disjoint = map(make_disjoint_window, pairs)
+        return tuple(Continuation(tuple(before), tuple(after)) for before, after in disjoint)
+
+    def chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation with the tokenizer's template, without a system turn if it must."""
+        arguments = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(self._tokenizer.apply_chat_template(history, **arguments))
+        except TemplateError:
+            history = [message for message in history if message["role"] != "system"]
+            return str(self._tokenizer.apply_chat_template(history, **arguments))
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        # A text that already begins with the beginning-of-text token gets no second one.
+        with_prefix = self._prefix is not None and has_bos_prefix(text, self._prefix)
+        return self._encode(text, {"add_special_tokens": False} if with_prefix else {})
+
+    def _encode(self, text: str, arguments: dict[str, bool]) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, **arguments)
+        return ids
+
+    def _prefix_ids(self, task: str) -> list[int]:
+        if self._prefix_id is None:
+            raise EvaluationError(
+                f"`{task}` scores texts without a context, but the tokenizer has neither a "
+                "beginning-of-text nor an end-of-text token to put before them"
+            )
+        return [self._prefix_id]
+
+    def _text_of(self, token_id: int) -> str:
+        return str(self._tokenizer.decode(token_id, skip_special_tokens=False))
+
+    def _check_generation(self) -> None:
+        found = [
+            f"{name}={value!r}"
+            for name, neutral in _DECODING_FIELDS.items()
+            if (value := getattr(self._generation, name, None)) not in (None, neutral)
+        ]
+        if found:
+            raise EvaluationError(
+                f"the model's generation_config sets {', '.join(found)}, which the greedy decoder "
+                "does not implement; remove it from generation_config.json"
+            )
+
+
+def freeze_split(
+    loaded: LoadedTask,
+    item_ids: Sequence[str],
+    encoder: Encoder,
+    *,
+    apply_chat_template: bool,
+) -> dict[str, FrozenItem]:
+    """Build and encode the requests of a split of a task.
+
+    Few-shot examples are drawn as the stock command draws them for exactly these items
+    (``--samples`` with their positions, ascending), so an item's prompt depends on its split and
+    not on what is evaluated.
+
+    Returns:
+        Item id -> its frozen requests.
+
+    Raises:
+        EvaluationError: An item cannot be encoded, or is not among the task's documents.
+    """
+    if missing := [item for item in item_ids if item not in loaded.indices]:
+        raise EvaluationError(
+            f"`{loaded.name}` has no item `{missing[0]}` ({len(missing)} of {len(item_ids)} are "
+            "missing): its data changed since the job was checked; restore it or start a new search"
+        )
+    wanted = {loaded.indices[item]: item for item in item_ids}
+    task = loaded.task
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    documents = task.eval_docs
+    frozen = {}
+    for position in sorted(wanted):
+        item, document = wanted[position], documents[position]
+        instances = _instances(task, document, position, encoder, apply_chat_template)
+        requests = tuple(_freeze(instance, encoder, loaded.name) for instance in instances)
+        frozen[item] = FrozenItem(item, document, requests)
+    return frozen
+
+
+def _instances(
+    task: Task,
+    doc: Mapping[str, object],
+    position: int,
+    encoder: Encoder,
+    apply_chat_template: bool,
+) -> list[Instance]:
+    """Do for one document what ``Task.build_all_requests`` does for all."""
+    template = encoder.chat if apply_chat_template else None
+    context = task.fewshot_context(
+        doc,
+        num_fewshot=task.config.num_fewshot or 0,
+        system_instruction=None,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=apply_chat_template,
+        chat_template=template,
+        gen_prefix=task.doc_to_prefix(doc),
+    )
+    built = task.construct_requests(
+        doc=doc,
+        ctx=context,
+        metadata=(task.config.task, position, task.config.repeats),
+        apply_chat_template=apply_chat_template,
+        chat_template=template,
+    )
+    instances = built if isinstance(built, list) else [built]
+    return sorted(instances, key=lambda instance: instance.idx)
+
+
+def _freeze(instance: Instance, encoder: Encoder, task: str) -> FrozenRequest:
+    match instance.request_type:
+        case "generate_until":
+            text, kwargs = instance.args
+            return FrozenRequest(instance, prompt=encoder.prompt(text, kwargs, task))
+        case "loglikelihood":
+            context, text = instance.args
+            return FrozenRequest(instance, windows=(encoder.continuation(context, text, task),))
+        case _:
+            return FrozenRequest(instance, windows=encoder.windows(instance.args[0], task))
+
+
+def run_requests(
+    live: LiveModel, requests: Sequence[FrozenRequest], *, batch_size: int, max_length: int
+) -> None:
+    """Fill in the responses of requests; what an earlier candidate left in them is gone.
+
+    Raises:
+        EvaluationError: A logit is not finite.
+    """
+    prompts = [(request, request.prompt) for request in requests if request.prompt is not None]
+    texts = generate(
+        live.model, live.tokenizer, [prompt for _, prompt in prompts], batch_size=batch_size
+    )
+    for (request, _), text in zip(prompts, texts, strict=True):
+        _respond(request, text)
+    windows = [window for request in requests for window in request.windows]
+    likelihoods = iter(
+        loglikelihoods(live.model, windows, batch_size=batch_size, max_length=max_length)
+    )
+    for request in requests:
+        if request.prompt is not None:
+            continue
+        parts = [next(likelihoods) for _ in request.windows]
+        total = sum(part.log_probability for part in parts)
+        rolling = request.instance.request_type == "loglikelihood_rolling"
+        _respond(request, total if rolling else (total, parts[0].is_greedy))
+
+
+def _respond(request: FrozenRequest, response: object) -> None:
+    # Assigned, where stock appends: an earlier candidate's answers must not be scored again.
+    # Greedy decoding says the same however often a task wants to hear it.
+    request.instance.resps = [response] * (request.instance.repeats or 1)
+    request.instance.filtered_resps = {}

@@ -1,0 +1,117 @@
+"""Log-likelihoods of continuations, as stock lm-eval computes them.
+
+Follows ``HFLM._loglikelihood_tokens`` of lm-eval 0.4.13: inputs are truncated from the left,
+padded on the right without a mask (attention is causal), and requests that share all tokens but
+the last share one forward pass, which makes multiple choice over single letters cost one row.
+Logits are computed for the continuations only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from configs.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens to score after a context.
+
+    Attributes:
+        context_ids: What comes before, at least one token.
+        token_ids: What is scored, at least one token.
+    """
+
+    context_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Sum of the natural-log probabilities, and whether greedy decoding says the same tokens."""
+
+    log_probability: float
+    is_greedy: bool
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    model: PreTrainedModel,
+    continuations: Sequence[Continuation],
+    *,
+    batch_size: int,
+    max_length: int,
+) -> list[Likelihood]:
+    """Score continuations.
+
+    Args:
+        model: A decoder model in evaluation mode.
+        continuations: What to score; each continuation has at most ``max_length`` tokens.
+        batch_size: Rows per forward pass, >= 1.
+        max_length: Most tokens that the model sees at once; longer contexts lose their start.
+
+    Returns:
+        Likelihoods, aligned with ``continuations``.
+
+    Raises:
+        EvaluationError: A logit is not finite: the weights are broken.
+    """
+    sharing: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, item in enumerate(continuations):
+        sharing[(item.context_ids + item.token_ids)[:-1][-max_length:]].append(index)
+    inputs = sorted(sharing, key=lambda ids: (-len(ids), ids))
+    results: dict[int, Likelihood] = {}
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        scored = [[continuations[index] for index in sharing[ids]] for ids in batch]
+        for ids, likelihoods in zip(batch, _score_batch(model, batch, scored), strict=True):
+            results.update(zip(sharing[ids], likelihoods, strict=True))
+    return [results[index] for index in range(len(continuations))]
+
+
+def _score_batch(
+    model: PreTrainedModel,
+    inputs: Sequence[tuple[int, ...]],
+    scored: Sequence[Sequence[Continuation]],
+) -> list[list[Likelihood]]:
+    """Run one right-padded batch; ``scored[r]`` are the continuations that end with input r."""
+    width = max(map(len, inputs))
+    rows = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in inputs], device=model.device)
+    # The logit of a token is at the position before it; `first` is the earliest one needed.
+    longest = [max(len(item.token_ids) for item in items) for items in scored]
+    first = min(len(ids) - count for ids, count in zip(inputs, longest, strict=True))
+    arguments: dict[str, object] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        arguments["logits_to_keep"] = width - first
+    logits = model(input_ids=rows, **arguments).logits
+    offset = width - logits.shape[1]
+    return [
+        _score_row(logits[row, len(ids) - count - offset : len(ids) - offset], items)
+        for row, (ids, count, items) in enumerate(zip(inputs, longest, scored, strict=True))
+    ]
+
+
+def _score_row(logits: torch.Tensor, items: Sequence[Continuation]) -> list[Likelihood]:
+    """Score the continuations of one input from its last ``(tokens, vocabulary)`` logits."""
+    if not torch.isfinite(logits.sum()):
+        raise EvaluationError(
+            f"logits are not finite for a context of {len(items[0].context_ids)} tokens: the "
+            "weights of this candidate are broken"
+        )
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    likelihoods = []
+    for item in items:
+        tokens = torch.tensor(item.token_ids, device=logits.device)
+        tail = log_probabilities[-len(tokens) :]
+        total = float(tail.gather(1, tokens[:, None]).sum())
+        likelihoods.append(Likelihood(total, bool((tail.argmax(dim=-1) == tokens).all())))
+    return likelihoods

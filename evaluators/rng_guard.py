@@ -1,0 +1,49 @@
+"""Keep the global random states of a process out of evaluation, and evaluation out of them.
+
+lm-eval reseeds Python's, numpy's and torch's global generators, and some scorers draw from them.
+A search that shares the process must not notice, and a score must not depend on who drew before.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+@contextmanager
+def preserved_rng_state() -> Iterator[None]:
+    """Restore the global states of ``random``, numpy and torch on leaving, whatever happens.
+
+    torch is looked at only when it is already imported; every CUDA device's state is covered
+    once CUDA is in use.
+    """
+    torch = sys.modules.get("torch")
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is guarded
+    torch_state = None if torch is None else torch.random.get_rng_state()
+    cuda_in_use = torch is not None and torch.cuda.is_initialized()
+    cuda_states = torch.cuda.get_rng_state_all() if torch is not None and cuda_in_use else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        if torch is not None and torch_state is not None:
+            torch.random.set_rng_state(torch_state)
+            if cuda_states is not None:
+                torch.cuda.set_rng_state_all(cuda_states)
+
+
+def seed_scorer(name: str) -> None:
+    """Seed ``random`` and numpy's global state from a name, before an item is scored.
+
+    IFEval's checkers draw random letters for some items: seeded by the item, a score depends on
+    nothing but the response. Call it inside :func:`preserved_rng_state` only.
+
+    Args:
+        name: An item id, hexadecimal digits.
+    """
+    seed = int(name, 16)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, TID251 - scorers draw from the global state

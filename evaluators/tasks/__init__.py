@@ -1,0 +1,1 @@
+"""lm-eval tasks that come with mergefront."""

@@ -1,0 +1,1 @@
+"""Three small tasks on procedural items: math, code and instruct."""

@@ -1,0 +1,257 @@
+"""The command ``mergefront``: arguments in, one call, exit code out.
+
+What a command does is in ``optimizer.cli_search`` (check, run, resume) and ``optimizer.cli_read``
+(everything that only reads an archive). They are imported inside the commands, so that
+``mergefront --help`` needs neither torch nor Ray. Results go to standard output, progress, logs
+and errors to standard error; the exit codes are those of ``configs.errors``.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from configs.errors import MergefrontError
+
+app = typer.Typer(
+    name="mergefront",
+    help="Search the merges of fine-tuned checkpoints for the whole Pareto front, and export "
+    "the best one as an ordinary Hugging Face checkpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help is there in half the time, and survives a pipe.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+ArchiveFile = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive of a search.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
+]
+Evaluations = Annotated[
+    int | None, typer.Option("--evaluations", min=1, help="Override budget.evaluations.")
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _fail(error: MergefrontError, *, as_json: bool) -> NoReturn:
+    """End the command as an error says: text on stderr, and JSON on stdout where asked for."""
+    if as_json:
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__.removesuffix("Error"))
+        found: Any = getattr(error, "problems", None) or error.context.get("problems") or []
+        problems = [{"path": problem.path, "message": problem.message} for problem in found]
+        record = {"type": kind.lower(), "message": error.message, "problems": problems}
+        typer.echo(json.dumps({"error": record}, indent=2))
+    typer.echo(f"error: {error.message}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+def _command(function: Command) -> Command:
+    """Register a command whose errors end it with their own text and exit code."""
+
+    @functools.wraps(function)
+    def guarded(**arguments: Any) -> None:  # noqa: ANN401 - typer passes what the command declares
+        try:
+            function(**arguments)
+        except MergefrontError as error:
+            _fail(error, as_json=bool(arguments.get("as_json")))
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    app.command()(guarded)
+    return function
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mergefront {version('mergefront')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@_command
+def check(job: JobFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Check a job, evaluating nothing, and estimate what it costs."""
+    from optimizer import cli_search
+
+    cli_search.check(job, overrides=_overrides(settings), as_json=as_json)
+
+
+@_command
+def run(
+    job: JobFile,
+    settings: Settings = None,
+    evaluations: Evaluations = None,
+    plain: Plain = False,
+) -> None:
+    """Search until the budget is spent, then validate and choose."""
+    from optimizer import cli_search
+
+    cli_search.run(job, overrides=_overrides(settings, evaluations), plain=plain)
+
+
+@_command
+def resume(
+    *,
+    archive: ArchiveFile,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", metavar="JOB.yaml", help="Job file; default: the one archived."),
+    ] = None,
+    archived_job: Annotated[
+        bool, typer.Option("--archived-job", help="Ignore the job file, take the archived job.")
+    ] = False,
+    settings: Settings = None,
+    evaluations: Evaluations = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Propose everything again and compare first.")
+    ] = False,
+    plain: Plain = False,
+) -> None:
+    """Go on with a search that was stopped, or with a larger budget."""
+    from optimizer import cli_search
+
+    cli_search.resume(
+        archive,
+        job_path=job,
+        archived_job=archived_job,
+        overrides=_overrides(settings, evaluations),
+        verify=verify,
+        plain=plain,
+    )
+
+
+@_command
+def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
+    """Say how far a search is, running or not."""
+    from optimizer import cli_read
+
+    cli_read.status(archive, as_json=as_json)
+
+
+@_command
+def front(
+    archive: ArchiveFile,
+    split: Annotated[str, typer.Option(help="Whose scores: search, select or report.")] = "search",
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Print the merges that no other merge dominates."""
+    from optimizer import cli_read
+
+    cli_read.front(archive, split=split, as_json=as_json, as_csv=as_csv)
+
+
+@_command
+def plot(
+    archive: ArchiveFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="FILE.png, FILE.html, or a name for both. [default: beside ARCHIVE]"),
+    ] = None,
+) -> None:
+    """Draw the front and how it grew, as PNG and as one HTML page."""
+    from optimizer import cli_read
+
+    cli_read.plot(archive, out=out)
+
+
+@_command
+def report(archive: ArchiveFile, as_json: AsJson = False) -> None:
+    """Print the chosen merge, the baselines, and whether it won."""
+    from optimizer import cli_read
+
+    cli_read.report(archive, as_json=as_json)
+
+
+@_command
+def export(
+    *,
+    archive: ArchiveFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    prefer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=W,...", help="Maximize this weighted mean of objectives."),
+    ] = None,
+    at_least: Annotated[
+        str | None, typer.Option(metavar="NAME=X,...", help="Smallest acceptable scores.")
+    ] = None,
+    recipe_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Recipe id or a prefix of it.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Such as 500MB or 5GB.")] = "5GB",
+    as_json: AsJson = False,
+) -> None:
+    """Write the chosen or another merge as a Hugging Face checkpoint."""
+    from optimizer import cli_read
+
+    cli_read.export(
+        archive,
+        out=out,
+        prefer=prefer,
+        at_least=at_least,
+        recipe_id=recipe_id,
+        max_shard_size=max_shard_size,
+        as_json=as_json,
+    )
+
+
+def _overrides(settings: list[str] | None, evaluations: int | None = None) -> dict[str, object]:
+    """Read ``--set`` options as dotted keys with YAML values."""
+    import yaml
+
+    from configs.errors import ConfigError, Problem
+
+    overrides: dict[str, object] = {}
+    problems = []
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            problems.append(Problem("--set", f"expected KEY=VALUE, found `{setting}`"))
+            continue
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            problems.append(Problem(f"--set {key}", f"`{text}` is not YAML: {reason}"))
+    if problems:
+        raise ConfigError("the command line cannot be read", problems)
+    if evaluations is not None:
+        overrides["budget.evaluations"] = evaluations
+    return overrides
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The commands that read an archive: status, front, plot, report and export.
+
+They take no lock and may run beside the search that writes.
+"""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import psutil
+from rich.console import Console
+
+from configs.errors import ConfigError, Problem
+from configs.schema import SPLITS, SplitName
+from optimizer.archive import Archive
+from optimizer.front_view import front_of, front_table, row_record, rows_csv, scored_candidates
+from optimizer.live import format_duration
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# Where output is not a terminal, a table that is cut is of no use.
+_PIPE_WIDTH = 160
+
+
+def stdout_console() -> Console:
+    """Return where results are printed."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def print_json(content: object) -> None:
+    """Print a result as JSON."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def status(path: Path, *, as_json: bool) -> None:
+    """Print how far a search is."""
+    with Archive.open(path) as archive:
+        record = _status_record(archive)
+    if as_json:
+        print_json(record)
+        return
+    console = stdout_console()
+    text = f"{record['name']}: {record['state']}; {record['advice']}"
+    console.print(text, style="bold", markup=False, soft_wrap=True)
+    for key in ("archive", "created_at", "evaluations", "validated", "failures", "elapsed"):
+        value = record[key]
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        console.print(f"  {key.replace('_', ' '):<12} {text or 'none'}", markup=False)
+
+
+def _status_record(archive: Archive) -> dict[str, object]:
+    outcomes = archive.outcomes("search")
+    finished = {split: len(archive.outcomes(split)) for split in SPLITS}
+    choice = archive.choice()
+    writer = writer_of(archive.path)
+    if writer is not None:
+        state, advice = "running", f"process {writer}"
+    elif choice is not None and choice in archive.scores("report"):
+        state, advice = "finished", f"see it with `mergefront report {archive.path}`"
+    else:
+        state, advice = "interrupted", f"continue with `mergefront resume {archive.path}`"
+    budget = archive.job.budget.evaluations
+    return {
+        "name": archive.job.name,
+        "state": state,
+        "advice": advice,
+        "archive": str(archive.path),
+        "job": None if archive.job_path is None else str(archive.job_path),
+        "created_at": archive.created_at,
+        "evaluations": {
+            "recorded": finished["search"],
+            "in flight or lost": len(archive.candidates()) - finished["search"],
+            "budget": budget,
+        },
+        "validated": {"select": finished["select"], "report": finished["report"]},
+        "failures": dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if not o.scores)),
+        "elapsed": format_duration(archive.elapsed_s),
+        "elapsed_s": archive.elapsed_s,
+        "choice": choice,
+        "writer": writer,
+    }
+
+
+def writer_of(path: Path) -> int | None:
+    """Return the process on this machine that writes an archive; None when none does.
+
+    Read from the lock file's text, not by trying the lock, which could keep a driver out.
+    """
+    try:
+        owner = json.loads(path.with_name(path.name + ".lock").read_text(encoding="utf-8"))
+        pid, started_at = int(owner["pid"]), str(owner["started_at"])
+        began = psutil.Process(pid).create_time()
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    # A process that began after the lock was taken only has the same number.
+    return pid if began <= _timestamp(started_at) else None
+
+
+def _timestamp(iso: str) -> float:
+    from datetime import datetime  # noqa: PLC0415 - one use
+
+    return datetime.fromisoformat(iso).timestamp()
+
+
+def front(path: Path, *, split: str, as_json: bool, as_csv: bool) -> None:
+    """Print the front on a split."""
+    with Archive.open(path) as archive:
+        name = _split(split)
+        rows = front_of(scored_candidates(archive, name))
+        objectives = list(archive.job.objectives)
+        header = {
+            "archive": str(archive.path),
+            "split": name,
+            "objectives": objectives,
+            "preference": archive.job.preference,
+        }
+    if as_json:
+        print_json({**header, "front": [row_record(row) for row in rows]})
+    elif as_csv:
+        sys.stdout.write(rows_csv(rows, objectives))
+    elif not rows:
+        sys.stderr.write(f"no merge was scored on the {name} split yet\n")
+    else:
+        stdout_console().print(front_table(rows, objectives))
+
+
+def _split(text: str) -> SplitName:
+    if text not in get_args(SplitName):
+        message = f"`{text}` is no split; there are {', '.join(SPLITS)}"
+        raise ConfigError("the command line cannot be read", [Problem("--split", message)])
+    return text  # type: ignore[return-value]
+
+
+def plot(path: Path, *, out: Path | None) -> None:
+    """Draw the pictures and print where they are."""
+    from optimizer.plot import Picture, write_png  # noqa: PLC0415 - matplotlib and plotly
+    from optimizer.plot_html import write_html  # noqa: PLC0415
+
+    target = out or path.with_name(f"{path.stem}-front")
+    suffix = target.suffix.lower()
+    with Archive.open(path) as archive:
+        picture = Picture.of(archive)
+    written = []
+    if suffix != ".html":
+        written.append(target if suffix == ".png" else target.with_name(f"{target.name}.png"))
+        write_png(picture, written[-1])
+    if suffix != ".png":
+        written.append(target if suffix == ".html" else target.with_name(f"{target.name}.html"))
+        write_html(picture, written[-1])
+    sys.stdout.write("".join(f"{file}\n" for file in written))
+
+
+def report(path: Path, *, as_json: bool) -> None:
+    """Print the report of a search."""
+    from optimizer.report import render, report_of, report_record  # noqa: PLC0415 - the verdict
+
+    with Archive.open(path) as archive:
+        found = report_of(archive)
+    if as_json:
+        print_json(report_record(found))
+    else:
+        stdout_console().print(render(found))
+
+
+def export(
+    path: Path,
+    *,
+    out: Path,
+    prefer: str | None,
+    at_least: str | None,
+    recipe_id: str | None,
+    max_shard_size: str,
+    as_json: bool,
+) -> None:
+    """Choose a merge and write it as a checkpoint directory."""
+    from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
+    from optimizer.select import choose  # noqa: PLC0415
+
+    wishes = _numbers("--prefer", prefer)
+    floors = _numbers("--at-least", at_least)
+    max_shard_bytes = _bytes(max_shard_size)
+    with Archive.open(path) as archive:
+        choice = choose(archive, prefer=wishes, floors=floors, recipe_id=recipe_id)
+        if choice.split == "search":
+            sys.stderr.write(
+                "note: no merge was scored on held-out items yet, so the scores of the search "
+                "decide, which flatter what the search picked\n"
+            )
+        done = write_export(archive, choice, out, max_shard_bytes=max_shard_bytes)
+    if as_json:
+        print_json(
+            {
+                "directory": str(done.directory),
+                "recipe_id": done.recipe_id,
+                "candidate": choice.candidate.index,
+                "rule": choice.rule,
+                "weights_digest": done.weights_digest,
+                "size_bytes": done.size_bytes,
+            }
+        )
+    else:
+        sys.stderr.write(f"recipe {done.recipe_id[:10]} ({choice.rule})\n")
+        sys.stdout.write(f"{done.directory}\n")
+
+
+def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
+    """Read ``name=number,name=number``."""
+    if text is None:
+        return None
+    numbers: dict[str, float] = {}
+    problems = []
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            numbers[name.strip()] = float(value) if equals else math.nan
+        except ValueError:
+            equals = ""
+        if not equals:
+            problems.append(Problem(flag, f"expected NAME=NUMBER, found `{part}`"))
+    if problems:
+        raise ConfigError("the command line cannot be read", problems)
+    return numbers
+
+
+def _bytes(text: str) -> int:
+    """Read a size such as ``5GB`` or ``500 MiB``."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|)\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        message = f"expected a size such as 500MB or 5GB, found `{text}`"
+        raise ConfigError("the command line cannot be read", [Problem("--max-shard-size", message)])
+    return size

@@ -1,0 +1,212 @@
+"""The commands that search: check, run and resume.
+
+Ray is imported and started only after everything that can be checked without it was checked.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from configs.errors import ConfigError, JobChangedError, Problem
+from configs.load import job_of, load_job
+from configs.schema import OPERATIONAL_KEYS, JobConfig
+from optimizer.archive import Archive
+from optimizer.cli import INTERRUPTED
+from optimizer.cli_read import print_json, stdout_console
+from optimizer.driver import run_search
+from optimizer.job_changes import changed_keys
+from optimizer.live import make_view
+from optimizer.preflight import Prepared, prepare
+from optimizer.preflight_view import prepared_record, render_prepared
+from optimizer.report import render, report_of
+from optimizer.resume import verify_replay
+
+
+def check(job_path: Path, *, overrides: Mapping[str, object], as_json: bool) -> None:
+    """Check a job and print its cost."""
+    prepared = prepare(load_job(job_path, overrides))
+    if as_json:
+        print_json(prepared_record(prepared))
+    else:
+        stdout_console().print(render_prepared(prepared))
+
+
+def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
+    """Start a search and see it to its end."""
+    console = _stderr_console()
+    job = load_job(job_path, overrides)
+    prepared = prepare(job)
+    _warn(console, prepared)
+    archive = Archive.create(
+        Path(job.archive),
+        job=job,
+        job_path=_job_path_of(job_path, job),
+        sources=prepared.sources,
+        manifest=prepared.manifest,
+    )
+    with archive:
+        _search(archive, prepared, console, plain=plain, options=_options(overrides))
+
+
+def resume(
+    path: Path,
+    *,
+    job_path: Path | None,
+    archived_job: bool,
+    overrides: Mapping[str, object],
+    verify: bool,
+    plain: bool,
+) -> None:
+    """Go on with a search and see it to its end."""
+    console = _stderr_console()
+    with Archive.open(path, writable=True) as archive:
+        job = _job_to_resume(archive, job_path, archived_job, overrides, console)
+        prepared = prepare(job, archive=archive)
+        _warn(console, prepared)
+        if verify:
+            _verify(archive, prepared, console)
+        options = _options(overrides) + (" --archived-job" if archived_job else "")
+        if job_path is not None:
+            options += f" --job {shlex.quote(str(job_path))}"
+        _search(archive, prepared, console, plain=plain, options=options)
+
+
+def _search(
+    archive: Archive, prepared: Prepared, console: Console, *, plain: bool, options: str
+) -> None:
+    """Run the search of an archive; ``options`` are those of the command that continues it."""
+    from workers.job import WorkerSpec  # noqa: PLC0415
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+
+    spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
+    _say(console, f"archive {archive.path}", style="dim")
+    view = make_view(archive, console, plain=plain)
+    command = f"mergefront resume {shlex.quote(str(archive.path))}{options}"
+    with _resumable(archive, prepared.job, command), view, RayPool(spec) as pool:
+        result = run_search(archive, pool, prepared.space, job=prepared.job, on_event=view.on_event)
+    _say(console, f"search ended: {result.reason}\n")
+    stdout_console().print(render(report_of(archive)))
+    _say(console, f"\nexport the chosen merge: mergefront export {archive.path} --out DIR")
+
+
+@contextmanager
+def _resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[None]:
+    """End a search that is interrupted with the command that continues it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ninterrupted: {len(archive.outcomes('search'))} of "
+            f"{job.budget.evaluations} evaluations are recorded; continue with\n  {command}",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _options(overrides: Mapping[str, object]) -> str:
+    """Write overrides as options of ``resume``, where they may be given there."""
+    kept = {key: value for key, value in overrides.items() if _may_change(key)}
+    texts = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in kept.items()]
+    return "".join(f" --set {text}" for text in texts)
+
+
+def _may_change(key: str) -> bool:
+    """Whether a key may differ on resume; where the archive is, is said by its argument."""
+    return key.partition(".")[0] in OPERATIONAL_KEYS - {"archive"}
+
+
+def _job_path_of(job_path: Path, job: JobConfig) -> Path | None:
+    """Return the job file for the archive, unless --set made it say something else."""
+    return job_path if load_job(job_path).digest == job.digest else None
+
+
+def _job_to_resume(
+    archive: Archive,
+    job_path: Path | None,
+    archived_job: bool,
+    overrides: Mapping[str, object],
+    console: Console,
+) -> JobConfig:
+    """Return the archived job with what may change on resume.
+
+    Raises:
+        ConfigError: The job file or an override cannot be used.
+        JobChangedError: The job file searches something else than the archive.
+    """
+    _refuse_unresumable(overrides)
+    path = None if archived_job else job_path or archive.job_path
+    if path is not None and job_path is None and not path.is_file():
+        _say(console, f"{path} is gone; going on with the archived job", style="yellow")
+        path = None
+    if path is None:
+        return job_of(archive.job.model_dump(mode="json"), overrides, name="the archived job")
+    # A job means the same from wherever it is resumed.
+    job = load_job(path, overrides, directory=archive.working_directory)
+    if changes := changed_keys(archive.job, job):
+        raise JobChangedError(
+            f"{path} searches something else than {archive.path}; start a new search with "
+            "another `archive`, or go on as archived with --archived-job. Changed:",
+            changes,
+        )
+    for key in ("budget", "workers"):
+        before, now = (getattr(part, key).model_dump() for part in (archive.job, job))
+        for name in [name for name in now if now[name] != before[name]]:
+            _say(console, f"{key}.{name}: {before[name]} -> {now[name]}", style="dim")
+    return job
+
+
+def _refuse_unresumable(overrides: Mapping[str, object]) -> None:
+    allowed = sorted(OPERATIONAL_KEYS - {"archive"})
+    problems = [
+        Problem(key, f"cannot change on resume; only {', '.join(allowed)} can")
+        for key in overrides
+        if not _may_change(key)
+    ]
+    if problems:
+        raise ConfigError("the command line cannot be used on resume", problems)
+
+
+def _verify(archive: Archive, prepared: Prepared, console: Console) -> None:
+    """Propose everything again; a difference is a warning, since BLAS bits differ (D4)."""
+    mismatches = verify_replay(archive, prepared.space)
+    if not mismatches:
+        _say(console, f"verified: {len(archive.candidates())} proposals come out as recorded")
+        return
+    worst = max(mismatches, key=lambda mismatch: mismatch.largest_difference)
+    _say(
+        console,
+        f"warning: {len(mismatches)} of {len(archive.candidates())} proposals come out "
+        f"differently, candidate {mismatches[0].candidate} first; the largest difference of a "
+        f"gene is {worst.largest_difference:.3g}. The record is taken as it is. Here are numpy "
+        f"{version('numpy')}, cma {version('cma')}, Python {sys.version.split()[0]}",
+        style="yellow",
+    )
+
+
+def _warn(console: Console, prepared: Prepared) -> None:
+    for warning in prepared.warnings:
+        _say(console, f"warning: {warning}", style="yellow")
+
+
+def _say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a line as it is: paths may look like markup, and must survive being copied."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _stderr_console() -> Console:
+    """Return the console for progress, and send log records there."""
+    console = Console(stderr=True)
+    # Through the same console, a record does not tear the live view.
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)]
+    )
+    return console

@@ -1,0 +1,119 @@
+"""What a search will cost, from sizes and counts alone: nothing here is measured."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.schema import SPLITS, JobConfig, SplitName
+from optimizer.baselines import BaselinePlan
+from optimizer.space import SearchSpace
+from workers.compat import PoolReport
+
+if TYPE_CHECKING:
+    from evaluators.harness import TaskDescription
+    from evaluators.manifest import Manifest
+
+RUNTIME_BYTES = 500_000_000
+"""Memory of a worker's process without a model: Python, torch, transformers, lm-eval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Sizes in bytes, and counts.
+
+    ``moved_bytes`` is what one candidate moves through memory: every source read once, the result
+    written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines`` and
+    ``evaluations`` are upper bounds: the greedy soup may end early. ``generations`` and
+    ``new_tokens`` are those of one candidate, the latter at the most.
+    """
+
+    num_genes: int
+    model_bytes: int
+    moved_bytes: int
+    worker_bytes: int
+    num_baselines: int
+    evaluations: dict[SplitName, int]
+    requests: dict[SplitName, int]
+    generations: dict[SplitName, int]
+    new_tokens: dict[SplitName, int]
+
+    @property
+    def total_moved_bytes(self) -> int:
+        """What the whole search moves for merging, validation included."""
+        return self.moved_bytes * sum(self.evaluations.values())
+
+    @property
+    def total_generations(self) -> int:
+        """Generated answers of the whole search, validation included."""
+        return sum(self.generations[split] * self.evaluations[split] for split in SPLITS)
+
+
+def estimate(
+    job: JobConfig,
+    pool: PoolReport,
+    space: SearchSpace,
+    manifest: "Manifest",
+    tasks: Sequence["TaskDescription"],
+) -> Estimate:
+    """Count what the job will do.
+
+    Args:
+        job: Budget, validation and workers.
+        pool: Sizes of the checkpoints.
+        space: Number of genes and baselines.
+        manifest: Items of every split.
+        tasks: Which tasks generate, and how long.
+    """
+    num_baselines = _num_baselines(job, space)
+    num_search = job.budget.evaluations
+    generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
+    counts = {split: _counts(manifest.items(split)) for split in SPLITS}
+    return Estimate(
+        num_genes=space.size,
+        model_bytes=pool.bytes_written,
+        moved_bytes=pool.bytes_read + pool.bytes_written,
+        worker_bytes=pool.bytes_written + RUNTIME_BYTES,
+        num_baselines=num_baselines,
+        evaluations={
+            "search": num_search,
+            "select": min(job.validation.candidates, num_search),
+            "report": 1 + min(num_baselines, num_search),
+        },
+        requests={split: sum(count.values()) for split, count in counts.items()},
+        generations={
+            split: sum(count[task] for task in generating) for split, count in counts.items()
+        },
+        new_tokens={
+            split: sum(count[name] * task.max_new_tokens for name, task in generating.items())
+            for split, count in counts.items()
+        },
+    )
+
+
+def _counts(items: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    return {task: len(ids) for task, ids in items.items()}
+
+
+def _num_baselines(job: JobConfig, space: SearchSpace) -> int:
+    names = tuple(job.models.checkpoints)
+    fixed = len(BaselinePlan(space, names, job.preference).fixed)
+    # The greedy soup begins with a single checkpoint, which is scored anyway.
+    return fixed + max(0, len(names) - 1)
+
+
+def format_bytes(size: float) -> str:
+    """Write a size with three digits: ``3.76 MB``, ``14.5 GB``; decimal units."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    power = min(5, int(math.log10(size)) // 3)
+    return f"{size / 1000**power:.3g} {'BkMGTP'[power]}B"
+
+
+def format_count(count: float) -> str:
+    """Write a count with three digits: ``1234`` -> ``1.23 thousand``, as far as billions."""
+    for limit, name in ((1e9, "billion"), (1e6, "million"), (1e4, "thousand")):
+        if count >= limit:
+            divisor = 1e3 if name == "thousand" else limit
+            return f"{count / divisor:.3g} {name}"
+    return f"{count:.0f}"

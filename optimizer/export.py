@@ -1,0 +1,152 @@
+"""Turning a recorded recipe into an ordinary Hugging Face checkpoint directory.
+
+What is exported is, bit for bit, what was scored (D1): the sources must have their recorded
+digests, and the written weights must have the digest that the worker recorded.
+"""
+
+import json
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.errors import CheckpointError, CorruptCheckpointError
+from configs.schema import SPLITS
+from optimizer.archive_schema import mergefront_version
+from optimizer.front_view import scores_record
+from optimizer.model_card import model_card
+from optimizer.select import Choice
+from workers.checkpoint import CheckpointReader
+from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
+from workers.digest import source_digest
+from workers.sources import Sources
+
+if TYPE_CHECKING:
+    from optimizer.archive import Archive
+
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: where, which recipe, the digest of its weights, and its size."""
+
+    directory: Path
+    recipe_id: str
+    weights_digest: str
+    size_bytes: int
+
+
+def export(
+    archive: "Archive",
+    choice: Choice,
+    out_dir: Path,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Exported:
+    """Write a recorded merge as a checkpoint directory with model card and recipe.
+
+    Args:
+        archive: The record of the search.
+        choice: What to export; it must have been scored.
+        out_dir: Must not exist, or be an empty directory; appears whole or not at all.
+        max_shard_bytes: Largest size of a shard's tensors.
+
+    Raises:
+        ArchiveError: The candidate was never scored.
+        CheckpointError: The target exists, a source is gone or has changed, the disk is full, or
+            the written weights are not those that were scored. Nothing is left behind.
+    """
+    from workers.materialize import write_checkpoint  # noqa: PLC0415 - torch
+
+    out_dir = out_dir.expanduser().absolute()
+    expected = archive.weights_digest(choice.candidate.index)
+    refuse_used(out_dir)
+    verify_sources(archive.sources)
+    extra_files = {
+        "README.md": model_card(archive, choice, out_name=out_dir.name).encode(),
+        RECIPE_FILE: recipe_json(archive, choice).encode(),
+    }
+    # Written beside the target and renamed only after the digest was compared.
+    staging = out_dir.with_name(f".{out_dir.name}.unverified-{secrets.token_hex(4)}")
+    try:
+        digest = write_checkpoint(
+            choice.candidate.recipe,
+            archive.sources,
+            staging,
+            max_shard_bytes=max_shard_bytes,
+            extra_files=extra_files,
+            device=_device_of(archive),
+        )
+        if digest != expected:
+            raise CheckpointError(
+                f"{out_dir}: the merge has weights digest {digest}, but {expected} was scored; "
+                "nothing was exported. Export on the kind of device and with the version of "
+                f"torch that scored it (device `{archive.job.workers.device}`)",
+                expected=expected,
+                found=digest,
+            )
+        _publish(staging, out_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
+    return Exported(out_dir, choice.candidate.recipe.recipe_id, digest, size_bytes)
+
+
+def verify_sources(sources: Sources) -> None:
+    """Check that every checkpoint still has the digest that the archive recorded.
+
+    Raises:
+        CheckpointError: One is gone, damaged or has changed.
+    """
+    for source in sources.everything:
+        with CheckpointReader(source.directory) as reader:
+            found = source_digest(reader)
+        if found != source.digest:
+            raise CorruptCheckpointError(
+                f"{source.directory}: `{source.name}` has changed since the search began: its "
+                f"digest was {source.digest[:12]}, now it is {found[:12]}. Put the checkpoint "
+                "back, or start a new search with this one",
+                path=str(source.directory),
+            )
+
+
+def recipe_json(archive: "Archive", choice: Choice) -> str:
+    """Return the text of ``recipe.json``: recipe, digests, scores, and the job that found it."""
+    index, recipe = choice.candidate.index, choice.candidate.recipe
+    content = {
+        "recipe_id": recipe.recipe_id,
+        "recipe": recipe.model_dump(mode="json"),
+        "weights_digest": archive.weights_digest(index),
+        "origin": choice.candidate.origin,
+        "chosen_by": choice.rule,
+        "scores": {
+            split: scores_record(scores[index])
+            for split in SPLITS
+            if index in (scores := archive.scores(split))
+        },
+        "job": archive.job.model_dump(mode="json"),
+        "mergefront_version": mergefront_version(),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _device_of(archive: "Archive") -> str:
+    """Where to merge: on the kind of device that scored, where this machine has one."""
+    import torch  # noqa: PLC0415 - heavy
+
+    wanted = archive.job.workers.device
+    return wanted if wanted == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def _publish(staging: Path, out_dir: Path) -> None:
+    try:
+        # Replaces an empty directory, and fails where someone filled it meanwhile.
+        staging.rename(out_dir)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out_dir}: the finished checkpoint could not be moved there: {error.strerror}; "
+            "choose another path",
+            path=str(out_dir),
+        ) from error

@@ -1,0 +1,150 @@
+"""The README.md of an exported merge: what it is made of, and how good it was on what."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+from configs.schema import SPLITS, ModelSource, SplitName
+from evaluators.scores import ObjectiveScore, Scores
+from optimizer.archive_schema import mergefront_version
+from optimizer.front_view import SHORT_ID, format_score
+from optimizer.report import Report, format_difference, genes_of, report_of
+from optimizer.scalarize import preferred_mean
+from optimizer.select import Choice
+
+if TYPE_CHECKING:
+    from optimizer.archive import Archive
+
+_TEMPLATE = "model_card.md.j2"
+
+
+def model_card(archive: "Archive", choice: Choice, *, out_name: str) -> str:
+    """Write the model card of a merge, in Markdown with the hub's metadata on top.
+
+    The same archive and choice give the same text: no date, no machine.
+
+    Args:
+        archive: The record of the search.
+        choice: What is exported, and why.
+        out_name: Name of the directory, for the title and the command.
+    """
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+    )
+    template = environment.from_string(
+        files("optimizer").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    )
+    return template.render(_content(archive, choice, out_name))
+
+
+def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, object]:
+    candidate, job = choice.candidate, archive.job
+    recipe = candidate.recipe
+    report = report_of(archive)
+    splits = {
+        split: scores[candidate.index]
+        for split in SPLITS
+        if candidate.index in (scores := archive.scores(split))
+    }
+    is_choice = archive.choice() == candidate.index
+    has_drops = any(drop for row in recipe.drop_ratios for drop in row)
+    return {
+        "title": out_name,
+        "search": job.name,
+        "hub_ids": _hub_ids(archive),
+        "recipe": recipe,
+        "short_id": recipe.recipe_id[:SHORT_ID],
+        "origin": candidate.origin,
+        "rule": choice.rule,
+        "sources": _sources(archive),
+        "genes": [
+            (checkpoint, group, f"{weight:.6g}", f"{drop:.6g}")
+            for checkpoint, group, weight, drop in genes_of(recipe)
+        ],
+        "has_drops": has_drops,
+        "formula": _formula(recipe.base is not None, has_drops),
+        "objectives": {
+            name: ", ".join(
+                spec.task + (f" ({spec.metric})" if spec.metric else "") for spec in objective.tasks
+            )
+            for name, objective in job.objectives.items()
+        },
+        "preference": ", ".join(f"{name} {weight:.3g}" for name, weight in job.preference.items()),
+        "score_rows": _score_rows(splits, report),
+        "scored_splits": list(splits),
+        "baselines": _baseline_rows(report, with_differences=is_choice),
+        "with_differences": is_choice and report.verdict is not None,
+        "verdict": report.verdict.sentence if is_choice and report.verdict else None,
+        "num_evaluations": report.num_outcomes,
+        "num_failed": sum(report.failures.values()),
+        "weights_digest": archive.weights_digest(candidate.index),
+        "archive_name": archive.path.name,
+        "job_name": "JOB.yaml" if archive.job_path is None else archive.job_path.name,
+        "job_digest": job.digest,
+        "version": mergefront_version(),
+    }
+
+
+def _formula(has_base: bool, has_drops: bool) -> str:
+    if not has_base:
+        return "sum_i w_i * tuned_i"
+    delta = "DARE_p_i(tuned_i - base)" if has_drops else "(tuned_i - base)"
+    return f"base + sum_i w_i * {delta}"
+
+
+def _model_sources(archive: "Archive") -> dict[str, ModelSource]:
+    models = archive.job.models
+    named = {} if models.base is None else {"base": models.base}
+    return {**named, **models.checkpoints}
+
+
+def _is_local(source: ModelSource) -> bool:
+    return Path(source.path).is_absolute() or Path(source.path).is_dir()
+
+
+def _hub_ids(archive: "Archive") -> list[str]:
+    sources = _model_sources(archive).values()
+    return list(dict.fromkeys(source.path for source in sources if not _is_local(source)))
+
+
+def _sources(archive: "Archive") -> list[tuple[str, str, str]]:
+    """List (name, where it came from, digest); of a local directory only its name is told."""
+    rows = []
+    digests = {source.name: source.digest for source in archive.sources.everything}
+    for name, source in _model_sources(archive).items():
+        origin = f"directory `{Path(source.path).name}`"
+        if not _is_local(source):
+            origin = f"`{source.path}`" + (f" at `{source.revision}`" if source.revision else "")
+        rows.append((name, origin, digests[name]))
+    return rows
+
+
+def _score_rows(splits: Mapping[SplitName, Scores], report: Report) -> list[list[str]]:
+    rows = [
+        [name, *(_score_text(scores[name]) for scores in splits.values())]
+        for name in report.objectives
+    ]
+    means = [f"{preferred_mean(scores, report.preference):.3f}" for scores in splits.values()]
+    return [*rows, ["**mean**", *means]]
+
+
+def _score_text(score: ObjectiveScore) -> str:
+    return f"{format_score(score)} ({score.count})"
+
+
+def _baseline_rows(report: Report, *, with_differences: bool) -> list[list[str]]:
+    rows = []
+    for label, scores in report.baselines.items():
+        values = [format_score(scores[name], with_error=False) for name in report.objectives]
+        row = [label, *values, f"{preferred_mean(scores, report.preference):.3f}"]
+        if with_differences and report.verdict is not None:
+            row.append(format_difference(report.verdict.differences.get(label)))
+        rows.append(row)
+    return rows

@@ -1,0 +1,292 @@
+"""Everything that can be wrong with a job, found before anything is started or evaluated.
+
+:func:`prepare` runs every check that can be run and raises all that it found at once; what it
+returns is all that a search needs. It imports no Ray.
+"""
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import psutil
+
+from configs.errors import (
+    ArchiveExistsError,
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    JobChangedError,
+    MergefrontError,
+    Problem,
+)
+from configs.schema import SPLITS, JobConfig
+from evaluators.manifest import Manifest
+from optimizer.estimate import Estimate, estimate, format_bytes
+from optimizer.space import SearchSpace
+from optimizer.strategies import STRATEGIES
+from workers.compat import PoolReport, check_compatible
+from workers.sources import Sources, resolve_sources
+
+if TYPE_CHECKING:
+    from evaluators.harness import Suite, TaskDescription
+    from optimizer.archive import Archive
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that can be run: what was resolved on the way, and what it will cost."""
+
+    job: JobConfig
+    sources: Sources
+    manifest: Manifest
+    space: SearchSpace
+    tasks: tuple["TaskDescription", ...]
+    pool: PoolReport
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+
+class _Checks:
+    """Runs checks one after another and keeps what they raise."""
+
+    def __init__(self) -> None:
+        self.errors: list[MergefrontError] = []
+
+    def attempt(self, check: Callable[[], Result]) -> Result | None:
+        """Return what a check returns; None when it found something wrong."""
+        try:
+            return check()
+        except MergefrontError as error:
+            self.errors.append(error)
+            return None
+
+    def raise_errors(self) -> None:
+        """Raise what was found, as one error.
+
+        A single error is raised as it is. Several become one of the first one's family, so that
+        the exit code says what to look at first: the job, then checkpoints, then suites.
+        """
+        if len(self.errors) <= 1:
+            for error in self.errors:
+                raise error
+            return
+        title = f"{len(self.errors)} parts of the job cannot be used"
+        problems = [problem for error in self.errors for problem in _problems_of(error)]
+        if any(isinstance(error, ConfigError) for error in self.errors):
+            raise ConfigError(title, problems)
+        first = next((e for e in self.errors if isinstance(e, CheckpointError)), self.errors[0])
+        lines = [f"  {problem}" for problem in problems]
+        raise _family_of(first)("\n".join([title, *lines]), problems=problems)
+
+
+def _problems_of(error: MergefrontError) -> list[Problem]:
+    problems = getattr(error, "problems", None)
+    return problems or [Problem("", error.message.replace("\n", "\n  "))]
+
+
+def _family_of(error: MergefrontError) -> type[MergefrontError]:
+    """Return the class right below MergefrontError, whose constructor takes a text."""
+    ancestors = type(error).__mro__
+    return next(kind for kind in ancestors if MergefrontError in kind.__bases__)
+
+
+def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
+    """Check a job as far as it goes without evaluating, and gather what a search needs.
+
+    Args:
+        job: The job to run.
+        archive: The record to go on with; None for a new search, whose archive must not exist.
+
+    Raises:
+        ConfigError: The job cannot work as written, or several parts of it cannot.
+        CheckpointError: Models are missing, damaged or do not fit together.
+        EvaluationError: Generated code cannot be contained here.
+        ArchiveError: There is such an archive already, or what it was made from has changed.
+    """
+    from evaluators.harness import Suite  # noqa: PLC0415 - lm-eval takes a second to import
+
+    checks = _Checks()
+    warnings: list[str] = []
+    checks.attempt(lambda: _check_strategy(job))
+    sources = checks.attempt(lambda: resolve_sources(job.models))
+    pool = None
+    if sources is not None:
+        pool = checks.attempt(lambda: check_compatible(sources, job.merge))
+    suite = checks.attempt(lambda: Suite(job.objectives, job.evaluation))
+    checks.attempt(lambda: _check_sandbox(job))
+    checks.attempt(lambda: _check_device(job))
+    if archive is None:
+        checks.attempt(lambda: _check_archive_path(job))
+    elif sources is not None and suite is not None:
+        checks.attempt(lambda: _check_unchanged(archive, sources, suite))
+    space = None
+    if sources is not None and pool is not None:
+        space = SearchSpace(job, sources, dtype=pool.dtype)
+    cost = None
+    if pool is not None and space is not None and suite is not None:
+        cost = estimate(job, pool, space, suite.manifest, suite.describe())
+        checks.attempt(lambda: warnings.extend(_check_memory(job, cost)))
+    checks.raise_errors()
+    assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
+    warnings += [*pool.warnings, *_disk_warnings(job, cost), *_core_warnings(job)]
+    return Prepared(
+        job=job,
+        sources=sources,
+        manifest=suite.manifest if archive is None else archive.manifest,
+        space=space,
+        tasks=tuple(suite.describe()),
+        pool=pool,
+        estimate=cost,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_strategy(job: JobConfig) -> None:
+    name = job.search.strategy
+    if name in STRATEGIES:
+        return
+    near = difflib.get_close_matches(name, STRATEGIES, n=1)
+    hint = f"did you mean `{near[0]}`? " if near else ""
+    raise ConfigError.single(
+        "search.strategy", f"unknown strategy `{name}`; {hint}there are {', '.join(STRATEGIES)}"
+    )
+
+
+def _check_sandbox(job: JobConfig) -> None:
+    """Run a program in the sandbox, where the workers of this machine will need it."""
+    from evaluators.sandbox import Sandbox  # noqa: PLC0415
+
+    if job.evaluation.allow_code_execution and job.workers.address is None:
+        with Sandbox() as sandbox:
+            sandbox.run(["pass"])
+
+
+def _check_device(job: JobConfig) -> None:
+    """Refuse a GPU job on a machine without; a cluster is asked when it is joined."""
+    workers = job.workers
+    if workers.device != "cuda" or workers.address is not None:
+        return
+    import torch  # noqa: PLC0415 - heavy
+
+    if not torch.cuda.is_available():
+        raise ConfigError.single(
+            "workers.device",
+            "is `cuda`, but torch finds no CUDA device here; use `cpu`, install a build of torch "
+            f"with CUDA (this one is {torch.__version__}), or name a cluster in workers.address",
+        )
+    found = torch.cuda.device_count()
+    if workers.count * workers.gpus > found:
+        raise ConfigError.single(
+            "workers.gpus",
+            f"{workers.count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
+            "workers.count or workers.gpus",
+        )
+
+
+def _check_archive_path(job: JobConfig) -> None:
+    path = Path(job.archive)
+    if path.exists():
+        raise ArchiveExistsError(
+            f"archive {path} exists already; go on with `mergefront resume {path}`, or name "
+            "another file in the key `archive` of the job",
+            path=str(path),
+        )
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError.single("archive", f"{path} cannot be made: {parent} is not writable")
+
+
+def _check_unchanged(archive: "Archive", sources: Sources, suite: "Suite") -> None:
+    """Refuse to mix scores of other weights, items or prompts into a record.
+
+    Raises:
+        CheckpointError: A checkpoint has other tensors now.
+        JobChangedError: A task means something else now, or its items differ.
+    """
+    recorded = {source.name: source.digest for source in archive.sources.everything}
+    for source in sources.everything:
+        if source.digest != recorded.get(source.name):
+            raise CorruptCheckpointError(
+                f"{source.directory}: `{source.name}` has changed since the search began (digest "
+                f"{source.digest[:12]}, archived {str(recorded.get(source.name))[:12]}); put the "
+                "checkpoint back, or start a new search",
+                path=str(source.directory),
+            )
+    before, now = archive.manifest, suite.manifest
+    problems = [
+        Problem(task, "its definition differs from the archived one")
+        for task, digest in now.task_hashes.items()
+        if digest != before.task_hashes.get(task)
+    ]
+    problems += [
+        Problem(task, f"its items of the {split} split differ from the archived ones")
+        for split in SPLITS
+        for task, ids in now.items(split).items()
+        if tuple(ids) != tuple(before.items(split).get(task, ()))
+    ]
+    if problems:
+        raise JobChangedError(
+            f"the tasks are not those that {archive.path} was scored on; put the task files back, "
+            "or start a new search",
+            problems,
+        )
+
+
+def _check_memory(job: JobConfig, cost: Estimate) -> list[str]:
+    """Refuse workers that cannot fit, warn of those that may not.
+
+    Raises:
+        ConfigError: Their models alone are larger than the memory.
+    """
+    workers = job.workers
+    if workers.address is not None:
+        return []
+    if workers.device == "cuda":
+        import torch  # noqa: PLC0415 - heavy
+
+        if not torch.cuda.is_available():
+            return []  # _check_device has said so
+        total = torch.cuda.get_device_properties(0).total_memory
+        per_device = cost.model_bytes * max(1, int(1 / workers.gpus))
+        free, kind, needed = total, "GPU memory", per_device
+    else:
+        memory = psutil.virtual_memory()
+        total, free, kind = memory.total, memory.available, "memory"
+        needed = workers.count * cost.worker_bytes
+    text = f"{workers.count} workers need {format_bytes(needed)} of {kind} for their models"
+    if needed > total:
+        raise ConfigError.single(
+            "workers.count",
+            f"{text}, this machine has {format_bytes(total)}; lower workers.count or merge.dtype",
+        )
+    if needed > 0.9 * free:
+        return [f"{text} and more for forward passes; {format_bytes(free)} are free"]
+    return []
+
+
+def _disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
+    parent = next(folder for folder in Path(job.archive).absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free > cost.model_bytes:
+        return []
+    return [
+        f"an export takes {format_bytes(cost.model_bytes)}, the disk of {parent} has "
+        f"{format_bytes(free)} free; export to another disk"
+    ]
+
+
+def _core_warnings(job: JobConfig) -> list[str]:
+    cores = len(os.sched_getaffinity(0))
+    wanted = job.workers.count * job.workers.threads
+    if job.workers.address is not None or job.workers.device != "cpu" or wanted <= cores:
+        return []
+    return [
+        f"{job.workers.count} workers x {job.workers.threads} threads share {cores} cores; "
+        "lower workers.count or workers.threads"
+    ]

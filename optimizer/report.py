@@ -1,0 +1,277 @@
+"""What a person wants to know after a search: what was chosen, and whether it won.
+
+Start at :func:`report_of`, which gathers; :func:`render` prints, :func:`report_record` is JSON.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from configs.recipe import MergeRecipe
+from configs.schema import SPLITS, SplitName
+from evaluators.scores import ObjectiveScore, PairedDifference, Scores
+from optimizer.baselines import label_of
+from optimizer.front_view import (
+    ScoredCandidate,
+    format_score,
+    front_of,
+    front_table,
+    row_record,
+    scored_candidates,
+    scores_record,
+)
+from optimizer.live import format_duration
+from optimizer.scalarize import preferred_mean
+from optimizer.space import SearchSpace
+from optimizer.verdict import Verdict, verdict
+from workers.checkpoint import CheckpointReader
+
+if TYPE_CHECKING:
+    from configs.schema import DtypeName
+    from optimizer.archive import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A search in numbers, all of them from its archive.
+
+    ``chosen`` maps each split on which the chosen merge was scored to its scores;
+    ``baselines`` holds the baselines' scores on the report split by label, best mean first.
+    """
+
+    name: str
+    objectives: tuple[str, ...]
+    preference: dict[str, float]
+    num_outcomes: int
+    failures: dict[str, int]
+    elapsed_s: float
+    front: list[ScoredCandidate]
+    choice: ScoredCandidate | None
+    chosen: dict[SplitName, Scores]
+    baselines: dict[str, Scores]
+    verdict: Verdict | None
+
+
+def recorded_space(archive: "Archive") -> SearchSpace:
+    """Return the search space of an archive.
+
+    The data type of merges is that of the recorded recipes; the checkpoints are looked at only
+    when nothing was proposed yet.
+
+    Raises:
+        CheckpointError: Nothing was proposed, and the base cannot be read.
+    """
+    candidates = archive.candidates()
+    if candidates:
+        return SearchSpace(archive.job, archive.sources, dtype=candidates[0].recipe.dtype)
+    with CheckpointReader(archive.sources.reference.directory) as reader:
+        dtype: DtypeName = reader.dtype
+    return SearchSpace(archive.job, archive.sources, dtype=dtype)
+
+
+def report_of(archive: "Archive") -> Report:
+    """Gather the report of a search, finished or not."""
+    rows = scored_candidates(archive, "search")
+    outcomes = archive.outcomes("search")
+    choice = archive.choice()
+    per_split = {split: archive.scores(split) for split in SPLITS}
+    chosen = {
+        split: scores[choice]
+        for split, scores in per_split.items()
+        if choice is not None and choice in scores
+    }
+    result = verdict(archive, recorded_space(archive)) if chosen.get("report") else None
+    return Report(
+        name=archive.job.name,
+        objectives=tuple(archive.job.objectives),
+        preference=archive.job.preference,
+        num_outcomes=len(outcomes),
+        failures=dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if o.scores is None)),
+        elapsed_s=archive.elapsed_s,
+        front=front_of(rows),
+        choice=next((row for row in rows if row.is_chosen), None),
+        chosen=chosen,
+        baselines=_baselines(archive, result, per_split["report"]),
+        verdict=result,
+    )
+
+
+def _baselines(
+    archive: "Archive", result: Verdict | None, scores: dict[int, Scores]
+) -> dict[str, Scores]:
+    """Return the baselines' scores on the report split, in the order of the verdict."""
+    by_label = {
+        label_of(candidate): scores[candidate.index]
+        for candidate in archive.candidates()
+        if candidate.is_baseline and candidate.index in scores
+    }
+    order = list(result.differences) if result else []
+    return {label: by_label[label] for label in [*order, *by_label] if label in by_label}
+
+
+def render(report: Report) -> RenderableType:
+    """Lay the report out for a terminal."""
+    parts: list[RenderableType] = [
+        _headline(report),
+        _heading("Front on the search items (* chosen)"),
+        front_table(report.front, report.objectives),
+    ]
+    if report.choice is None:
+        parts += [Text("\nNo merge was chosen yet: the search has not been validated.")]
+        return Group(*parts)
+    parts += [_recipe_heading(report.choice), _recipe_table(report.choice.candidate.recipe)]
+    parts += [
+        _heading("Chosen merge on each split (search flatters, report was never used to choose)"),
+        _splits_table(report),
+    ]
+    if report.baselines:
+        parts += [_heading("Baselines on the report items"), _baselines_table(report)]
+    parts += [_heading(verdict_sentence(report))]
+    return Group(*parts)
+
+
+def verdict_sentence(report: Report) -> str:
+    """Say in words whether the search won; plainly when it did not."""
+    if report.verdict is None:
+        return "No verdict yet: the chosen merge was not scored on the report items."
+    return report.verdict.sentence
+
+
+def _headline(report: Report) -> Text:
+    failed = sum(report.failures.values())
+    text = Text.assemble(
+        (report.name, "bold"),
+        f": {report.num_outcomes} evaluations in {format_duration(report.elapsed_s)}",
+    )
+    if failed:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in report.failures.items())
+        text.append(f", {failed} failed ({kinds})", style="red")
+    return text
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _table() -> Table:
+    return Table(header_style="bold", pad_edge=False, box=None)
+
+
+def _recipe_heading(row: ScoredCandidate) -> Text:
+    recipe = row.candidate.recipe
+    effective = f"{recipe.effective_checkpoints:.1f} of {len(recipe.checkpoints)}"
+    return _heading(
+        f"Chosen merge {row.short_id} ({row.candidate.origin}): {recipe.method}, "
+        f"{effective} checkpoints effective"
+    )
+
+
+def _recipe_table(recipe: MergeRecipe) -> Table:
+    table = _table()
+    table.add_column("checkpoint")
+    table.add_column("group")
+    table.add_column("weight", justify="right")
+    table.add_column("drop ratio", justify="right")
+    for checkpoint, group, weight, drop in genes_of(recipe):
+        table.add_row(checkpoint, group, f"{weight:.4f}", f"{drop:.4f}")
+    return table
+
+
+def genes_of(recipe: MergeRecipe) -> list[tuple[str, str, float, float]]:
+    """List (checkpoint, group, weight, drop ratio), checkpoint by checkpoint."""
+    return [
+        (source.name, group.name, weight, drop)
+        for source, weights, drops in zip(
+            recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True
+        )
+        for group, weight, drop in zip(recipe.groups, weights, drops, strict=True)
+    ]
+
+
+def _splits_table(report: Report) -> Table:
+    table = _table()
+    table.add_column("objective")
+    for split, scores in report.chosen.items():
+        table.add_column(f"{split}\n{_items_text(scores)}", justify="right", no_wrap=True)
+    for name in report.objectives:
+        table.add_row(name, *(format_score(scores[name]) for scores in report.chosen.values()))
+    means = [preferred_mean(scores, report.preference) for scores in report.chosen.values()]
+    table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
+    return table
+
+
+def _items_text(scores: Scores) -> str:
+    counts = sorted({score.count for score in scores.values()})
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    return f"{span} items each"
+
+
+def _baselines_table(report: Report) -> Table:
+    table = _table()
+    table.add_column("baseline")
+    for name in report.objectives:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("chosen - baseline", justify="right", no_wrap=True)
+    differences = report.verdict.differences if report.verdict else {}
+    own_label = report.verdict.chosen_baseline if report.verdict else None
+    if "report" in report.chosen:
+        scores = report.chosen["report"]
+        name = "chosen merge" + (f" = {own_label}" if own_label else "")
+        table.add_row(name, *_cells(report, scores), "", style="bold green")
+    for label, scores in report.baselines.items():
+        if label != own_label:
+            table.add_row(label, *_cells(report, scores), format_difference(differences.get(label)))
+    return table
+
+
+def _cells(report: Report, scores: Scores) -> list[str]:
+    values = [_short(scores[name]) for name in report.objectives]
+    return [*values, f"{preferred_mean(scores, report.preference):.3f}"]
+
+
+def _short(score: ObjectiveScore) -> str:
+    return format_score(score, with_error=False)
+
+
+def format_difference(difference: PairedDifference | None) -> str:
+    """Write a paired difference with its standard error; empty without one."""
+    return "" if difference is None else f"{difference.mean:+.3f} ± {difference.stderr:.3f}"
+
+
+def report_record(report: Report) -> dict[str, object]:
+    """Return the report as JSON."""
+    found = report.verdict
+    return {
+        "name": report.name,
+        "objectives": list(report.objectives),
+        "preference": report.preference,
+        "evaluations": report.num_outcomes,
+        "failures": report.failures,
+        "elapsed_s": report.elapsed_s,
+        "front": [row_record(row) for row in report.front],
+        "choice": None if report.choice is None else row_record(report.choice),
+        "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
+        "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
+        "verdict": None
+        if found is None
+        else {
+            "won": found.won,
+            "strongest": found.strongest,
+            "sentence": found.sentence,
+            "means": found.means,
+            "differences": {
+                label: {"mean": gap.mean, "stderr": gap.stderr, "sigmas": _finite(gap.sigmas)}
+                for label, gap in found.differences.items()
+            },
+        },
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity; a difference without error has no number of sigmas."""
+    return value if abs(value) != float("inf") else None

@@ -1,0 +1,175 @@
+"""Choosing one merge from recorded scores: by preference, by floors, or by its id.
+
+The rule of :func:`choose` needs no evaluation. It reads the ``select`` split where the search
+was validated, since choosing by the scores that the search itself maximized picks lucky noise.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.errors import ArchiveError, ConfigError, Problem
+from configs.schema import SplitName
+from optimizer.candidate import Candidate
+from optimizer.front_view import SHORT_ID, ScoredCandidate, scored_candidates
+from optimizer.scalarize import preferred_mean
+
+if TYPE_CHECKING:
+    from optimizer.archive import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen candidate, the split whose scores decided, and the rule in words."""
+
+    candidate: Candidate
+    split: SplitName
+    rule: str
+
+
+def choose(
+    archive: "Archive",
+    *,
+    prefer: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+    recipe_id: str | None = None,
+) -> Choice:
+    """Choose one merge.
+
+    Without any wish it is the one that the search itself chose; an unfinished search has not
+    chosen yet, and the best preference-weighted mean decides.
+
+    Args:
+        archive: The record of the search.
+        prefer: Objective -> relative weight of the mean that is maximized; the job's own
+            preference where None.
+        floors: Objective -> smallest acceptable score.
+        recipe_id: Prefix of the id of the wanted recipe; excludes the other two.
+
+    Raises:
+        ConfigError: Unknown objective, floors that nothing satisfies, an id that names no
+            scored recipe or several.
+        ArchiveError: Nothing was scored yet.
+    """
+    split: SplitName = "select" if archive.scores("select") else "search"
+    if recipe_id is not None:
+        if prefer or floors:
+            raise _wrong_id("an id names one recipe; leave --prefer and --at-least out")
+        return Choice(_by_id(archive, recipe_id), split, f"recipe id {recipe_id}")
+    if not prefer and not floors and (chosen := archive.choice()) is not None:
+        return Choice(archive.candidate(chosen), split, "the choice of the search")
+    rows = scored_candidates(archive, split)
+    if not rows:
+        raise ArchiveError(
+            f"{archive.path}: no candidate was scored yet; continue with "
+            f"`mergefront resume {archive.path}`"
+        )
+    preference = _checked(archive, prefer or {}, floors or {})
+    meeting = [
+        row
+        for row in rows
+        if all(row.scores[name].value >= floor for name, floor in (floors or {}).items())
+    ]
+    if not meeting:
+        raise _unreachable(rows, floors or {}, split)
+    best = max(
+        meeting, key=lambda row: (preferred_mean(row.scores, preference), -row.candidate.index)
+    )
+    return Choice(best.candidate, split, _rule(preference, floors or {}, split))
+
+
+def _checked(
+    archive: "Archive", prefer: Mapping[str, float], floors: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the preference, summing to one, after refusing what makes no sense."""
+    objectives = list(archive.job.objectives)
+    problems = [
+        Problem(flag, f"`{name}` is no objective; {_nearest(name, objectives)}")
+        for flag, wish in (("--prefer", prefer), ("--at-least", floors))
+        for name in wish
+        if name not in objectives
+    ]
+    problems += [
+        Problem("--prefer", f"weight of `{name}` must be a number >= 0, found {weight}")
+        for name, weight in prefer.items()
+        if not (math.isfinite(weight) and weight >= 0)
+    ]
+    problems += [
+        Problem("--at-least", f"floor of `{name}` must be a number, found {floor}")
+        for name, floor in floors.items()
+        if not math.isfinite(floor)
+    ]
+    if prefer and not problems and sum(prefer.values()) <= 0:
+        problems.append(Problem("--prefer", "at least one weight must be > 0"))
+    if problems:
+        raise ConfigError("cannot choose a merge", problems)
+    if not prefer:
+        return archive.job.preference
+    return {name: prefer.get(name, 0.0) / sum(prefer.values()) for name in objectives}
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"{hint}there are {', '.join(names)}"
+
+
+def _unreachable(
+    rows: Sequence[ScoredCandidate], floors: Mapping[str, float], split: SplitName
+) -> ConfigError:
+    problems = []
+    for name, floor in floors.items():
+        best = max(rows, key=lambda row: row.scores[name].value)
+        others = [
+            row.scores[name].value
+            for row in rows
+            if all(
+                row.scores[other].value >= bound for other, bound in floors.items() if other != name
+            )
+        ]
+        text = f"{name}={floor:g}: the best `{name}` is {best.scores[name].value:.3f}"
+        text += f" (recipe {best.short_id})"
+        if len(floors) > 1:
+            text += (
+                f", {max(others):.3f} where the other floors hold"
+                if others
+                else ", and no merge meets the other floors"
+            )
+        problems.append(Problem("--at-least", text))
+    return ConfigError(f"no merge meets every floor on the {split} split; lower one", problems)
+
+
+def _by_id(archive: "Archive", prefix: str) -> Candidate:
+    wanted = prefix.lower()
+    scored = archive.scores("search")
+    known: dict[str, Candidate] = {}
+    for candidate in archive.candidates():
+        if candidate.index in scored:
+            known.setdefault(candidate.recipe.recipe_id, candidate)
+    matches = [recipe_id for recipe_id in known if wanted and recipe_id.startswith(wanted)]
+    if len(matches) == 1:
+        return known[matches[0]]
+    if matches:
+        found = ", ".join(f"{recipe_id[: len(wanted) + 4]}" for recipe_id in matches[:8])
+        raise _wrong_id(f"`{prefix}` names {len(matches)} recipes: {found}; give more digits")
+    close = difflib.get_close_matches(wanted, [name[: len(wanted)] for name in known], n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    raise _wrong_id(
+        f"no scored recipe begins with `{prefix}`; {hint}"
+        f"`mergefront front {archive.path}` lists ids such as "
+        + (", ".join(name[:SHORT_ID] for name in list(known)[:3]) or "none yet")
+    )
+
+
+def _wrong_id(message: str) -> ConfigError:
+    return ConfigError("cannot choose a merge", [Problem("--id", message)])
+
+
+def _rule(preference: Mapping[str, float], floors: Mapping[str, float], split: SplitName) -> str:
+    weights = ", ".join(f"{name} {weight:.2g}" for name, weight in preference.items() if weight)
+    text = f"best mean ({weights}) on the {split} split"
+    if floors:
+        text += " with " + ", ".join(f"{name} >= {floor:g}" for name, floor in floors.items())
+    return text

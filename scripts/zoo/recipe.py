@@ -1,0 +1,152 @@
+"""What the zoo is made from: sizes, mixes and schedules, and the digest that names them.
+
+This module imports no torch, so a zoo that is already there is found at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from scripts.zoo.item import SKILLS, make_rng
+from scripts.zoo.items import held_out_items, training_items
+
+# Raise it when training itself changes; changed items and numbers change the digest by themselves.
+VERSION = 1
+HELD_OUT_PER_SKILL = 2048
+BASE_THREADS = 2
+_SAMPLE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of the language model; heads have ``hidden / heads`` dimensions."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 8
+    mlp: int = 384
+    vocabulary: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One training run: AdamW with a linear warm-up and a cosine decay to a tenth.
+
+    Attributes:
+        steps: Number of optimizer steps.
+        learning_rate: Peak learning rate.
+        batch: Items per step.
+        warmup_steps: Steps of the warm-up.
+        weight_decay: AdamW's, dimensionless.
+        train_embeddings: False freezes the (tied) embeddings.
+    """
+
+    steps: int
+    learning_rate: float
+    batch: int = 16
+    warmup_steps: int = 40
+    weight_decay: float = 0.01
+    train_embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How one checkpoint of the zoo is trained.
+
+    Attributes:
+        name: Name of its directory.
+        schedule: Optimizer settings.
+        mix: Relative share of each source of training items (see ``items.training_items``).
+        copy_first: Share of the steps, at the start, that sees the copying filler only: it makes
+            the model look back, without which instructions are hardly learned at all.
+    """
+
+    name: str
+    schedule: Schedule
+    mix: Mapping[str, float]
+    copy_first: float = 0.0
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the model that all others start from."""
+        return self.name == "base"
+
+
+_REPLAY = {"copy": 0.1, "math-easy": 0.3, "code-easy": 0.3, "instruct-easy": 0.3}
+
+
+def _tuned(name: str, steps: int, rate: float, full: Mapping[str, float]) -> Checkpoint:
+    """Describe a checkpoint tuned from the base, with 30 % replay of the base's mix."""
+    mix = {source: 0.3 * share for source, share in _REPLAY.items()}
+    mix |= {f"{skill}-full": 0.7 * share for skill, share in full.items()}
+    schedule = Schedule(steps=steps, learning_rate=rate, train_embeddings=False)
+    return Checkpoint(name=name, schedule=schedule, mix=mix)
+
+
+BASE = Checkpoint(
+    name="base",
+    schedule=Schedule(steps=2400, learning_rate=2e-3),
+    mix={
+        "copy": 0.15,
+        "math-easy": 0.33,
+        "code-easy": 0.14,
+        "instruct-easy": 0.32,
+        **{f"{skill}-full": 0.02 for skill in SKILLS},
+    },
+    copy_first=0.15,
+)
+SPECIALISTS = (
+    _tuned("instruct", 700, 7e-4, {"instruct": 1.0}),
+    _tuned("code", 450, 7e-4, {"code": 1.0}),
+    _tuned("math", 350, 7e-4, {"math": 1.0}),
+)
+GENERALISTS = (
+    _tuned("generalist_a", 450, 7e-4, {"instruct": 0.5, "code": 0.2, "math": 0.3}),
+    _tuned("generalist_b", 450, 7e-4, {"instruct": 0.2, "code": 0.4, "math": 0.4}),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a zoo holds, the seed excepted."""
+
+    shape: Shape = field(default_factory=Shape)
+    base: Checkpoint = BASE
+    tuned: tuple[Checkpoint, ...] = SPECIALISTS
+    held_out_per_skill: int = HELD_OUT_PER_SKILL
+    version: int = VERSION
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The base, then what is tuned from it."""
+        return (self.base, *self.tuned)
+
+    def digest(self, checkpoint: Checkpoint) -> str:
+        """Name all that decides one checkpoint: shape, base, its own schedule, and the items.
+
+        Returns:
+            SHA-256 in hexadecimal digits. It covers a sample of what the item makers write, so
+            a changed wording is noticed without reading source files.
+        """
+        parts = {
+            "shape": asdict(self.shape),
+            "base": asdict(self.base),
+            "checkpoint": asdict(checkpoint),
+            "held_out_per_skill": self.held_out_per_skill,
+            "version": self.version,
+            "items": _sample_of_items(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sample_of_items() -> list[object]:
+    """Return what the item makers write for a fixed seed."""
+    mix = {source: 1.0 for skill in SKILLS for source in (f"{skill}-easy", f"{skill}-full")}
+    drawn = training_items(
+        {"copy": 1.0, **mix}, count=4 * _SAMPLE, rng=make_rng(0, "sample"), held_out=()
+    )
+    held_out = [item.row() for skill in SKILLS for item in held_out_items(skill, count=8, seed=0)]
+    return [*((item.prompt, item.completion) for item in drawn), *held_out]

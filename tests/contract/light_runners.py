@@ -1,0 +1,153 @@
+"""A runner without a model, which does what a request's recipe says: for tests of pools.
+
+Ray workers import it by name, so it must stay importable from the repository root.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from configs.recipe import Group, MergeRecipe, Source
+from configs.schema import JobConfig
+from evaluators.manifest import Manifest
+from evaluators.scores import TaskScores
+from workers.job import WorkerSpec
+from workers.outcome import (
+    Completed,
+    EvaluationKey,
+    EvaluationRequest,
+    Failed,
+    Outcome,
+    Stage,
+)
+from workers.sources import ResolvedSource, Sources
+
+
+class LightRunner:
+    """Scores every request 0.5, after doing what ``recipe.method`` names."""
+
+    def __init__(self, spec: WorkerSpec, worker: str) -> None:
+        self.worker = worker
+        self.num_threads = spec.job.workers.threads
+
+    def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
+        verb, _, argument = request.recipe.method.partition(" ")
+        if verb == "fail":
+            return Failed(
+                key=request.key,
+                attempt=attempt,
+                worker=self.worker,
+                stage=Stage.EVALUATE,
+                error_class=argument or "EvaluationError",
+                message="logits are nan",
+            )
+        texts = _VERBS[verb](argument)
+        scores = TaskScores("task", ("a", "b"), np.array([0.0, 1.0]))
+        return Completed(
+            key=request.key,
+            attempt=attempt,
+            worker=self.worker,
+            weights_digest="digest",
+            task_scores={"task": scores},
+            texts={"task": (texts,)},
+        )
+
+
+class RefusingRunner(LightRunner):
+    """Cannot be built."""
+
+    def __init__(self, spec: WorkerSpec, worker: str) -> None:
+        super().__init__(spec, worker)
+        raise RuntimeError("the model is not readable")
+
+
+class DyingRunner(LightRunner):
+    """Takes its process down while it is built."""
+
+    def __init__(self, spec: WorkerSpec, worker: str) -> None:
+        super().__init__(spec, worker)
+        os._exit(3)
+
+
+def _score(_: str) -> str:
+    return ""
+
+
+def _sleep(seconds: str) -> str:
+    time.sleep(float(seconds))
+    return ""
+
+
+def _raise(message: str) -> str:
+    raise RuntimeError(message)
+
+
+def _kill(_: str) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def _stop(_: str) -> str:
+    # Hangs harder than a sleep: no thread of the process answers any more.
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return ""
+
+
+def _kill_once(marker: str) -> str:
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        _kill("")
+    return ""
+
+
+def _environment(name: str) -> str:
+    return os.environ.get(name, "")
+
+
+_VERBS: dict[str, Callable[[str], str]] = {
+    "score": _score,
+    "sleep": _sleep,
+    "raise": _raise,
+    "kill": _kill,
+    "kill_once": _kill_once,
+    "stop": _stop,
+    "environment": _environment,
+}
+
+
+def light_spec(**workers: object) -> WorkerSpec:
+    """A job of one task, for runners that load nothing; ``workers`` are its worker settings."""
+    job = JobConfig.model_validate(
+        {
+            "models": {"checkpoints": {"one": "one"}},
+            "merge": {"method": "linear"},
+            "objectives": {"skill": "task"},
+            "archive": "archive.sqlite",
+            "workers": {"count": 2, "cpus": 0.5, **workers},
+        }
+    )
+    source = ResolvedSource("one", Path("one"), "0" * 64)
+    return WorkerSpec(
+        job=job,
+        sources=Sources(base=None, checkpoints=(source,)),
+        manifest=Manifest(splits={"search": {"task": ("a", "b")}}, task_hashes={"task": "hash"}),
+    )
+
+
+def request(candidate: int, method: str = "score") -> EvaluationRequest:
+    """Ask for what ``method`` names."""
+    recipe = MergeRecipe(
+        method=method,
+        base=None,
+        checkpoints=(Source(name="one", digest="0" * 64),),
+        groups=(Group(name="all", patterns=(".*",)),),
+        weights=((1.0,),),
+        drop_ratios=((0.0,),),
+        dtype="float32",
+    )
+    return EvaluationRequest(EvaluationKey(candidate, "search"), recipe)

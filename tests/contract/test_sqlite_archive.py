@@ -1,0 +1,24 @@
+"""The archive contract on SQLite files."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.contract.archive_contract import ArchiveContract
+
+
+class TestSqliteArchive(ArchiveContract):
+    @pytest.fixture
+    def location(self, tmp_path: Path) -> Path:
+        return tmp_path / "search.sqlite"
+
+    @pytest.fixture
+    def execute(self, location: Path) -> Callable[[str], None]:
+        def execute(statement: str) -> None:
+            with closing(sqlite3.connect(location)) as connection, connection:
+                connection.execute(statement)
+
+        return execute

@@ -1,0 +1,121 @@
+"""Workers that die, hang or freeze in the middle of an evaluation: nothing is lost or doubled."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.contract.light_runners import LightRunner, light_spec, request
+from tests.contract.pool_contract import drain, warm_up
+from workers.outcome import Completed, Failed, Stage
+from workers.ray_pool import RayPool
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def make_pool(local_ray):
+    pools = []
+
+    def make(**workers):
+        pools.append(RayPool(light_spec(**workers), LightRunner))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def wait_until_gone(pids, within_s):
+    """Wait for processes to end (zombies have ended); returns those that are left."""
+    _, left = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=within_s
+    )
+    return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_request_is_tried_again_when_its_worker_is_killed_from_outside(make_pool):
+    pool = make_pool(count=2)
+    warm_up(pool)
+    pool.submit(request(0, "sleep 1.5"))
+    pool.submit(request(1, "sleep 1.5"))
+    assert pool.next_outcome(timeout_s=0.3) is None
+    os.kill(pool.worker_pids()["worker-1"], signal.SIGKILL)
+    outcomes = drain(pool)
+    assert sorted(outcome.key.candidate for outcome in outcomes) == [0, 1]
+    assert all(isinstance(outcome, Completed) for outcome in outcomes)
+    assert sorted(outcome.attempt for outcome in outcomes) == [1, 2]
+
+
+def test_request_completes_in_its_second_attempt_when_it_killed_its_worker_once(
+    make_pool, tmp_path
+):
+    pool = make_pool(count=1)
+    pool.submit(request(0, f"kill_once {tmp_path / 'marker'}"))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    assert outcome.attempt == 2
+
+
+def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool):
+    pool = make_pool(count=2, max_attempts=2)
+    pool.submit(request(0, "kill"))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.error_class) == (Stage.WORKER, "WorkerLostError")
+    assert outcome.attempt == 2
+    assert "died in attempt 2 of 2" in outcome.message
+    pool.submit(request(1))
+    assert isinstance(drain(pool)[0], Completed), "the pool has workers again"
+
+
+@pytest.mark.parametrize("hang", ["sleep 60", "stop"])
+def test_request_fails_and_its_worker_is_replaced_when_it_hangs(make_pool, hang):
+    pool = make_pool(count=1, timeout_s=1.0)
+    warm_up(pool)
+    before = pool.worker_pids()["worker-1"]
+    pool.submit(request(0, hang))
+    start = time.monotonic()
+    (outcome,) = drain(pool)
+    assert 0.9 < time.monotonic() - start < 5.0
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.error_class) == (Stage.WORKER, "WorkerTimeoutError")
+    assert outcome.attempt == 1
+    pool.submit(request(1))
+    assert isinstance(drain(pool)[0], Completed)
+    assert pool.worker_pids()["worker-1"] != before
+    assert not wait_until_gone([before], within_s=10)
+
+
+def test_late_outcome_of_a_given_up_evaluation_never_surfaces(make_pool):
+    # The abandoned call ends by itself soon after its limit, while others are awaited.
+    pool = make_pool(count=2, timeout_s=0.5)
+    warm_up(pool)
+    pool.submit(request(0, "sleep 0.8"))
+    outcomes = drain(pool)
+    for candidate in range(1, 8):
+        pool.submit(request(candidate, "sleep 0.1"))
+        outcomes += drain(pool)
+    assert [outcome.key.candidate for outcome in outcomes] == list(range(8))
+    assert [type(outcome) for outcome in outcomes] == [Failed] + 7 * [Completed]
+
+
+def test_worker_is_replaced_when_its_accelerator_context_is_broken(make_pool):
+    pool = make_pool(count=1)
+    warm_up(pool)
+    before = pool.worker_pids()["worker-1"]
+    pool.submit(request(0, "fail AcceleratorError"))
+    assert drain(pool)[0].error_class == "AcceleratorError"
+    pool.submit(request(1))
+    assert isinstance(drain(pool)[0], Completed)
+    assert pool.worker_pids()["worker-1"] != before
+
+
+def test_lost_worker_writes_nothing_to_standard_output(make_pool, capfd):
+    pool = make_pool(count=1, max_attempts=1)
+    pool.submit(request(0, "kill"))
+    drain(pool)
+    time.sleep(1.0)  # Ray's own note about it comes from another thread
+    assert capfd.readouterr().out == ""

@@ -1,0 +1,103 @@
+"""The difference of two jobs names every key, and nothing that may change on resume."""
+
+import pytest
+
+from configs.schema import OPERATIONAL_KEYS, JobConfig
+from optimizer.job_changes import changed_keys
+
+JOB = {
+    "name": "a",
+    "models": {"base": "org/base", "checkpoints": {"math": "org/math", "code": "org/code"}},
+    "objectives": {"math": ["gsm8k"], "code": [{"task": "mbpp"}, {"task": "humaneval"}]},
+    "merge": {"groups": {"mlp": [".*mlp.*"], "rest": ["(?!.*mlp).*"]}},
+    "archive": "x.sqlite",
+}
+
+
+def job(**changes: object) -> JobConfig:
+    return JobConfig.model_validate(JOB | changes)
+
+
+def test_equal_jobs_do_not_differ() -> None:
+    assert changed_keys(job(), job()) == []
+
+
+def test_operational_keys_may_change() -> None:
+    other = job(
+        name="b",
+        archive="y.sqlite",
+        budget={"evaluations": 7},
+        workers={"count": 9, "device": "cuda", "gpus": 1},
+    )
+    assert {"name", "archive", "budget", "workers"} == OPERATIONAL_KEYS
+    assert changed_keys(job(), other) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"evaluation": {"splits": {"search": 128}, "apply_chat_template": True}},
+            [
+                "evaluation.splits.search: 64 -> 128",
+                "evaluation.apply_chat_template: false -> true",
+            ],
+        ),
+        (
+            {"models": {"checkpoints": {"math": "org/maths", "extra": "org/e"}}},
+            [
+                'models.base: {"path": "org/base", "revision": null} -> null',
+                "models.checkpoints.math.path: org/math -> org/maths",
+                'models.checkpoints.code: {"path": "org/code", "revision": null} -> (absent)',
+                'models.checkpoints.extra: (absent) -> {"path": "org/e", "revision": null}',
+            ],
+        ),
+        (
+            {"objectives": {"math": ["gsm8k"], "code": [{"task": "mbpp", "weight": 2}, "arc"]}},
+            [
+                "objectives.code.tasks[0].weight: 1.0 -> 2.0",
+                "objectives.code.tasks[1].task: humaneval -> arc",
+            ],
+        ),
+        (
+            {"merge": {"groups": {"mlp": [".*mlp.*", "x"], "rest": ["(?!.*mlp).*"]}}},
+            ['merge.groups.mlp: [".*mlp.*"] -> [".*mlp.*", "x"]'],
+        ),
+        ({"search": {"population_size": 12}}, ["search.population_size: null -> 12"]),
+    ],
+)
+def test_every_change_is_named(changes, expected) -> None:
+    if "models" in changes:
+        changes = changes | {"merge": {**JOB["merge"], "method": "linear"}}
+        expected = [*expected, "merge.method: dare_linear -> linear"]
+    assert [str(problem) for problem in changed_keys(job(), job(**changes))] == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "order"),
+    [
+        ("models.checkpoints", "math, code -> code, math"),
+        ("objectives", "math, code -> code, math"),
+        ("merge.groups", "mlp, rest -> rest, mlp"),
+    ],
+)
+def test_another_order_of_genes_or_columns_is_a_change(section, order) -> None:
+    top, _, inner = section.partition(".")
+    content = JOB[top]
+    if inner:
+        changed = content | {inner: dict(reversed(content[inner].items()))}
+    else:
+        changed = dict(reversed(content.items()))
+
+    (problem,) = changed_keys(job(), job(**{top: changed}))
+    assert str(problem) == f"{section}: order {order}"
+
+
+def test_order_of_a_preference_means_nothing() -> None:
+    assert (
+        changed_keys(
+            job(search={"preference": {"math": 1, "code": 2}}),
+            job(search={"preference": {"code": 2, "math": 1}}),
+        )
+        == []
+    )

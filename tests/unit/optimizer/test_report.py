@@ -1,0 +1,101 @@
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from optimizer.archive import Archive
+from optimizer.report import render, report_of, report_record
+from tests.unit.optimizer.synthetic_archive import Merge, build
+
+BASE = Merge((0, 0, 0), (0.1, 0.1, 0.1), report=(0.1, 0.1, 0.1), origin="baseline:base")
+SOUP = Merge(
+    (0.4, 0.4, 0.4), (0.5, 0.5, 0.5), report=(0.5, 0.5, 0.5), origin="baseline:uniform soup"
+)
+FAILED = Merge((3, 3, 3), None)
+
+
+def winner(report: float) -> Merge:
+    return Merge((0.7, 0.6, 0.5), (0.9,) * 3, select=(0.8,) * 3, report=(report,) * 3)
+
+
+def text_of(report) -> str:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render(report))
+    return console.export_text()
+
+
+@pytest.fixture
+def make_report(tmp_path):
+    def make(*merges: Merge, chosen: int | None = None):
+        with Archive.open(build(tmp_path / "a.sqlite", merges, chosen=chosen)) as archive:
+            return report_of(archive)
+
+    return make
+
+
+def test_report_prints_scores_of_every_split_side_by_side(make_report):
+    report = make_report(BASE, SOUP, winner(0.75), chosen=2)
+    assert list(report.chosen) == ["search", "select", "report"]
+    text = text_of(report)
+    assert re.search(r"math +0\.900 ± 0\.\d+ +0\.800 ± 0\.\d+ +0\.750 ± 0\.\d+", text)
+    assert re.search(r"mean +0\.900 +0\.800 +0\.750", text)
+    assert "20 items each" in text
+
+
+def test_report_says_that_the_search_won(make_report):
+    report = make_report(BASE, SOUP, winner(0.75), chosen=2)
+    assert report.verdict is not None
+    assert report.verdict.won
+    assert list(report.baselines) == ["uniform soup", "base"]
+    text = text_of(report)
+    assert "beats every baseline" in text
+    assert "+0.250 ± 0.057" in text
+    assert "+0.650" in text
+
+
+def test_report_says_plainly_that_the_search_lost(make_report):
+    text = text_of(make_report(BASE, SOUP, winner(0.45), chosen=2))
+    assert "The search did not win: against uniform soup, -0.050" in text
+
+
+def test_report_says_that_the_choice_is_a_baseline(make_report):
+    soup = Merge((0.4, 0.4, 0.4), (0.5,) * 3, (0.5,) * 3, (0.5,) * 3, "baseline:uniform soup")
+    report = make_report(BASE, soup, chosen=1)
+    text = text_of(report)
+    assert "The search did not win" in text
+    assert "chosen merge = uniform soup" in text
+    assert "\nuniform soup " not in text  # not once more as a baseline
+
+
+def test_report_of_an_unfinished_search_says_so(make_report):
+    report = make_report(BASE, winner(0.5), FAILED)
+    assert report.verdict is None
+    text = text_of(report)
+    assert "No merge was chosen yet" in text
+    assert "3 evaluations" in text
+    assert "1 failed (1 x evaluate: EvaluationError)" in text
+
+
+def test_report_before_the_report_split_has_no_verdict(make_report):
+    merge = Merge((0.7, 0.6, 0.5), (0.9,) * 3, select=(0.8,) * 3)
+    assert "No verdict yet" in text_of(make_report(BASE, merge, chosen=1))
+
+
+def test_report_is_json_even_with_infinitely_sure_differences(make_report):
+    # Every item differs alike: the standard error is zero.
+    best = Merge((0.7, 0.6, 0.5), (1.0,) * 3, (1.0,) * 3, (1.0,) * 3)
+    worst = Merge((0, 0, 0), (0.0,) * 3, report=(0.0,) * 3, origin="baseline:base")
+    record = report_record(make_report(worst, best, chosen=1))
+    again = json.loads(json.dumps(record, allow_nan=False))
+    assert again["verdict"]["differences"]["base"] == {"mean": 1.0, "stderr": 0.0, "sigmas": None}
+    assert again["verdict"]["won"] is True
+    assert again["choice"]["candidate"] == 1
+
+
+def test_report_of_an_archive_without_proposals_is_empty(tmp_path):
+    with Archive.open(build(tmp_path / "b.sqlite", [])) as archive:
+        report = report_of(archive)
+    assert report.front == []
+    assert "0 evaluations" in text_of(report)

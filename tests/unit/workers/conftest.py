@@ -1,0 +1,63 @@
+"""Fixtures of the worker tests."""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _own_digest_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests of test checkpoints stay out of the user's cache."""
+    cache: Path = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
+    """Write a checkpoint directory: one shard, or one per mapping with an index."""
+
+    def make(
+        name: str,
+        *shards: Mapping[str, torch.Tensor],
+        config: Mapping[str, object] | None = None,
+    ) -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
+        if len(shards) == 1:
+            save_file(dict(shards[0]), directory / "model.safetensors")
+            return directory
+        weight_map = {}
+        for index, tensors in enumerate(shards, start=1):
+            file_name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+            save_file(dict(tensors), directory / file_name)
+            weight_map |= dict.fromkeys(tensors, file_name)
+        index_text = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (directory / "model.safetensors.index.json").write_text(index_text)
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def rewrite_header() -> Callable[[Path, Callable[[dict[str, object]], None]], None]:
+    """Change the JSON header of a safetensors file and leave its data alone."""
+
+    def rewrite(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+        content = path.read_bytes()
+        length = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    return rewrite

@@ -1,0 +1,91 @@
+"""Tensors and references for the tests of merging."""
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.kernels import MergeTerm, get_method, merge_flat
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of a floating tensor as integers; NaN with any payload becomes one value."""
+    canonical = torch.where(tensor.isnan(), torch.full_like(tensor, torch.nan), tensor)
+    return canonical.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(bits(left), bits(right))
+
+
+def pool(
+    count: int, dtype: torch.dtype = torch.float32, *, num_tuned: int = 3, seed: int = 0
+) -> tuple[Tensor, list[Tensor]]:
+    """A base and tuned tensors ``(count,)`` with realistic sizes of weights and deltas."""
+    draw = torch.Generator().manual_seed(seed)
+    base = torch.randn(count, generator=draw) * 0.05
+    tuned = [base + torch.randn(count, generator=draw) * 0.003 for _ in range(num_tuned)]
+    return base.to(dtype), [tensor.to(dtype) for tensor in tuned]
+
+
+def terms(weights: Sequence[float], drop_ratios: Sequence[float] | None = None) -> list[MergeTerm]:
+    drops = drop_ratios or [0.0] * len(weights)
+    return [
+        MergeTerm(weight, drop_ratio, f"digest-{index}")
+        for index, (weight, drop_ratio) in enumerate(zip(weights, drops, strict=True))
+    ]
+
+
+def merge(
+    base: Tensor | None,
+    tuned: Sequence[Tensor | None],
+    merge_terms: Sequence[MergeTerm],
+    *,
+    method: str = "dare_linear",
+    dtype: torch.dtype | None = None,
+    **options: object,
+) -> Tensor:
+    """Merge into a new tensor, which starts as NaN so that nothing unwritten goes unseen."""
+    like = next(t for t in (base, *tuned) if t is not None)
+    out = torch.full_like(like, torch.nan, dtype=dtype or like.dtype)
+    options.setdefault("tensor_name", "layer.weight")
+    merge_flat(get_method(method), out, base, tuned, merge_terms, **options)
+    return out
+
+
+def hash_by_hand(counter: int, key: Sequence[int]) -> int:
+    """The mask's hash in unbounded integers: the reference for the tensor operations."""
+    k0, k1, k2 = (word & 0xFFFFFFFF for word in key[:3])
+    x = counter ^ k0
+    x ^= x >> 17
+    x = x * 0xED5AD4BB & 0xFFFFFFFF
+    x ^= x >> 11
+    x ^= k1
+    x = x * 0xAC4C1B51 & 0xFFFFFFFF
+    x ^= x >> 15
+    x = (x + k2) & 0xFFFFFFFF
+    x = x * 0x31848BAB & 0xFFFFFFFF
+    x ^= x >> 14
+    return x
+
+
+def as_float32(value: float) -> float:
+    """Round to float32, as one store does."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def merge_in_numpy(
+    base: Tensor, tuned: Sequence[Tensor], merge_terms: Sequence[MergeTerm], masks: Sequence[Tensor]
+) -> Tensor:
+    """DARE in numpy float32, one rounding per operation: the reference for the chunk function."""
+    origin = base.float().numpy()
+    total = origin.copy()
+    for source, term, mask in zip(tuned, merge_terms, masks, strict=True):
+        delta = source.float().numpy() - origin
+        kept = np.where(mask.numpy(), delta, np.float32(0))
+        total = total + kept * np.float32(term.weight / (1.0 - term.drop_ratio))
+    return torch.from_numpy(total).to(base.dtype)

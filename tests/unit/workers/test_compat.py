@@ -1,0 +1,255 @@
+"""Whether a pool can be merged: everything wrong at once, and what is suspicious."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.errors import ConfigError, IncompatibleCheckpointsError
+from configs.schema import Merge, Models
+from tests.conftest import TinyPool
+from workers.compat import PoolReport, check_compatible
+from workers.sources import resolve_sources
+
+EMBEDDINGS = "model.embed_tokens.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Pool:
+    """A copy of the tiny pool that a test may damage."""
+
+    def __init__(self, original: TinyPool, root: Path) -> None:
+        self.root = root
+        for path in (original.base, *original.checkpoints.values()):
+            shutil.copytree(path, root / path.name)
+        self.names = list(original.checkpoints)
+
+    def check(self, *, base: str | None = "base", **merge: Any) -> PoolReport:
+        models = Models(
+            base=base and str(self.root / base),
+            checkpoints={name: str(self.root / name) for name in self.names},
+        )
+        return check_compatible(resolve_sources(models), Merge(**merge))
+
+    def problems(self, **merge: Any) -> list[str]:
+        with pytest.raises(IncompatibleCheckpointsError) as caught:
+            self.check(**merge)
+        return [str(problem) for problem in caught.value.problems]
+
+    def change(self, name: str, change: Callable[[Tensors], object]) -> None:
+        path = self.root / name / "model.safetensors"
+        tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    def change_json(self, name: str, file_name: str, change: Callable[[Any], object]) -> None:
+        path = self.root / name / file_name
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def pool(tiny_pool: TinyPool, tmp_path: Path) -> Pool:
+    return Pool(tiny_pool, tmp_path)
+
+
+def test_report_counts_parameters_and_bytes_per_candidate(pool: Pool) -> None:
+    report = pool.check()
+    tensors = load_file(pool.root / "base" / "model.safetensors")
+    total = sum(tensor.numel() for tensor in tensors.values())
+    assert report.num_tensors == len(tensors)
+    assert report.num_parameters == total
+    assert report.dtype == "float32"
+    assert report.bytes_read == 4 * 4 * total
+    assert report.bytes_written == 4 * total
+    assert report.largest_tensor_bytes == max(tensor.nbytes for tensor in tensors.values())
+    assert report.warnings == ()
+
+
+def test_report_of_another_output_dtype_counts_its_bytes(pool: Pool) -> None:
+    report = pool.check(dtype="bfloat16")
+    assert report.dtype == "bfloat16"
+    assert report.bytes_written * 8 == report.bytes_read
+
+
+def test_linear_merge_does_not_read_the_base(pool: Pool) -> None:
+    report = pool.check(method="linear")
+    assert report.bytes_read == 3 * report.bytes_written
+
+
+def test_pool_without_a_base_is_compared_with_its_first_checkpoint(pool: Pool) -> None:
+    report = pool.check(base=None, method="linear")
+    assert report.deltas == ()
+    assert report.bytes_read == 3 * report.bytes_written
+
+
+def test_delta_sizes_are_those_of_the_task_vectors(pool: Pool) -> None:
+    stats = {stats.checkpoint: stats for stats in pool.check().deltas}
+    base = load_file(pool.root / "base" / "model.safetensors")
+    math = load_file(pool.root / "math" / "model.safetensors")
+    delta = torch.cat([(math[name] - base[name]).abs().reshape(-1) for name in base])
+    weights = torch.cat([tensor.abs().reshape(-1) for tensor in base.values()])
+    assert list(stats) == ["instruct", "code", "math"]
+    assert stats["math"].median == pytest.approx(float(delta.quantile(0.5)), rel=1e-5)
+    assert stats["math"].p99 == pytest.approx(float(delta.quantile(0.99)), rel=1e-5)
+    assert stats["math"].maximum == float(delta.max())
+    assert stats["math"].relative == pytest.approx(
+        float(delta.quantile(0.5) / weights.quantile(0.5)), rel=1e-3
+    )
+    assert stats["math"].unchanged == pytest.approx(float((delta == 0).float().mean()))
+    assert not stats["math"].is_sampled
+
+
+def test_tensors_of_another_shape_are_all_named(pool: Pool) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors[EMBEDDINGS] = torch.zeros(260, 32)
+        tensors["extra"] = tensors.pop(QUERY)
+
+    pool.change("math", change)
+    (problem,) = pool.problems()
+    assert "cannot merge `math` into `base`: 3 of 20 tensors differ." in problem
+    assert f"`{EMBEDDINGS}` expected (259, 32), found (260, 32)" in problem
+    assert f"`{QUERY}` is missing" in problem
+    assert "`extra` is not in the reference" in problem
+    assert "Resize the vocabulary first" in problem
+
+
+def test_every_mismatch_is_in_the_context_when_there_are_many(pool: Pool) -> None:
+    pool.change("math", lambda tensors: [tensors.pop(name) for name in list(tensors)[:9]])
+    with pytest.raises(IncompatibleCheckpointsError, match="and 4 more") as caught:
+        pool.check()
+    assert len(caught.value.context["mismatches"]["math"]) == 9
+
+
+def test_problems_of_all_checkpoints_and_groups_are_named_at_once(pool: Pool) -> None:
+    pool.change("math", lambda tensors: tensors.pop(QUERY))
+    pool.change_json("code", "config.json", lambda config: config.update(model_type="bert"))
+    problems = pool.problems(groups={"mlp": [r".*\.mlp\..*"]})
+    assert [problem.split(":")[0] for problem in problems] == ["code", "math", "merge.groups"]
+    assert "model_type is `bert`, expected `llama`" in problems[0]
+
+
+def test_counters_must_be_the_same(pool: Pool) -> None:
+    for name in ("base", *pool.names):
+        pool.change(name, lambda tensors: tensors.update(steps=torch.tensor([1, 2])))
+    assert pool.check().warnings == ()
+    pool.change("math", lambda tensors: tensors.update(steps=torch.tensor([1, 3])))
+    assert "`steps` (int64) cannot be merged and has other values" in pool.problems()[0]
+
+
+def test_tensors_in_no_group_or_in_two_are_named(pool: Pool) -> None:
+    problems = pool.problems(
+        groups={"attention": [r".*attn.*"], "first": [r"model\.layers\.0\..*"]}
+    )
+    assert f"`{EMBEDDINGS}`" in problems[0]
+    assert "tensors are in no group" in problems[0]
+    assert "4 tensors are in more than one group" in problems[1]
+    assert "(attention, first)" in problems[1]
+
+
+def test_group_without_tensors_is_a_warning(pool: Pool) -> None:
+    report = pool.check(groups={"all": [".*"], "experts": [r".*\.experts\..*"]})
+    assert report.warnings == ("group `experts` holds no tensor; its genes change nothing",)
+
+
+def test_other_token_ids_are_refused(pool: Pool) -> None:
+    def swap(content: dict[str, Any]) -> None:
+        vocab = content["model"]["vocab"]
+        vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+    pool.change_json("code", "tokenizer.json", swap)
+    (problem,) = pool.problems()
+    assert "the tokenizers differ: 2 of 259 tokens differ, e.g. 'a' has id" in problem
+
+
+def test_checkpoint_without_a_tokenizer_is_a_warning(pool: Pool) -> None:
+    (pool.root / "code" / "tokenizer.json").unlink()
+    (warning,) = pool.check().warnings
+    assert warning.startswith("`code`: has no tokenizer")
+
+
+def test_other_attention_heads_are_a_warning(pool: Pool) -> None:
+    # The shapes agree, the function does not.
+    pool.change_json("code", "config.json", lambda c: c.update(num_attention_heads=4))
+    assert any("num_attention_heads = 4" in warning for warning in pool.check().warnings)
+
+
+def test_checkpoint_that_is_the_base_or_another_is_a_warning(pool: Pool) -> None:
+    for name, source in (("code", "base"), ("math", "instruct")):
+        shutil.copy(pool.root / source / "model.safetensors", pool.root / name)
+    warnings = pool.check().warnings
+    assert "`code` has the weights of the base; its genes change nothing" in warnings
+    assert "`instruct` and `math` are the same weights; keep one of them" in warnings
+
+
+def scale_delta(pool: Pool, name: str, factor: float) -> None:
+    base = load_file(pool.root / "base" / "model.safetensors")
+    pool.change(
+        name,
+        lambda tensors: tensors.update(
+            {key: base[key] + factor * (tensor - base[key]) for key, tensor in tensors.items()}
+        ),
+    )
+
+
+def test_deltas_at_which_dare_breaks_are_a_warning(pool: Pool) -> None:
+    scale_delta(pool, "math", 4.0)
+    (warning,) = pool.check().warnings
+    assert warning.startswith("`math`: 1 % of its deltas exceed")
+    assert "DARE breaks near 0.03" in warning
+    assert pool.check(method="task_arithmetic").warnings == ()
+
+
+def test_base_of_another_family_is_a_warning(pool: Pool) -> None:
+    draw = torch.Generator().manual_seed(1)
+
+    def redraw(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = torch.randn(tensor.shape, generator=draw) * 0.08
+
+    pool.change("math", redraw)
+    (warning,) = pool.check().warnings
+    assert "as large as the weights" in warning
+    assert "the base is probably not its base" in warning
+
+
+@pytest.mark.parametrize("where", ["base", "math"])
+def test_nan_in_a_checkpoint_is_refused(pool: Pool, where: str) -> None:
+    pool.change(where, lambda tensors: tensors[QUERY].view(-1)[7].fill_(torch.nan))
+    assert f"math: `{QUERY}` holds NaN or infinity, here or in the base" in pool.problems()
+
+
+def test_mixed_dtypes_are_a_warning(pool: Pool) -> None:
+    def halve(tensors: Tensors) -> None:
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+    pool.change("math", halve)
+    assert pool.check().warnings == ("`math` is bfloat16, `base` float32",)
+
+
+def test_unknown_method_is_a_config_error(pool: Pool) -> None:
+    with pytest.raises(ConfigError, match="`slerp` is no merge method"):
+        pool.check(method="slerp")
+
+
+def test_large_pools_are_sampled_at_fixed_places(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = pool.check().deltas
+    monkeypatch.setattr("workers.delta_stats._WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr("workers.delta_stats._RUN_ELEMENTS", 64)
+    sampled, again = pool.check().deltas, pool.check().deltas
+    assert all(stats.is_sampled for stats in sampled)
+    assert sampled == again
+    for whole, part in zip(exact, sampled, strict=True):
+        assert part.median == pytest.approx(whole.median, rel=0.1)
+        assert part.p99 == pytest.approx(whole.p99, rel=0.2)
+        assert part.maximum <= whole.maximum

@@ -1,0 +1,121 @@
+"""Compiled kernels give the eager bits, and their absence is no failure."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
+from workers import compiled
+from workers.compiled import fuse, has_compiler, is_worthwhile
+from workers.kernels import get_method
+
+# torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
+# both kinds in one kernel, which is what a test here is about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed:UserWarning"),
+]
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler on this machine"
+)
+COUNT = 100_003
+ODD_VALUES = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-40, -1e-40, 3e38, 1.0])
+
+
+def odd_pool(count: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
+    """A base and tuned tensors with special values at the front, the middle and the end."""
+    base, tuned = pool(count, num_tuned=len(dtypes) - 1)
+    tensors = [base, *tuned]
+    for shift, tensor in enumerate(tensors):
+        for start in (0, count // 2, count - len(ODD_VALUES)):
+            tensor[start : start + len(ODD_VALUES)] = ODD_VALUES.roll(shift)
+    return [tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "dtypes", "drop_ratios"),
+    [
+        ("dare_linear", (torch.float32,) * 4, [0.5, 0.0, 0.9]),
+        ("dare_linear", (torch.bfloat16, torch.bfloat16, torch.float16), [0.99, 0.3]),
+        ("task_arithmetic", (torch.float16,) * 3, [0.0, 0.0]),
+        ("linear", (torch.bfloat16,) * 4, [0.0, 0.0, 0.0]),
+    ],
+    ids=["dare-float32", "dare-halves", "arithmetic-float16", "linear-bfloat16"],
+)
+def test_compiled_merge_gives_the_eager_bits(
+    method: str, dtypes: tuple[torch.dtype, ...], drop_ratios: list[float]
+) -> None:
+    base, *tuned = odd_pool(COUNT, dtypes)
+    chosen = terms([0.7, -0.3, 1.1][: len(tuned)], drop_ratios)
+    eager = merge(base, tuned, chosen, method=method)
+    before = torch.get_num_threads()
+    try:
+        for threads, chunk in ((1, None), (2, None), (2, 33_333)):
+            torch.set_num_threads(threads)
+            options = {"method": method, "backend": "compiled", "chunk_elements": chunk}
+            assert same_bits(merge(base, tuned, chosen, **options), eager)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiling_is_done_once_for_all_lengths_and_drop_ratios() -> None:
+    from torch._dynamo.utils import counters
+
+    def compile_count() -> int:
+        return int(counters["stats"]["unique_graphs"])
+
+    def run(count: int, drop_ratios: list[float]) -> None:
+        base, tuned = pool(count, num_tuned=2, seed=count)
+        chosen = terms([0.5, 0.4], drop_ratios)
+        options = {"tensor_name": f"layer.{count}", "mask_seed": count}
+        fused = merge(base, tuned, chosen, backend="compiled", **options)
+        assert same_bits(fused, merge(base, tuned, chosen, **options))
+
+    run(20_000, [0.5, 0.5])
+    before = compile_count()
+    for count, drop_ratios in ((20_001, [0.0, 0.9]), (65_536, [0.1, 0.0]), (70_000, [0.9, 0.9])):
+        run(count, drop_ratios)
+    assert compile_count() == before
+
+
+def test_small_tensors_take_the_eager_path() -> None:
+    chunk = get_method("dare_linear").chunk
+    assert fuse(chunk, torch.empty(100)) is None
+    assert fuse(chunk, torch.empty(2**14)) is not None
+
+
+def test_compiling_is_worthwhile_for_large_models_where_a_compiler_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(compiled, "has_compiler", lambda _: True)
+    assert not is_worthwhile(1_000_000, cpu)
+    assert is_worthwhile(7_000_000_000, cpu)
+    monkeypatch.setattr(compiled, "has_compiler", lambda _: False)
+    assert not is_worthwhile(7_000_000_000, cpu)
+
+
+def test_compiler_is_looked_for_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    has_compiler.cache_clear()
+    try:
+        assert not has_compiler("cpu")
+    finally:
+        has_compiler.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_gives_the_bits_of_the_cpu(backend: str, dtype: torch.dtype) -> None:
+    base, *tuned = odd_pool(COUNT, (dtype,) * 4)
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    there = [tensor.cuda() for tensor in (base, *tuned)]
+    merged = merge(there[0], there[1:], chosen, backend=backend)
+    assert same_bits(merged.cpu(), merge(base, tuned, chosen))

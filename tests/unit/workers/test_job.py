@@ -1,0 +1,193 @@
+"""JobRunner on tiny real models and real lm-eval tasks."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs.errors import CheckpointError, EvaluationError
+from configs.recipe import Group, MergeRecipe, Source
+from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed, Stage
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_job):
+    from evaluators.harness import build_manifest
+    from workers.job import WorkerSpec
+    from workers.sources import resolve_sources
+
+    job = tiny_job()
+    return WorkerSpec(
+        job, resolve_sources(job.models), build_manifest(job.objectives, job.evaluation)
+    )
+
+
+@pytest.fixture(scope="module")
+def runner(spec):
+    import torch
+
+    from workers.job import JobRunner
+
+    num_threads = torch.get_num_threads()
+    yield JobRunner(spec, "worker-1")
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def make_request(spec):
+    def make(*weights, split="search", **changes):
+        sources = spec.sources
+        recipe = {
+            "method": "dare_linear",
+            "base": Source(name="base", digest=sources.base.digest),
+            "checkpoints": tuple(
+                Source(name=one.name, digest=one.digest) for one in sources.checkpoints
+            ),
+            "groups": (Group(name="all", patterns=(".*",)),),
+            "weights": tuple((weight,) for weight in weights),
+            "drop_ratios": ((0.25,),) * len(weights),
+            "dtype": "float32",
+        }
+        return EvaluationRequest(EvaluationKey(7, split), MergeRecipe(**(recipe | changes)))
+
+    return make
+
+
+def assert_same_scores(a, b):
+    assert a.weights_digest == b.weights_digest
+    assert a.texts == b.texts
+    assert a.task_scores.keys() == b.task_scores.keys()
+    for task, scores in a.task_scores.items():
+        assert scores.item_ids == b.task_scores[task].item_ids
+        np.testing.assert_array_equal(scores.values, b.task_scores[task].values)
+
+
+def test_runner_scores_every_item_of_the_split(runner, spec, make_request):
+    outcome = runner.run(make_request(0.5, 0.4, 0.3, split="select"), attempt=2)
+    assert isinstance(outcome, Completed)
+    assert (outcome.key, outcome.attempt, outcome.worker) == (
+        EvaluationKey(7, "select"),
+        2,
+        "worker-1",
+    )
+    items = spec.manifest.items("select")
+    assert {task: scores.item_ids for task, scores in outcome.task_scores.items()} == items
+    assert {scores.values.size for scores in outcome.task_scores.values()} == {4}
+    assert len(outcome.texts["tiny_text"]) == 4
+    assert {"materialize", "digest", "forward", "score"} <= outcome.seconds.keys()
+    assert all(seconds >= 0 for seconds in outcome.seconds.values())
+
+
+def test_runner_scores_what_export_writes(runner, spec, make_request, tmp_path):
+    from workers.materialize import write_checkpoint
+
+    request = make_request(0.9, -0.2, 0.4)
+    written = write_checkpoint(request.recipe, spec.sources, tmp_path / "merge")
+    assert runner.run(request).weights_digest == written
+
+
+def test_runner_forgets_the_candidate_before(runner, make_request):
+    first, other = make_request(30.0, 0.0, 0.0), make_request(0.0, -40.0, 25.0)
+    alone = runner.run(first)
+    between = runner.run(other)
+    again = runner.run(first)
+    assert between.texts != alone.texts, "the two merges do not even differ"
+    assert_same_scores(again, alone)
+
+
+def test_runner_reports_a_recipe_of_unknown_sources_as_failed(runner, make_request):
+    strangers = tuple(Source(name=name, digest="f" * 64) for name in "abc")
+    outcome = runner.run(make_request(1.0, 1.0, 1.0, checkpoints=strangers))
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.error_class) == (Stage.MATERIALIZE, "CheckpointError")
+    assert "ffffffffffff" in outcome.message
+    assert isinstance(runner.run(make_request(0.1, 0.1, 0.1)), Completed)
+
+
+def test_runner_reports_logits_that_are_not_finite_as_failed(runner, make_request, monkeypatch):
+    materialize = runner._materializer.into
+
+    def spoil(model, recipe):
+        materialize(model, recipe)
+        model.get_parameter("model.norm.weight").fill_(float("nan"))
+
+    monkeypatch.setattr(runner._materializer, "into", spoil)
+    outcome = runner.run(make_request(0.1, 0.1, 0.1))
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.error_class) == (Stage.EVALUATE, EvaluationError.__name__)
+    assert outcome.seconds["materialize"] > 0
+    monkeypatch.undo()
+    assert isinstance(runner.run(make_request(0.1, 0.1, 0.1)), Completed)
+
+
+@pytest.mark.parametrize("error_name", ["OutOfMemoryError", "AcceleratorError"])
+def test_runner_reports_a_device_error_as_failed(runner, make_request, monkeypatch, error_name):
+    import torch
+
+    def fail(*_):
+        raise getattr(torch, error_name)("out of order")
+
+    monkeypatch.setattr(runner._evaluator, "evaluate", fail)
+    outcome = runner.run(make_request(0.1, 0.1, 0.1))
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.error_class) == (Stage.EVALUATE, error_name)
+    assert outcome.message == "out of order"
+
+
+def test_runner_lets_an_interrupt_through(runner, make_request, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner._materializer, "into", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(make_request(0.1, 0.1, 0.1))
+
+
+def test_runner_evaluates_in_the_dtype_of_the_recipe(runner, spec, make_request, tmp_path):
+    from workers.materialize import write_checkpoint
+
+    narrow = make_request(0.9, 0.2, 0.4, dtype="bfloat16")
+    wide = make_request(0.9, 0.2, 0.4)
+    before = runner.run(wide)
+    written = write_checkpoint(narrow.recipe, spec.sources, tmp_path / "merge")
+    assert runner.run(narrow).weights_digest == written
+    assert str(runner._live.model.dtype) == "torch.bfloat16"
+    assert_same_scores(runner.run(wide), before)
+
+
+def test_live_model_has_no_gradients_and_is_in_evaluation_mode(runner):
+    model = runner._live.model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_loading_says_which_directory_holds_no_model(spec, tiny_pool, tmp_path):
+    from dataclasses import replace
+
+    from workers.job import load_live_model
+
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny_pool.base, directory)
+    (directory / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    sources = replace(spec.sources, base=replace(spec.sources.base, directory=directory))
+    with pytest.raises(CheckpointError, match=f"{directory}: cannot be loaded as a causal"):
+        load_live_model(replace(spec, sources=sources), None)
+
+
+def test_spec_survives_pickling(spec):
+    assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 - our own bytes
+
+
+def test_importing_job_and_pool_loads_no_heavy_library():
+    program = (
+        "import sys, workers.job, workers.pool, workers.outcome\n"
+        "print(sorted({'torch', 'transformers', 'ray', 'lm_eval', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,220 @@
+"""Merging flat tensors: the arithmetic, its bits, and what never spreads."""
+
+import math
+
+import pytest
+import torch
+
+from configs.errors import ConfigError
+from tests.unit.workers.merge_cases import (
+    DTYPES,
+    bits,
+    merge,
+    merge_in_numpy,
+    pool,
+    same_bits,
+    terms,
+)
+from workers import kernels
+from workers.kernels import MergeTerm, get_method, merge_flat
+from workers.mask import keep_mask, key_row
+
+NAN, INF = math.nan, math.inf
+COUNT = 100_003
+
+
+def mask_of(term: MergeTerm, count: int, tensor_name: str = "layer.weight") -> torch.Tensor:
+    return keep_mask(
+        count,
+        mask_seed=0,
+        digest=term.digest,
+        tensor_name=tensor_name,
+        drop_ratio=term.drop_ratio,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dare_equals_the_numpy_reference_bit_for_bit(dtype: torch.dtype) -> None:
+    base, tuned = pool(COUNT, dtype)
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    expected = merge_in_numpy(base, tuned, chosen, [mask_of(term, COUNT) for term in chosen])
+    assert same_bits(merge(base, tuned, chosen), expected)
+
+
+def test_linear_is_the_weighted_sum_without_a_base() -> None:
+    _, tuned = pool(1000)
+    merged = merge(None, tuned, terms([0.5, 0.3, 0.2]), method="linear")
+    a, b, c = (tensor.numpy() for tensor in tuned)
+    f = torch.tensor([0.5, 0.3, 0.2]).numpy()
+    assert same_bits(merged, torch.from_numpy(a * f[0] + b * f[1] + c * f[2]))
+
+
+def test_task_arithmetic_is_dare_without_drops() -> None:
+    base, tuned = pool(1000)
+    chosen = terms([0.5, 0.3, -0.2])
+    plain = merge(base, tuned, chosen, method="task_arithmetic")
+    assert same_bits(plain, merge(base, tuned, chosen, method="dare_linear"))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096, 65_536, COUNT, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_chunks(chunk: int, dtype: torch.dtype) -> None:
+    count = 500 if chunk < 10 else COUNT
+    base, tuned = pool(count, dtype)
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    chunked = merge(base, tuned, chosen, chunk_elements=chunk)
+    assert same_bits(chunked, merge(base, tuned, chosen))
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    base, tuned = pool(COUNT)
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    before = torch.get_num_threads()
+    try:
+        merged = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            # One chunk is long enough for torch to share it among threads.
+            merged.append(merge(base, tuned, chosen, chunk_elements=COUNT))
+    finally:
+        torch.set_num_threads(before)
+    assert same_bits(*merged)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sources_of_any_dtype_merge_as_their_float32_values(dtype: torch.dtype) -> None:
+    base, tuned = pool(1000, dtype)
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    mixed = [tuned[0], tuned[1].float(), tuned[2]]
+    wide = merge(base.float(), [tensor.float() for tensor in tuned], chosen)
+    assert same_bits(merge(base, mixed, chosen, dtype=torch.float32), wide)
+    # Accumulated in float32 and rounded once.
+    assert same_bits(merge(base, mixed, chosen), wide.to(dtype))
+
+
+def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks of 2^31 elements need gigabytes; the rule is the same for short ones.
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1000)
+    base, tuned = torch.zeros(2500), [torch.ones(2500)]
+    merged = merge(base, tuned, [MergeTerm(0.5, 0.5, "d")], chunk_elements=300)
+
+    def kept(block: int, count: int) -> torch.Tensor:
+        keys = torch.tensor([key_row(0, "d", "layer.weight", block, 0.5)], dtype=torch.int32)
+        return kernels.Masks(keys, torch.tensor(0, dtype=torch.int32), (True,)).kept(0, count)
+
+    assert torch.equal(merged, torch.cat([kept(0, 1000), kept(1, 1000), kept(2, 500)]).float())
+
+
+@pytest.mark.parametrize("drop_ratio", [0.1, 0.5, 0.9, 0.99])
+def test_dare_is_unbiased_over_elements(drop_ratio: float) -> None:
+    count = 2**18
+    base, tuned = torch.zeros(count), [torch.ones(count)]
+    merged = merge(base, tuned, [MergeTerm(1.0, drop_ratio, "d")])
+    error = math.sqrt(drop_ratio / (1 - drop_ratio) / count)
+    assert abs(merged.double().mean().item() - 1.0) < 4 * error
+
+
+def test_dare_is_unbiased_over_seeds() -> None:
+    base, tuned = pool(64, num_tuned=1)
+    chosen = [MergeTerm(0.8, 0.7, "d")]
+    draws = torch.stack([merge(base, tuned, chosen, mask_seed=seed) for seed in range(2000)])
+    delta = (tuned[0] - base).double()
+    error = 0.8 * delta.abs() * math.sqrt(0.7 / 0.3 / 2000)
+    # The largest of 64 errors: below 4.5 standard errors but once in some thousands of keys.
+    assert ((draws.double().mean(dim=0) - (base + 0.8 * delta)).abs() < 4.5 * error + 1e-7).all()
+
+
+def test_dropped_nan_and_infinity_do_not_spread() -> None:
+    base, tuned = pool(1000, num_tuned=1)
+    chosen = [MergeTerm(0.5, 0.6, "d")]
+    kept = mask_of(chosen[0], 1000)
+    clean = merge(base, tuned, chosen)
+    for value in (NAN, INF, -INF):
+        poisoned = torch.where(kept, tuned[0], value)
+        assert same_bits(merge(base, [poisoned], chosen), clean)
+
+
+def test_checkpoint_of_weight_zero_is_not_read() -> None:
+    base, tuned = pool(1000)
+    poisoned = torch.full_like(base, NAN)
+    chosen = terms([0.5, 0.0, 0.2], [0.3, 0.3, 0.3])
+    expected = merge(base, tuned, chosen)
+    assert same_bits(merge(base, [tuned[0], poisoned, tuned[2]], chosen), expected)
+    assert same_bits(merge(base, [tuned[0], None, tuned[2]], chosen), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_zero_give_the_base_bit_for_bit(dtype: torch.dtype) -> None:
+    base = torch.tensor([0.0, -0.0, NAN, INF, -INF, 1e-40, 1.5, -2.25]).to(dtype)
+    tuned = [torch.full_like(base, NAN), torch.ones_like(base)]
+    merged = merge(base, tuned, terms([0.0, -0.0], [0.5, 0.0]))
+    assert torch.equal(merged.view(torch.uint8), base.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_one_gives_the_checkpoint_within_the_rounding_bound(dtype: torch.dtype) -> None:
+    base, tuned = pool(COUNT, dtype)
+    merged = merge(base, tuned, terms([0.0, 1.0, 0.0])).double()
+    goal = tuned[1].double()
+    magnitude = torch.maximum(base.double().abs(), goal.abs())
+    one_rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+    assert ((merged - goal).abs() <= 2.0**-23 * magnitude + one_rounding * goal.abs()).all()
+
+
+def test_linear_of_one_checkpoint_is_that_checkpoint() -> None:
+    _, tuned = pool(1000, torch.bfloat16)
+    merged = merge(None, tuned, terms([0.0, 1.0, 0.0]), method="linear")
+    assert same_bits(merged, tuned[1])
+
+
+def test_merge_leaves_its_sources_alone() -> None:
+    base, tuned = pool(1000)
+    before = [bits(tensor).clone() for tensor in (base, *tuned)]
+    merge(base, tuned, terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9]))
+    assert all(map(torch.equal, before, map(bits, (base, *tuned))))
+
+
+def test_merge_of_an_empty_tensor_writes_nothing() -> None:
+    empty = torch.empty(0)
+    assert merge(empty, [empty], [MergeTerm(1.0, 0.5, "d")]).numel() == 0
+
+
+@pytest.mark.parametrize("drop_ratio", [1.0, -0.1, NAN])
+def test_term_refuses_drop_ratios_outside_the_range(drop_ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"drop_ratio must be in \[0, 1\)"):
+        MergeTerm(1.0, drop_ratio, "d")
+
+
+@pytest.mark.parametrize("weight", [NAN, INF, 1e39])
+def test_term_refuses_scales_that_float32_cannot_hold(weight: float) -> None:
+    with pytest.raises(ValueError, match="must be finite in float32"):
+        MergeTerm(weight, 0.0, "d")
+
+
+def test_drop_ratio_within_the_last_step_of_one_drops_everything() -> None:
+    base, tuned = pool(100, num_tuned=1)
+    assert same_bits(merge(base, tuned, [MergeTerm(1.0, 1 - 2.0**-40, "d")]), base)
+
+
+def test_merge_refuses_operands_that_do_not_fit() -> None:
+    base, tuned = pool(10, num_tuned=1)
+    one = terms([1.0])
+    dare, arithmetic = get_method("dare_linear"), get_method("task_arithmetic")
+    out = torch.empty(10)
+    with pytest.raises(ValueError, match="needs a base"):
+        merge_flat(dare, out, None, tuned, one, tensor_name="t")
+    with pytest.raises(ValueError, match="drop ratios must be 0"):
+        merge_flat(arithmetic, out, base, tuned, terms([1.0], [0.5]), tensor_name="t")
+    with pytest.raises(ValueError, match=r"tuned\[0\] must have shape \(10,\)"):
+        merge_flat(dare, out, base, [torch.empty(11)], one, tensor_name="t")
+    with pytest.raises(ValueError, match=r"base must be float32, bfloat16 or float16"):
+        merge_flat(dare, out, torch.zeros(10, dtype=torch.int32), tuned, one, tensor_name="t")
+    with pytest.raises(ValueError, match=r"tuned\[0\] is missing"):
+        merge_flat(dare, out, base, [None], one, tensor_name="t")
+    with pytest.raises(ValueError, match="one term per checkpoint"):
+        merge_flat(dare, out, base, tuned, terms([1.0, 1.0]), tensor_name="t")
+
+
+def test_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="`slerp` is no merge method; there are dare_linear"):
+        get_method("slerp")

@@ -1,0 +1,365 @@
+"""From a recipe to a live model and to a checkpoint directory: the same bits."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from configs.errors import CheckpointError, IncompatibleCheckpointsError
+from configs.recipe import Group, MergeRecipe, Source
+from configs.schema import Models
+from tests.conftest import TinyPool
+from tests.unit.workers.merge_cases import merge_in_numpy
+from workers.checkpoint import CheckpointReader
+from workers.digest import weights_digest
+from workers.kernels import MergeTerm
+from workers.mask import keep_mask
+from workers.materialize import Materializer, write_checkpoint
+from workers.sources import Sources, resolve_sources
+
+EVERYTHING = (Group(name="all", patterns=(".*",)),)
+HALF_PRECISION = pytest.param("bfloat16", id="bfloat16")
+
+
+def recipe_of(sources: Sources, weights: Sequence[Any], **changes: Any) -> MergeRecipe:
+    """A recipe of all checkpoints; one number per checkpoint, or one per checkpoint and group."""
+
+    def rows(values: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+        return tuple(v if isinstance(v, tuple) else (v,) for v in values)
+
+    drops = changes.pop("drop_ratios", None) or [tuple(0.0 for _ in row) for row in rows(weights)]
+    content = {
+        "method": "dare_linear",
+        "base": sources.base and Source(name="base", digest=sources.base.digest),
+        "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
+        "groups": EVERYTHING,
+        "weights": rows(weights),
+        "drop_ratios": rows(drops),
+        "dtype": "float32",
+        **changes,
+    }
+    return MergeRecipe(**content)
+
+
+@pytest.fixture(scope="module")
+def pools(
+    tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, bool], Sources]:
+    """The pool of real Llama models in a dtype, with tied or untied embeddings."""
+    made: dict[tuple[str, bool], Sources] = {}
+
+    def convert(source: Path, target: Path, dtype: str, tied: bool) -> Path:
+        model = LlamaForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        if not tied:
+            model.config.tie_word_embeddings = False
+            head = model.model.embed_tokens.weight.detach().clone() * 0.5
+            model.lm_head.weight = torch.nn.Parameter(head)
+        model.save_pretrained(target)
+        shutil.copy(source / "tokenizer.json", target)
+        shutil.copy(source / "tokenizer_config.json", target)
+        return target
+
+    def pool(dtype: str = "float32", tied: bool = True) -> Sources:
+        if (dtype, tied) not in made:
+            root = tmp_path_factory.mktemp(f"pool-{dtype}-{tied}")
+            directories = {
+                name: str(convert(path, root / name, dtype, tied))
+                for name, path in {"origin": tiny_pool.base, **tiny_pool.checkpoints}.items()
+            }
+            base = directories.pop("origin")
+            made[dtype, tied] = resolve_sources(Models(base=base, checkpoints=directories))
+        return made[dtype, tied]
+
+    return pool
+
+
+def live_model(sources: Sources, dtype: str = "float32") -> PreTrainedModel:
+    return LlamaForCausalLM.from_pretrained(
+        sources.reference.directory, dtype=getattr(torch, dtype)
+    ).eval()
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state without the second name of tied embeddings."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_exported_bits_are_the_bits_in_the_live_model(
+    pools: Callable[..., Sources], tmp_path: Path, dtype: str, tied: bool
+) -> None:
+    sources = pools(dtype, tied)
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9], dtype=dtype)
+    model = live_model(sources, dtype)
+    materializer = Materializer(sources)
+    materializer.into(model, recipe)
+    digest = write_checkpoint(
+        recipe, sources, tmp_path / "out", max_shard_bytes=40_000, extra_files={}
+    )
+    assert digest == materializer.digest_of(model)
+    exported = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert exported.dtype == getattr(torch, dtype)
+    assert weights_digest(saved_tensors(exported).items()) == digest
+    with CheckpointReader(tmp_path / "out") as reader:
+        assert len(reader.files) > 1
+        assert weights_digest((name, reader.tensor(name)) for name in reader.entries) == digest
+
+
+def test_merge_is_the_formula_on_every_tensor(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    weights, drops = [0.7, -0.2, 0.9], [0.5, 0.0, 0.9]
+    model = live_model(sources)
+    recipe = recipe_of(sources, weights, drop_ratios=drops, mask_seed=5)
+    Materializer(sources).into(model, recipe)
+    readers = [CheckpointReader(source.directory) for source in sources.everything]
+    terms = [
+        MergeTerm(w, p, source.digest)
+        for w, p, source in zip(weights, drops, sources.checkpoints, strict=True)
+    ]
+    for name, merged in saved_tensors(model).items():
+        base, *tuned = (reader.tensor(name).reshape(-1) for reader in readers)
+        masks = [
+            keep_mask(
+                base.numel(),
+                mask_seed=5,
+                digest=term.digest,
+                tensor_name=name,
+                drop_ratio=term.drop_ratio,
+            )
+            for term in terms
+        ]
+        assert torch.equal(merged.reshape(-1), merge_in_numpy(base, tuned, terms, masks)), name
+
+
+def test_tied_weights_stay_tied_and_are_written_once(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    model = live_model(sources)
+    Materializer(sources).into(model, recipe_of(sources, [1.0, 0.0, 0.0]))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with CheckpointReader(sources.checkpoints[0].directory) as reader:
+        expected = reader.tensor("model.embed_tokens.weight")
+        assert torch.allclose(model.lm_head.weight, expected, rtol=0, atol=1e-7)
+
+
+def test_materializing_a_then_b_then_a_gives_the_bits_of_a(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    model, materializer = live_model(sources), Materializer(sources)
+    first = recipe_of(sources, [0.7, 0.1, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+    second = recipe_of(sources, [0.0, 1.0, -0.5], drop_ratios=[0.0, 0.2, 0.0])
+    digests = []
+    for recipe in (first, second, first):
+        materializer.into(model, recipe)
+        digests.append(materializer.digest_of(model))
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_weights_of_zero_restore_the_base(pools: Callable[..., Sources]) -> None:
+    sources = pools("bfloat16")
+    model, materializer = live_model(sources, "bfloat16"), Materializer(sources)
+    before = weights_digest(saved_tensors(model).items())
+    materializer.into(model, recipe_of(sources, [1.0, 1.0, 1.0], dtype="bfloat16"))
+    assert materializer.digest_of(model) != before
+    materializer.into(model, recipe_of(sources, [0.0, 0.0, 0.0], dtype="bfloat16"))
+    assert materializer.digest_of(model) == before
+
+
+def test_weight_one_gives_the_logits_of_the_checkpoint(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    model = live_model(sources)
+    Materializer(sources).into(model, recipe_of(sources, [0.0, 0.0, 1.0]))
+    goal = LlamaForCausalLM.from_pretrained(sources.checkpoints[2].directory).eval()
+    tokens = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits, goal(tokens).logits, atol=1e-5)
+
+
+def test_wider_live_model_holds_the_exact_merge(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools("bfloat16")
+    recipe = recipe_of(sources, [0.7, 0.1, 0.9], dtype="bfloat16")
+    model, materializer = live_model(sources, "float32"), Materializer(sources)
+    materializer.into(model, recipe)
+    assert model.dtype == torch.float32
+    digest = write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
+    assert materializer.digest_of(model) == digest
+
+
+def test_narrower_live_model_is_refused(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    with pytest.raises(IncompatibleCheckpointsError, match="bfloat16, which cannot hold float32"):
+        Materializer(sources).into(
+            live_model(sources, "bfloat16"), recipe_of(sources, [1.0, 0.0, 0.0])
+        )
+
+
+def test_groups_have_their_own_weights_and_drop_ratios(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    groups = (
+        Group(name="attention", patterns=(r".*\.self_attn\..*",)),
+        Group(name="rest", patterns=(r"(?!.*\.self_attn\.).*",)),
+    )
+    recipe = recipe_of(sources, [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)], groups=groups)
+    model = live_model(sources)
+    Materializer(sources).into(model, recipe)
+    for checkpoint, part in ((0, "self_attn.q_proj"), (2, "mlp.up_proj")):
+        name = f"model.layers.1.{part}.weight"
+        with CheckpointReader(sources.checkpoints[checkpoint].directory) as reader:
+            assert torch.allclose(model.state_dict()[name], reader.tensor(name), atol=1e-7)
+
+
+def test_linear_merge_needs_no_base(pools: Callable[..., Sources]) -> None:
+    with_base = pools()
+    sources = Sources(None, with_base.checkpoints)
+    recipe = recipe_of(sources, [0.5, 0.25, 0.25], method="linear")
+    model = live_model(sources)
+    Materializer(sources).into(model, recipe)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = []
+    for source in sources.checkpoints:
+        with CheckpointReader(source.directory) as reader:
+            tensors.append(reader.tensor(name))
+    expected = tensors[0] * 0.5 + tensors[1] * 0.25 + tensors[2] * 0.25
+    assert torch.equal(model.state_dict()[name], expected)
+
+
+def test_encoder_model_materializes_with_its_counters(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+    )
+    directories = []
+    for name in ("origin", "math"):
+        model = BertForSequenceClassification(config)
+        # Older checkpoints carry integer buffers, which are copied, not merged.
+        model.register_buffer("steps", torch.tensor([3, 1, 2]))
+        model.save_pretrained(tmp_path / name)
+        directories.append(str(tmp_path / name))
+    sources = resolve_sources(Models(base=directories[0], checkpoints={"math": directories[1]}))
+    recipe = recipe_of(sources, [0.5], drop_ratios=[0.3])
+    materializer = Materializer(sources)
+    materializer.into(model, recipe)
+    assert model.steps.tolist() == [3, 1, 2]
+    digest = write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
+    assert digest == materializer.digest_of(model)
+
+
+def test_model_of_another_shape_is_refused_with_every_tensor(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools()
+    model = live_model(sources)
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    model.model.layers = model.model.layers[:1]
+    model.model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(IncompatibleCheckpointsError) as caught:
+        Materializer(sources).into(model, recipe_of(sources, [1.0, 0.0, 0.0]))
+    problems = {problem.path: problem.message for problem in caught.value.problems}
+    assert (
+        "the model expects (260, 32), the checkpoints hold (259, 32)"
+        in (problems["model.embed_tokens.weight"])
+    )
+    assert "the model has no tensor of that name" in problems["model.layers.1.mlp.up_proj.weight"]
+    assert "the checkpoints have no tensor of that name" in problems["model.extra.weight"]
+
+
+def test_model_that_ties_what_the_checkpoints_hold_twice_is_refused(
+    pools: Callable[..., Sources],
+) -> None:
+    untied, tied = pools("float32", False), pools("float32", True)
+    with pytest.raises(IncompatibleCheckpointsError, match="the model ties it to"):
+        Materializer(untied).into(live_model(tied), recipe_of(untied, [1.0, 0.0, 0.0]))
+
+
+def test_recipe_of_other_checkpoints_is_refused(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    stranger = recipe_of(sources, [1.0, 0.0, 0.0]).model_copy(
+        update={"checkpoints": (Source(name="x", digest="f" * 64),) * 3}
+    )
+    with pytest.raises(CheckpointError, match="needs `x` with digest ffffffffffff"):
+        Materializer(sources).into(live_model(sources), stranger)
+
+
+def test_digest_is_refused_when_nothing_was_materialized(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    materializer, model = Materializer(sources), live_model(sources)
+    with pytest.raises(ValueError, match="nothing was materialized"):
+        materializer.digest_of(model)
+    materializer.into(model, recipe_of(sources, [1.0, 0.0, 0.0]))
+    with pytest.raises(CheckpointError):
+        materializer.into(
+            model,
+            recipe_of(sources, [1.0, 0.0, 0.0], base=Source(name="x", digest="0" * 64)),
+        )
+    with pytest.raises(ValueError, match="nothing was materialized"):
+        materializer.digest_of(model)
+
+
+def test_export_is_complete_and_loads_with_its_tokenizer(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools("bfloat16")
+    recipe = recipe_of(sources, [0.5, 0.5, 0.5], dtype="float32")
+    write_checkpoint(
+        recipe,
+        sources,
+        tmp_path / "out",
+        extra_files={"README.md": b"# card", "recipe.json": b"{}"},
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "recipe.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    assert (tmp_path / "out" / "README.md").read_bytes() == b"# card"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode(tokenizer("merge")["input_ids"]) == "merge"
+
+
+def test_export_again_gives_the_same_bytes(pools: Callable[..., Sources], tmp_path: Path) -> None:
+    sources = pools()
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+    for name in ("one", "two"):
+        write_checkpoint(
+            recipe, sources, tmp_path / name, max_shard_bytes=50_000, extra_files={"a.md": b"x"}
+        )
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_export_leaves_nothing_when_a_source_does_not_fit(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools()
+    stranger = recipe_of(sources, [1.0, 0.0, 0.0], base=Source(name="x", digest="0" * 64))
+    with pytest.raises(CheckpointError):
+        write_checkpoint(stranger, sources, tmp_path / "out", extra_files={})
+    assert list(tmp_path.iterdir()) == []

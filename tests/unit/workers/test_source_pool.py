@@ -1,0 +1,89 @@
+"""How a pool chooses between compiled and eager merging."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.schema import Models
+from tests.conftest import TinyPool
+from workers import source_pool
+from workers.source_pool import SourcePool
+from workers.sources import resolve_sources
+
+# Everything is worth compiling here, and the compiler does not work.
+MERGE = """
+import sys, torch
+from configs.recipe import Group, MergeRecipe, Source
+from configs.schema import Models
+from workers import compiled
+from workers.digest import weights_digest
+from workers.source_pool import SourcePool
+from workers.sources import resolve_sources
+
+compiled._SMALLEST_POOL = compiled._SMALLEST_TENSOR = 2
+compiled.has_compiler = lambda _: True
+sources = resolve_sources(Models.model_validate_json(sys.argv[1]))
+recipe = MergeRecipe(
+    method="dare_linear",
+    base=Source(name="base", digest=sources.base.digest),
+    checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
+    groups=(Group(name="all", patterns=(".*",)),),
+    weights=((0.5,), (0.5,), (0.5,)), drop_ratios=((0.5,), (0.5,), (0.5,)), dtype="float32",
+)
+
+def merged(backend):
+    with SourcePool(sources, backend=backend) as pool:
+        for name, entry in pool.reference.entries.items():
+            out = torch.empty(entry.numel)
+            pool.merge(recipe, name, out)
+            yield name, out
+
+assert weights_digest(merged("auto")) == weights_digest(merged("eager"))
+try:
+    list(merged("compiled"))
+except Exception as error:
+    print("compiled:", type(error).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_auto_falls_back_to_the_eager_bits_when_the_compiler_does_not_work(
+    tiny_pool: TinyPool, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "CXX": "/bin/false",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    models = Models.model_validate(tiny_pool.models).model_dump_json()
+    done = subprocess.run(
+        [sys.executable, "-c", MERGE, models],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("merging without a compiler from now on") == 1
+    # Asked for by name, a compiler that does not work is an error.
+    assert done.stdout.startswith("compiled: ")
+
+
+def test_auto_compiles_when_it_is_worthwhile_for_the_whole_model(
+    tiny_pool: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        source_pool, "is_worthwhile", lambda total, device: bool(asked.append((total, device.type)))
+    )
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    with SourcePool(sources) as pool:
+        import torch
+
+        assert pool._choose_backend(torch.device("cpu")) == "eager"
+        total = sum(entry.numel for entry in pool.reference.entries.values())
+    assert asked == [(total, "cpu")]

@@ -1,0 +1,288 @@
+"""Writing a Hugging Face checkpoint directory, tensor by tensor, whole or not at all.
+
+:class:`CheckpointWriter` streams tensors into safetensors shards: it never holds more than the
+tensor in hand. Equal tensors and files give equal bytes, whoever writes them.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from configs.errors import CheckpointError
+from workers.checkpoint import INDEX_FILE, SINGLE_FILE
+from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+# What makes a directory usable with transformers besides weights and config, and is not code.
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+# Linux writes at most 2 GiB per call; smaller pieces let writeback start early.
+_WRITE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    file_name: str
+    entries: tuple[TensorEntry, ...]
+
+
+class CheckpointWriter:
+    """Writes one checkpoint directory; use as a context manager.
+
+    Everything goes into a hidden directory beside the target, which is synced to disk and
+    renamed when the block ends without an error, and removed otherwise. A killed process leaves
+    at most the hidden directory, never a half-written target.
+
+    Args:
+        out_dir: The target; must not exist, or be an empty directory.
+        tensors: Name, dtype, shape and size of every tensor; at least one.
+        max_shard_bytes: Largest size of a shard's tensors; a larger tensor gets its own shard.
+
+    Attributes:
+        order: Names in the order in which they must be written.
+
+    Raises:
+        CheckpointError: The target is in use, or there is no room for the tensors.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        tensors: Sequence[TensorEntry],
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    ) -> None:
+        refuse_used(out_dir)
+        self.out_dir = out_dir
+        self._shards = _plan_shards(tensors, max_shard_bytes)
+        self._plan = [(shard, entry) for shard in self._shards for entry in shard.entries]
+        self.order = tuple(entry.name for _, entry in self._plan)
+        self._num_written = 0
+        self._file: BinaryIO | None = None
+        self._total_bytes = sum(entry.size_bytes for entry in tensors)
+        try:
+            out_dir.parent.mkdir(parents=True, exist_ok=True)
+            self._require_space()
+            self._work_dir = out_dir.parent / f".{out_dir.name}.partial-{secrets.token_hex(4)}"
+            self._work_dir.mkdir()
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def write(self, name: str, data: memoryview) -> None:
+        """Append the bytes of the next tensor of :attr:`order`.
+
+        Raises:
+            ValueError: Another tensor's turn, or not its number of bytes.
+            CheckpointError: The disk is full or failed.
+        """
+        shard, entry = self._plan[self._num_written]
+        if name != entry.name or data.nbytes != entry.size_bytes:
+            raise ValueError(
+                f"`{entry.name}` of {entry.size_bytes} bytes comes next, found `{name}` of "
+                f"{data.nbytes}"
+            )
+        try:
+            if entry is shard.entries[0]:
+                self._file = (self._work_dir / shard.file_name).open("wb", buffering=0)
+                _write_all(self._file, memoryview(_header(shard.entries)))
+            assert self._file is not None  # noqa: S101 - opened by the shard's first tensor
+            _write_all(self._file, data.cast("B") if data.nbytes else data)
+            if entry is shard.entries[-1]:
+                os.fsync(self._file.fileno())
+                self._file.close()
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self._num_written += 1
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Write a file beside the weights.
+
+        Raises:
+            ValueError: The name is no plain file name, or is taken.
+            CheckpointError: The disk is full or failed.
+        """
+        path = self._work_dir / name
+        taken = {SINGLE_FILE, INDEX_FILE, *(shard.file_name for shard in self._shards)}
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or name in taken or path.exists():
+            raise ValueError(f"`{name}` is not a free file name for {self.out_dir}")
+        try:
+            _write_file(path, content)
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error_type is None:
+                self._finish()
+        finally:
+            if self._file is not None:
+                # Closing can fail like a write did; that error is the one to show.
+                with suppress(OSError):
+                    self._file.close()
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+
+    def _finish(self) -> None:
+        if self._num_written != len(self._plan):
+            raise ValueError(f"{len(self._plan) - self._num_written} tensors were not written")
+        try:
+            if len(self._shards) > 1:
+                _write_file(self._work_dir / INDEX_FILE, self._index())
+            _sync_directory(self._work_dir)
+            # Replaces an empty directory, and fails where someone filled it meanwhile.
+            self._work_dir.rename(self.out_dir)
+            _sync_directory(self.out_dir.parent)
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _index(self) -> bytes:
+        weight_map = {entry.name: shard.file_name for shard, entry in self._plan}
+        index = {
+            "metadata": {"total_size": self._total_bytes},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        return (json.dumps(index, indent=2) + "\n").encode()
+
+    def _require_space(self) -> None:
+        free_bytes = shutil.disk_usage(self.out_dir.parent).free
+        if free_bytes < self._total_bytes:
+            raise CheckpointError(
+                f"{self.out_dir}: the checkpoint needs {self._total_bytes} bytes, the disk has "
+                f"{free_bytes} free; free space or choose another disk",
+                path=str(self.out_dir),
+            )
+
+    def _disk_error(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.out_dir}: writing failed: {error.strerror or error}; nothing was left under "
+            f"that name. The tensors need {self._total_bytes} bytes; check the disk and repeat",
+            path=str(self.out_dir),
+        )
+
+
+def refuse_used(out_dir: Path) -> None:
+    """Raise unless a checkpoint can be created at a path.
+
+    Raises:
+        CheckpointError: Something other than an empty directory is there.
+    """
+    if out_dir.is_dir() and not any(out_dir.iterdir()):
+        return
+    if out_dir.exists() or out_dir.is_symlink():
+        raise CheckpointError(
+            f"{out_dir}: already exists and is not an empty directory; choose another path or "
+            "remove it",
+            path=str(out_dir),
+        )
+
+
+def config_with_dtype(config: Mapping[str, object], dtype: str) -> bytes:
+    """Return the text of a ``config.json`` whose weights are of another floating dtype.
+
+    transformers wrote ``torch_dtype`` before version 4.56 and writes ``dtype`` since; whichever
+    is there is set, in nested configs too.
+    """
+    updated = _replace_dtype(config, dtype)
+    if not {"dtype", "torch_dtype"} & updated.keys():
+        updated["dtype"] = dtype
+    return (json.dumps(updated, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _replace_dtype(config: Mapping[str, object], dtype: str) -> dict[str, object]:
+    updated: dict[str, object] = {}
+    for key, value in config.items():
+        if key in {"dtype", "torch_dtype"} and isinstance(value, str):
+            updated[key] = dtype
+        else:
+            updated[key] = _replace_dtype(value, dtype) if isinstance(value, dict) else value
+    return updated
+
+
+def _plan_shards(tensors: Sequence[TensorEntry], max_shard_bytes: int) -> list[_Shard]:
+    """Fill shards in the order of names; inside a shard wide dtypes come first.
+
+    That keeps every tensor aligned to its elements, as the format's own writer does.
+    """
+    if max_shard_bytes < 1 or not tensors:
+        raise ValueError(f"needs a tensor and max_shard_bytes >= 1 (got {max_shard_bytes})")
+    filled: list[list[TensorEntry]] = [[]]
+    room = max_shard_bytes
+    for entry in sorted(tensors, key=lambda entry: entry.name):
+        if filled[-1] and entry.size_bytes > room:
+            filled.append([])
+            room = max_shard_bytes
+        filled[-1].append(entry)
+        room -= entry.size_bytes
+    count = len(filled)
+    return [
+        _Shard(
+            SINGLE_FILE if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors",
+            tuple(sorted(entries, key=lambda entry: -_element_bytes(entry))),
+        )
+        for index, entries in enumerate(filled, start=1)
+    ]
+
+
+def _element_bytes(entry: TensorEntry) -> int:
+    return DTYPES[SAFETENSORS_DTYPES[entry.dtype]][1]
+
+
+def _header(entries: Sequence[TensorEntry]) -> bytes:
+    content: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for entry in entries:
+        content[entry.name] = {
+            "dtype": SAFETENSORS_DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [position, position + entry.size_bytes],
+        }
+        position += entry.size_bytes
+    text = json.dumps(content, separators=(",", ":")).encode()
+    # Spaces up to a multiple of 8 align the data, as the format recommends.
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> None:
+    position = 0
+    while position < data.nbytes:
+        position += file.write(data[position : position + _WRITE_BYTES])
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

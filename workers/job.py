@@ -1,0 +1,234 @@
+"""One evaluation from recipe to outcome: the model stays, its weights change (D6).
+
+A worker builds one ``JobRunner`` and calls ``run`` for every candidate. There is no Ray in here:
+``workers.pool.LocalPool`` runs it in this process, ``workers.ray_pool.RayPool`` in several.
+Torch and transformers are imported only when a runner is built.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.schema import DtypeName, JobConfig
+from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from evaluators.evaluator import Evaluation, Evaluator, LiveModel
+    from evaluators.manifest import Manifest
+    from workers.pool import EvaluationRunner
+    from workers.sources import Sources
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything that a worker is made from; picklable, and the same for all workers.
+
+    The manifest says which items belong to a split, so a request only has to name the split.
+    """
+
+    job: JobConfig
+    sources: "Sources"
+    manifest: "Manifest"
+
+
+RunnerFactory = Callable[[WorkerSpec, str], "EvaluationRunner"]
+"""Builds what runs in a worker from its spec and the worker's name, inside the worker's process.
+
+Anything that can be pickled by name: ``JobRunner`` for a search, something light for a test.
+"""
+
+
+class JobRunner:
+    """Holds one live model and scores one candidate after another in it.
+
+    Loads the model skeleton, tokenizer, tasks and requests once. The model is that of the base,
+    or of the first checkpoint where the job has no base; what a recipe merges is overwritten
+    for every candidate, whole, so a candidate never sees anything of the one before it.
+
+    Args:
+        spec: Job, resolved checkpoints and item manifest.
+        worker: Name of this worker, for outcomes.
+
+    Raises:
+        CheckpointError: The model or its tokenizer cannot be loaded.
+        ConfigError: A task of the job cannot be built here.
+        EvaluationError: A task is not the one that the manifest was made from.
+    """
+
+    def __init__(self, spec: WorkerSpec, worker: str) -> None:
+        import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
+
+        from evaluators.harness import HarnessEvaluator  # noqa: PLC0415
+        from workers.materialize import Materializer  # noqa: PLC0415
+
+        torch.set_num_threads(spec.job.workers.threads)
+        self.worker = worker
+        self._spec = spec
+        self._live = load_live_model(spec, spec.job.merge.dtype)
+        self._materializer = Materializer(spec.sources)
+        evaluator = HarnessEvaluator(spec.job.objectives, spec.job.evaluation, spec.manifest)
+        evaluator.prepare(self._live, "search")
+        self._evaluator: Evaluator = evaluator
+
+    def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
+        """Materialize a recipe, score it on all items of its split, and say what came of it.
+
+        Never raises for the candidate's own failure: whatever goes wrong between recipe and
+        scores is a ``Failed`` outcome with its stage, class and message.
+
+        Args:
+            request: Candidate, split and recipe.
+            attempt: Counts from 1; copied into the outcome.
+        """
+        clock = _Clock()
+        stage = Stage.MATERIALIZE
+        try:
+            weights_digest = self._materialize(request, clock)
+            stage = Stage.EVALUATE
+            evaluation = self._evaluate(request, clock)
+        except Exception as error:  # noqa: BLE001 - failure is data (D9)
+            failure = failure_of(
+                error, request, attempt, worker=self.worker, stage=stage, seconds=clock.seconds
+            )
+        else:
+            return Completed(
+                key=request.key,
+                attempt=attempt,
+                worker=self.worker,
+                weights_digest=weights_digest,
+                task_scores=evaluation.task_scores,
+                texts=evaluation.texts,
+                seconds=clock.seconds,
+            )
+        # Only here, after the except clause, is the traceback gone that kept tensors alive.
+        _release_device_memory()
+        return failure
+
+    def _materialize(self, request: EvaluationRequest, clock: "_Clock") -> str:
+        recipe = request.recipe
+        with clock.measure("materialize"):
+            if dtype_name(self._live) != recipe.dtype:
+                self._live.model = load_live_model(self._spec, recipe.dtype).model
+            self._materializer.into(self._live.model, recipe)
+        with clock.measure("digest"):
+            return self._materializer.digest_of(self._live.model)
+
+    def _evaluate(self, request: EvaluationRequest, clock: "_Clock") -> "Evaluation":
+        with clock.measure("evaluate"):
+            evaluation = self._evaluator.evaluate(
+                self._live, self._spec.manifest.items(request.key.split)
+            )
+        # The evaluator knows better than a clock around it where the time went.
+        if evaluation.seconds:
+            del clock.seconds["evaluate"]
+            clock.seconds.update(evaluation.seconds)
+        return evaluation
+
+
+class _Clock:
+    """Wall seconds by stage; a stage that fails is measured too."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = time.perf_counter() - start
+
+
+def failure_of(
+    error: BaseException,
+    request: EvaluationRequest,
+    attempt: int,
+    *,
+    worker: str,
+    stage: Stage,
+    seconds: Mapping[str, float] | None = None,
+) -> Failed:
+    """Turn what a candidate raised into its outcome, and log where it came from."""
+    logger.warning(
+        "candidate %d failed on %s at %s (attempt %d, worker %s)",
+        request.key.candidate,
+        request.key.split,
+        stage,
+        attempt,
+        worker,
+        exc_info=error,
+    )
+    return Failed(
+        key=request.key,
+        attempt=attempt,
+        worker=worker,
+        stage=stage,
+        error_class=type(error).__name__,
+        message=str(error) or "no message",
+        seconds=dict(seconds or {}),
+    )
+
+
+def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
+    """Load the model and tokenizer that recipes are written into.
+
+    Args:
+        spec: Names the device, and the directory: that of the base or the first checkpoint.
+        dtype: Data type of all parameters; None is the one that the checkpoint declares.
+
+    Returns:
+        The model in eval mode, without gradients, on the job's device.
+
+    Raises:
+        CheckpointError: Transformers cannot load the model or the tokenizer.
+    """
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+
+    from configs.errors import CheckpointError  # noqa: PLC0415
+    from evaluators.evaluator import LiveModel  # noqa: PLC0415
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    directory = spec.sources.reference.directory
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype="auto" if dtype is None else getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory}: cannot be loaded as a causal language model: {error}. "
+            "Check config.json and the tokenizer files there",
+            directory=str(directory),
+        ) from error
+    torch.nn.Module.to(model, torch.device(spec.job.workers.device))
+    model.requires_grad_(requires_grad=False)
+    model.train(mode=False)
+    return LiveModel(model=model, tokenizer=tokenizer)
+
+
+def dtype_name(live: "LiveModel") -> str:
+    """Name of the data type of a live model's parameters, as recipes spell it."""
+    return str(live.model.dtype).removeprefix("torch.")
+
+
+def _release_device_memory() -> None:
+    import torch  # noqa: PLC0415
+
+    # Does nothing where CUDA was never used.
+    torch.cuda.empty_cache()

@@ -1,0 +1,107 @@
+"""Starting a Ray on this machine, or joining a cluster, for as long as a pool needs it."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+
+from configs.errors import WorkerError
+from configs.schema import WorkerSettings
+from workers.local_session import LocalSession
+
+logger = logging.getLogger(__name__)
+
+# Outcomes are small; nothing of a model goes through the object store (D7).
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@contextmanager
+def ray_session(settings: WorkerSettings) -> Iterator[None]:
+    """Start Ray on this machine, or join the cluster at ``settings.address``, for a while.
+
+    What was started here ends with the context; a cluster that was joined lives on. Does
+    nothing in a process that has a Ray already.
+
+    Raises:
+        WorkerError: Ray cannot be started or joined.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _quieten_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What Ray will do by default, and announces with a warning until then: a worker without GPUs
+    # keeps CUDA_VISIBLE_DEVICES as it is.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"address": settings.address}
+        session = None
+        if settings.address is None:
+            session = stack.enter_context(LocalSession())
+            options = _local_options(settings, session)
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(
+                **options, namespace="mergefront", configure_logging=False, log_to_driver=False
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = f"join Ray at `{settings.address}`" if settings.address else "start Ray here"
+            raise WorkerError(f"cannot {where}: {error}") from error
+        if session is not None:
+            session.watch_processes()
+        yield
+
+
+def _local_options(settings: WorkerSettings, session: LocalSession) -> dict[str, Any]:
+    return {
+        # Not None, which joins whatever RAY_ADDRESS names.
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, math.ceil(settings.count * settings.cpus)),
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        # Ray opens its own directory to everybody; the one around it stays private.
+        "_temp_dir": str(session.directory / "ray"),
+    }
+
+
+def require_resources(settings: WorkerSettings) -> None:
+    """Check that workers can be placed, which Ray would wait for without a word.
+
+    Raises:
+        WorkerError: No node is large enough for one worker, or the GPUs of a Ray of our own are
+            too few for all of them.
+    """
+    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
+    known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    nodes = [node["Resources"] for node in known if node["Alive"]]
+    fits = any(all(node.get(kind, 0) >= need for kind, need in needs.items()) for node in nodes)
+    num_gpus = sum(node.get("GPU", 0) for node in nodes)
+    if settings.address is None:
+        fits = fits and num_gpus >= settings.count * settings.gpus
+    if not fits:
+        found = "; ".join(
+            f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes
+        )
+        raise WorkerError(
+            f"workers: {settings.count} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs) do not "
+            f"fit here, found {found}. Lower workers.count, cpus or gpus, or name another "
+            "workers.address"
+        )
+
+
+def _quieten_ray() -> None:
+    """Send what Ray would print in this process to our log: stdout belongs to results.
+
+    ``log_to_driver=False`` covers the output of workers, but a raylet's note about each lost
+    worker is still printed, by a function that has no switch.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+    def log_note(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - Ray's signature
+        logger.debug("%s: %s", data.get("pid"), " ".join(map(str, data.get("lines", ()))))
+
+    ray._private.worker.print_to_stdstream = log_note

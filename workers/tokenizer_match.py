@@ -1,0 +1,116 @@
+"""Whether two checkpoints read text alike: their tokenizers, compared by content."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from configs.errors import CorruptCheckpointError
+
+# Where a tokenizer's content may be, best first; the first layout that both have is compared.
+_LAYOUTS: tuple[tuple[str, ...], ...] = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+
+
+class TokenizerMatch(NamedTuple):
+    """What came of a comparison.
+
+    ``difference`` says how the two disagree on tokens, ids or merges, or is None.
+    ``warning`` says what could not be compared or may not matter, or is None.
+    """
+
+    difference: str | None = None
+    warning: str | None = None
+
+
+def match_tokenizers(reference: Path, other: Path) -> TokenizerMatch:
+    """Compare the tokenizers of two checkpoint directories.
+
+    Token ids must agree, since a merge averages the rows of the embeddings; so must the merges
+    or scores that pick the tokens. How a file spells them does not matter, nor which tokens
+    are marked as special, nor chat templates.
+
+    Raises:
+        CorruptCheckpointError: A tokenizer file cannot be read.
+    """
+    here, there = _layouts_in(reference), _layouts_in(other)
+    if not there:
+        return TokenizerMatch(warning="has no tokenizer; it is taken to read text like the others")
+    if not here:
+        return TokenizerMatch(warning=f"{reference} has no tokenizer to compare with")
+    common = next((layout for layout in here if layout in there), None)
+    if common is None:
+        return TokenizerMatch(
+            warning=f"its tokenizer ({there[0][0]}) cannot be compared with {here[0][0]}; "
+            "check that they are the same"
+        )
+    if common != ("tokenizer.json",):
+        same = all((reference / f).read_bytes() == (other / f).read_bytes() for f in common)
+        return TokenizerMatch(None if same else f"{' and '.join(common)} differ")
+    return _match_content(_Content.read(reference), _Content.read(other))
+
+
+def _layouts_in(directory: Path) -> list[tuple[str, ...]]:
+    return [layout for layout in _LAYOUTS if all((directory / f).is_file() for f in layout)]
+
+
+class _Content(NamedTuple):
+    """What decides token ids: token -> id, merges in order, token -> score, and the rest."""
+
+    ids: dict[str, int]
+    merges: list[tuple[str, ...]]
+    scores: dict[str, float]
+    pipeline: dict[str, object]
+
+    @classmethod
+    def read(cls, directory: Path) -> "_Content":
+        """Parse ``tokenizer.json``."""
+        path = directory / "tokenizer.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            model = content["model"]
+            vocab = model.get("vocab", {})
+            scores = {} if isinstance(vocab, Mapping) else dict(vocab)
+            ids = (
+                dict(vocab)
+                if isinstance(vocab, Mapping)
+                else {piece: index for index, (piece, _) in enumerate(vocab)}
+            )
+            # Some files list an added token in the vocabulary too; the union is what counts.
+            ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+            merges = [
+                tuple(merge.split(" ") if isinstance(merge, str) else merge)
+                for merge in model.get("merges") or []
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptCheckpointError(
+                f"{path}: not readable as a tokenizer ({error!r}); copy it again", path=str(path)
+            ) from error
+        steps = ("normalizer", "pre_tokenizer", "post_processor")
+        return cls(ids, merges, scores, {step: content.get(step) for step in steps})
+
+
+def _match_content(here: _Content, there: _Content) -> TokenizerMatch:
+    if here.ids != there.ids:
+        tokens = sorted(here.ids.keys() | there.ids.keys())
+        differing = [t for t in tokens if here.ids.get(t) != there.ids.get(t)]
+        token = differing[0]
+        return TokenizerMatch(
+            f"{len(differing)} of {len(tokens)} tokens differ, e.g. {token!r} has id "
+            f"{there.ids.get(token, 'none')}, expected {here.ids.get(token, 'none')}"
+        )
+    if here.merges != there.merges:
+        return TokenizerMatch(f"merges differ ({len(here.merges)} and {len(there.merges)} of them)")
+    if here.scores != there.scores:
+        return TokenizerMatch("the same tokens have other scores")
+    if here.pipeline != there.pipeline:
+        steps = [step for step in here.pipeline if here.pipeline[step] != there.pipeline[step]]
+        return TokenizerMatch(
+            warning=f"its tokenizer has the same tokens but another {' and '.join(steps)}"
+        )
+    return TokenizerMatch()
