@@ -315,9 +315,12 @@ class JobConfig(_Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides what is searched (not budget, workers, archive)."""
+        """SHA-256 over everything that decides what is searched (not budget, workers, archive).
+
+        The order of checkpoints, groups and objectives counts: it is the order of the genes.
+        """
         content = self.model_dump(mode="json", exclude=set(OPERATIONAL_KEYS))
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

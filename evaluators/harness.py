@@ -289,6 +289,8 @@ class HarnessEvaluator:
         where = f"`{loaded.name}`: {key} of item `{item.item_id}`"
         try:
             metrics = loaded.task.process_results(document, responses)
+        except EvaluationError:  # a sandbox that is missing says so itself
+            raise
         except Exception as error:
             raise EvaluationError(
                 f"{where}: its scorer raised {type(error).__name__}: {error}"

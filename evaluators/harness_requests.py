@@ -23,12 +23,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from configs.errors import EvaluationError
 from evaluators.generation import Prompt, generate
-from evaluators.harness_tasks import FEWSHOT_SEED, LoadedTask
+from evaluators.harness_tasks import LoadedTask
 from evaluators.loglikelihood import Continuation, loglikelihoods
 
 if TYPE_CHECKING:
     from evaluators.evaluator import LiveModel
 
+# The seed with which the stock command draws few-shot examples.
+_FEWSHOT_SEED = 1234
 # Settings of a model's generation_config that change greedy decoding and are not implemented.
 _DECODING_FIELDS: Mapping[str, object] = {
     "bad_words_ids": None,
@@ -232,7 +234,7 @@ def freeze_split(
         )
     wanted = {loaded.indices[item]: item for item in item_ids}
     task = loaded.task
-    task.set_fewshot_seed(FEWSHOT_SEED)
+    task.set_fewshot_seed(_FEWSHOT_SEED)
     documents = task.eval_docs
     frozen = {}
     for position in sorted(wanted):

@@ -30,9 +30,6 @@ from configs.errors import Problem
 from configs.schema import EvaluationSettings, Objective, TaskSpec
 from evaluators.manifest import item_id
 
-FEWSHOT_SEED = 1234
-"""The seed with which the stock command draws few-shot examples."""
-
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
 _MEANS: tuple[object, ...] = (mean, np.mean)
 # Keywords of `generate` that change nothing when the most likely token is always taken.
@@ -74,7 +71,7 @@ class LoadedTask:
 
     Attributes:
         name: lm-eval's name.
-        task: lm-eval's object, few-shot count and seed set.
+        task: lm-eval's object, its few-shot count set.
         key: What is scored.
         indices: Item id -> position of the item's first copy among the task's documents.
         definition: Hash of all that fixes what a score means, data files excepted.
@@ -265,7 +262,6 @@ def _set_fewshot(task: Task, spec: TaskSpec) -> None:
         task.set_config("num_fewshot", spec.num_fewshot)
     elif own is None:
         task.set_config("num_fewshot", 0)
-    task.set_fewshot_seed(FEWSHOT_SEED)
 
 
 def _metric_key(task: Task, spec: TaskSpec) -> MetricKey:

@@ -6,7 +6,9 @@ loses at most what was not acknowledged. Start at ``Archive``; reading is in
 ``optimizer.archive_reader``, the tables are in ``optimizer.archive_schema``.
 """
 
+import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -49,7 +51,6 @@ from optimizer.archive_schema import (
 from optimizer.archive_sqlite import (
     SIDE_FILES,
     check_file,
-    check_version,
     file_engine,
     new_file_engine,
     publish_file,
@@ -140,7 +141,6 @@ class Archive(ArchiveReader):
         with storage_errors(path), ExitStack() as on_error:
             path = resolved(path)
             check_file(path)
-            check_version(path)
             lock = on_error.enter_context(ArchiveLock(path)) if writable else None
             return cls._opened(path, lock, on_error)
 
@@ -318,8 +318,8 @@ class Archive(ArchiveReader):
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise ArchiveExistsError(
-            f"archive {path} exists already; go on with `mergefront resume {path}`, or name "
-            "another file in the key `archive` of the job",
+            f"archive {path} exists already; go on with `mergefront resume "
+            f"{shlex.quote(str(path))}`, or name another file in the key `archive` of the job",
             path=str(path),
         )
 
@@ -342,8 +342,8 @@ def _write_new(
                     created_at=utc_now(),
                     job=job_to_json(job),
                     job_digest=job.digest,
-                    job_path=None if job_path is None else str(job_path.absolute()),
-                    working_directory=str(Path.cwd()),
+                    job_path=None if job_path is None else json.dumps(str(job_path.absolute())),
+                    working_directory=json.dumps(str(Path.cwd())),
                     sources=sources_to_json(sources),
                     manifest=manifest.to_json(),
                 )

@@ -76,12 +76,13 @@ class ArchiveReader:
     @property
     def job_path(self) -> Path | None:
         """Where the job file was; None when the job came from elsewhere."""
-        return None if self._search.job_path is None else Path(self._search.job_path)
+        found = self._search.job_path
+        return None if found is None else Path(json.loads(found))
 
     @property
     def working_directory(self) -> Path:
         """Where the search was started: relative paths of its job file are relative to it."""
-        return Path(self._search.working_directory)
+        return Path(json.loads(self._search.working_directory))
 
     @property
     def created_at(self) -> str:

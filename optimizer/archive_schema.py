@@ -46,8 +46,8 @@ searches = Table(
     Column("created_at", String, nullable=False),
     Column("job", Text, nullable=False, doc="JSON, key order kept: it is the order of the genes"),
     Column("job_digest", String, nullable=False),
-    Column("job_path", Text, doc="absolute path of the job file; NULL when there was none"),
-    Column("working_directory", Text, nullable=False, doc="what its relative paths start from"),
+    Column("job_path", Text, doc="JSON: absolute path of the job file, or NULL"),
+    Column("working_directory", Text, nullable=False, doc="JSON: what relative paths start from"),
     Column("sources", Text, nullable=False, doc="JSON: name, directory and digest per checkpoint"),
     Column("manifest", Text, nullable=False, doc="JSON: item ids per split and task"),
 )

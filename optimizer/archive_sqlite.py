@@ -2,6 +2,10 @@
 
 Everything that is true of SQLite only stands here (and in the triggers of
 ``optimizer.archive_schema``).
+
+Never open an archive's file with anything but SQLite, not even to look at its first bytes: when
+a process closes any descriptor of a file, the kernel drops all locks that the process holds on
+it. The next reader that leaves would then take the log away from under a writer that lives on.
 """
 
 import errno
@@ -56,8 +60,9 @@ def file_engine(path: Path, *, writable: bool) -> Engine:
 
 def _nobody_can_write(path: Path) -> bool:
     # SQLite wants to create the index of the write-ahead log even to read. Where it cannot (a
-    # read-only file system) and there is no log, the file is all there is.
-    return not _log_size(path) and not os.access(path.parent, os.W_OK)
+    # read-only file system) and there is neither index nor log, the file is all there is.
+    index = path.with_name(path.name + "-shm")
+    return not (os.access(path.parent, os.W_OK) or _log_size(path) or index.exists())
 
 
 def _log_size(path: Path) -> int:
@@ -107,60 +112,54 @@ def resolved(path: Path) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Check that there is an SQLite file at ``path``.
+    """Check that ``path`` is an archive, whole, and of the version that this mergefront reads.
 
     Raises:
         ArchiveNotFoundError: There is nothing.
-        ArchiveError: It is something else, or its end is missing.
-        OSError: It cannot be read.
+        SchemaVersionError: It was written by another version.
+        ArchiveError: It is something else, or damaged.
     """
     if not path.exists():
         raise ArchiveNotFoundError(
             f"there is no archive at {path}; start a search with `mergefront run JOB.yaml`",
             path=str(path),
         )
-    log_size = _log_size(path)
-    with path.open("rb") as file:
-        head = file.read(len(_MAGIC) + 2)
-    if not head.startswith(_MAGIC):
-        found = "it is empty" if not head else f"it begins with {head[: len(_MAGIC)]!r}"
-        raise ArchiveError(
-            f"{path} is not an archive of mergefront: no SQLite database, {found}; "
-            "name the file of the key `archive` of the job",
-            path=str(path),
-        )
-    # SQLite itself notices when whole pages are missing, but reads half a page as zeros.
-    page_bytes = int.from_bytes(head[len(_MAGIC) :], "big")
-    size = path.stat().st_size
-    if not log_size and page_bytes > 1 and size % page_bytes:
-        raise ArchiveError(
-            f"archive {path} is damaged: {size} bytes are not a whole number of pages of "
-            f"{page_bytes}. Restore it from a copy",
-            path=str(path),
-        )
-
-
-def check_version(path: Path) -> None:
-    """Check that the database is an archive, and one that this mergefront reads.
-
-    Raises:
-        SchemaVersionError: It was written by another version.
-        ArchiveError: It is a database of something else, or damaged.
-    """
+    if not path.is_file():
+        raise _not_an_archive(path, "not a file")
+    log_bytes, file_bytes = _log_size(path), path.stat().st_size
+    if not file_bytes:
+        raise _not_an_archive(path, "an empty file")
     engine = file_engine(path, writable=False)
     try:
         with storage_errors(path), engine.begin() as connection:
-            application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+            application, page_bytes = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("application_id", "page_size")
+            )
             found = found_version(connection) if application == APPLICATION_ID else None
     finally:
         engine.dispose()
-    if found is None:
+    # SQLite itself notices when whole pages are missing, but reads half a page as zeros.
+    if not log_bytes and file_bytes % page_bytes:
         raise ArchiveError(
-            f"{path} is not an archive of mergefront: an SQLite database of something else; "
-            "name the file of the key `archive` of the job",
+            f"archive {path} is damaged: {file_bytes} bytes are not a whole number of pages of "
+            f"{page_bytes}. Restore it from a copy",
             path=str(path),
         )
-    number, made_by = found
+    if found is None:
+        raise _not_an_archive(path, "an SQLite database of something else")
+    _check_version(path, *found)
+
+
+def _not_an_archive(path: Path, found: str) -> ArchiveError:
+    return ArchiveError(
+        f"{path} is not an archive of mergefront but {found}; name the file of the key `archive` "
+        "of the job",
+        path=str(path),
+    )
+
+
+def _check_version(path: Path, number: int, made_by: str) -> None:
     if number != SCHEMA_VERSION:
         raise SchemaVersionError(
             f"archive {path} has schema {number}, this mergefront reads {SCHEMA_VERSION}; "
@@ -190,7 +189,8 @@ _MEANINGS = {
     sqlite3.SQLITE_FULL: "cannot be written: the disk is full ({error}). Everything recorded "
     "before is safe; free some space there and resume",
     sqlite3.SQLITE_CORRUPT: "is damaged: {error}. Restore it from a copy",
-    sqlite3.SQLITE_NOTADB: "is damaged: {error}. Restore it from a copy",
+    sqlite3.SQLITE_NOTADB: "is none, or its beginning is damaged: {error}. Name the file of the "
+    "key `archive` of the job, or restore it from a copy",
     sqlite3.SQLITE_READONLY: "cannot be written: {error}. Check its permissions",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: {error}. Check its directory's permissions",
     sqlite3.SQLITE_BUSY: f"was locked for {_BUSY_TIMEOUT_S:.0f} s by another program: {{error}}. "

@@ -83,9 +83,12 @@ def _command(function: Command) -> Command:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"mergefront {version('mergefront')}")
+        try:
+            typer.echo(f"mergefront {version('mergefront')}")
+        except PackageNotFoundError:
+            typer.echo("mergefront (not installed, run from its source tree)")
         raise typer.Exit
 
 

@@ -3,11 +3,13 @@
 They take no lock and may run beside the search that writes.
 """
 
+import fcntl
 import json
 import math
 import re
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -43,8 +45,8 @@ def status(path: Path, *, as_json: bool) -> None:
         print_json(record)
         return
     console = stdout_console()
-    text = f"{record['name']}: {record['state']}; {record['advice']}"
-    console.print(text, style="bold", markup=False, soft_wrap=True)
+    headline = f"{record['name']}: {record['state']}; {record['advice']}"
+    console.print(headline, style="bold", markup=False, soft_wrap=True)
     for key in ("archive", "created_at", "evaluations", "validated", "failures", "elapsed"):
         value = record[key]
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
@@ -87,22 +89,27 @@ def _status_record(archive: Archive) -> dict[str, object]:
 def writer_of(path: Path) -> int | None:
     """Return the process on this machine that writes an archive; None when none does.
 
-    Read from the lock file's text, not by trying the lock, which could keep a driver out.
+    The lock is tried, which could keep a driver out that starts in that instant, only when the
+    process that it was last given to is alive.
     """
+    lock = path.with_name(path.name + ".lock")
     try:
-        owner = json.loads(path.with_name(path.name + ".lock").read_text(encoding="utf-8"))
-        pid, started_at = int(owner["pid"]), str(owner["started_at"])
-        began = psutil.Process(pid).create_time()
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        pid, taken_at = int(owner["pid"]), datetime.fromisoformat(owner["started_at"]).timestamp()
+        # A process that began after the lock was taken only has the same number.
+        is_alive = psutil.Process(pid).create_time() <= taken_at
+        return pid if is_alive and _is_locked(lock) else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
-    # A process that began after the lock was taken only has the same number.
-    return pid if began <= _timestamp(started_at) else None
 
 
-def _timestamp(iso: str) -> float:
-    from datetime import datetime  # noqa: PLC0415 - one use
-
-    return datetime.fromisoformat(iso).timestamp()
+def _is_locked(lock: Path) -> bool:
+    with lock.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def front(path: Path, *, split: str, as_json: bool, as_csv: bool) -> None:

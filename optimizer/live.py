@@ -23,6 +23,7 @@ from optimizer.events import (
     Finished,
     Phase,
     PhaseChanged,
+    Proposed,
     SearchStarted,
     WorkersSeen,
 )
@@ -74,6 +75,7 @@ class Pace:
         self._began = self._phase_began = clock()
         self._done_before = 0
         self.phase: Phase = "search"
+        self.is_baseline = False
         self.done = 0
         self.total = 0
 
@@ -87,6 +89,8 @@ class Pace:
                 self.phase = "search"
             case PhaseChanged():
                 self._start(event.phase, 0, event.total)
+            case Proposed():
+                self.is_baseline = event.candidate.is_baseline
             case Finished():
                 self.done = event.num_outcomes
             case _:
@@ -96,6 +100,13 @@ class Pace:
         self.phase, self.total = phase, total
         self.done = self._done_before = done
         self._phase_began = self._clock()
+
+    @property
+    def title(self) -> str:
+        """What is going on, in words."""
+        if self.phase == "search" and self.is_baseline:
+            return "baselines"
+        return _PHASE_NAMES[self.phase]
 
     @property
     def elapsed_s(self) -> float:
@@ -237,7 +248,7 @@ class LiveView:
         elapsed = format_duration(pace.elapsed_s)
         return Text.assemble(
             (self._job.name, "bold"),
-            f" · {_PHASE_NAMES[pace.phase]} · {elapsed}{rate}{eta}",
+            f" · {pace.title} · {elapsed}{rate}{eta}",
             (failed, "red"),
             overflow="ellipsis",
             no_wrap=True,

@@ -14,7 +14,7 @@ from rich.text import Text
 from configs.recipe import MergeRecipe
 from configs.schema import SPLITS, SplitName
 from evaluators.scores import ObjectiveScore, PairedDifference, Scores
-from optimizer.baselines import label_of
+from optimizer.driver import baseline_labels
 from optimizer.front_view import (
     ScoredCandidate,
     format_score,
@@ -40,7 +40,8 @@ class Report:
     """A search in numbers, all of them from its archive.
 
     ``chosen`` maps each split on which the chosen merge was scored to its scores;
-    ``baselines`` holds the baselines' scores on the report split by label, best mean first.
+    ``baselines`` holds the scores of the other baselines on the report split by label, best
+    mean first; two labels may stand for one merge.
     """
 
     name: str
@@ -84,7 +85,8 @@ def report_of(archive: "Archive") -> Report:
         for split, scores in per_split.items()
         if choice is not None and choice in scores
     }
-    result = verdict(archive, recorded_space(archive)) if chosen.get("report") else None
+    space = recorded_space(archive) if outcomes else None
+    result = verdict(archive, space) if space and chosen.get("report") else None
     return Report(
         name=archive.job.name,
         objectives=tuple(archive.job.objectives),
@@ -95,22 +97,24 @@ def report_of(archive: "Archive") -> Report:
         front=front_of(rows),
         choice=next((row for row in rows if row.is_chosen), None),
         chosen=chosen,
-        baselines=_baselines(archive, result, per_split["report"]),
+        baselines=_baselines(baseline_labels(archive, space), choice, per_split["report"], result)
+        if space
+        else {},
         verdict=result,
     )
 
 
 def _baselines(
-    archive: "Archive", result: Verdict | None, scores: dict[int, Scores]
+    labels: dict[str, int], choice: int | None, scores: dict[int, Scores], result: Verdict | None
 ) -> dict[str, Scores]:
-    """Return the baselines' scores on the report split, in the order of the verdict."""
-    by_label = {
-        label_of(candidate): scores[candidate.index]
-        for candidate in archive.candidates()
-        if candidate.is_baseline and candidate.index in scores
+    """Return the baselines' report scores in the order of the verdict, the choice left out."""
+    scored = {
+        label: scores[index]
+        for label, index in labels.items()
+        if index in scores and index != choice
     }
     order = list(result.differences) if result else []
-    return {label: by_label[label] for label in [*order, *by_label] if label in by_label}
+    return {label: scored[label] for label in [*order, *scored] if label in scored}
 
 
 def render(report: Report) -> RenderableType:
@@ -224,8 +228,7 @@ def _baselines_table(report: Report) -> Table:
         name = "chosen merge" + (f" = {own_label}" if own_label else "")
         table.add_row(name, *_cells(report, scores), "", style="bold green")
     for label, scores in report.baselines.items():
-        if label != own_label:
-            table.add_row(label, *_cells(report, scores), format_difference(differences.get(label)))
+        table.add_row(label, *_cells(report, scores), format_difference(differences.get(label)))
     return table
 
 

@@ -17,7 +17,7 @@ from configs.recipe import Group
 from configs.schema import DtypeName, Merge
 from workers.checkpoint import CheckpointReader
 from workers.delta_stats import DeltaStats, measure_deltas
-from workers.kernels import MergeMethod, get_method
+from workers.methods import MergeMethod, get_method
 from workers.sources import Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
 

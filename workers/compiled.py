@@ -15,8 +15,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from workers.kernels import ChunkFunction
 from workers.mask import Masks
+from workers.methods import ChunkFunction
 
 logger = logging.getLogger(__name__)
 

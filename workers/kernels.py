@@ -1,23 +1,22 @@
 """The arithmetic of merging: pure functions on flat tensors, the same bits everywhere.
 
-Start at :func:`merge_flat`. A method is a :class:`MergeMethod` in ``METHODS``; its inner loop is
-a *chunk function* of plain torch ops. Called as it is, that function is the eager path, the
-reference. Compiled by ``workers.compiled`` it becomes one pass over the sources. Both give the
-same bits: all arithmetic is float32 without contraction into fused multiply-add, checkpoints
-are added in their order, and the result is rounded once.
-
+Start at :func:`merge_flat`, which walks over a tensor in chunks and calls the chunk function of
+a method from ``workers.methods``. Called as it is, that function is the eager path, the reference.
+Compiled by ``workers.compiled`` it becomes one pass over the sources. Both give the same bits:
+nothing is contracted into fused multiply-add, and nothing depends on where a chunk ends.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from configs.errors import ConfigError
+from workers.compiled import COMPILED_CHUNK, fuse
 from workers.mask import BLOCK_ELEMENTS, Masks, key_row, mask_threshold
+from workers.methods import MergeMethod
 
 Backend = Literal["eager", "compiled"]
 
@@ -66,41 +65,6 @@ class MergeTerm:
         return self.weight != 0.0 and mask_threshold(self.drop_ratio) < 2**32
 
 
-ChunkFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor, Masks | None], None]
-"""Called as ``chunk(out, base, tuned, scales, masks)`` for one chunk of a tensor: see
-:func:`add_task_vectors` for shapes and dtypes. Plain torch ops only, so that it compiles."""
-
-
-@dataclass(frozen=True, slots=True)
-class MergeMethod:
-    """A way to merge, registered by name in ``METHODS``.
-
-    ``needs_base``: the method is defined on task vectors (tuned - base).
-    ``uses_drop_ratios``: drop ratios other than 0 mean something.
-    ``chunk``: what it does to the elements.
-    ``paper``: where it comes from.
-    """
-
-    name: str
-    needs_base: bool
-    uses_drop_ratios: bool
-    chunk: ChunkFunction
-    paper: str
-
-
-def get_method(name: str) -> MergeMethod:
-    """Return the method of that name.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if name not in METHODS:
-        raise ConfigError.single(
-            "merge.method", f"`{name}` is no merge method; there are {', '.join(METHODS)}"
-        )
-    return METHODS[name]
-
-
 def merge_flat(
     method: MergeMethod,
     out: Tensor,
@@ -139,11 +103,8 @@ def merge_flat(
     sources = [t for t, _ in active if t is not None]
     kept_terms = [term for _, term in active]
     chunk, limit = method.chunk, _default_chunk(out)
-    if backend == "compiled":
-        from workers.compiled import COMPILED_CHUNK, fuse  # noqa: PLC0415 - it imports this module
-
-        if (fused := fuse(method.chunk, out)) is not None:
-            chunk, limit = fused, COMPILED_CHUNK
+    if backend == "compiled" and (fused := fuse(method.chunk, out)) is not None:
+        chunk, limit = fused, COMPILED_CHUNK
     scales = torch.tensor([term.scale for term in kept_terms], dtype=torch.float32).to(out.device)
     with torch.no_grad():
         for begin, end in _chunks(out.numel(), chunk_elements or limit):
@@ -156,69 +117,6 @@ def merge_flat(
                 scales,
                 masks,
             )
-
-
-def add_task_vectors(
-    out: Tensor,
-    base: Tensor | None,
-    tuned: Sequence[Tensor],
-    scales: Tensor,
-    masks: Masks | None,
-) -> None:
-    """Write base + sum_i scale_i * where(kept_i, tuned_i - base, 0) into ``out``.
-
-    The chunk function of DARE (arXiv:2311.03099, section 3.2: the scale holds its 1/(1-p), not
-    the match of L1 norms that mergekit calls rescale) and of task arithmetic.
-
-    Args:
-        out: ``(n,)``, float32 or half; overwritten.
-        base: ``(n,)``, not None.
-        tuned: c tensors ``(n,)``.
-        scales: ``(c,)`` float32, w_i / (1 - p_i).
-        masks: Those of the c checkpoints; None keeps everything.
-    """
-    assert base is not None  # noqa: S101 - checked by merge_flat; here it tells the type checker
-    origin = base.float()
-    total = origin
-    for index, source in enumerate(tuned):
-        delta = source.float() - origin
-        if masks is not None and masks.applies[index]:
-            # where(), not multiplication: 0 * inf is NaN.
-            delta = torch.where(masks.kept(index, out.numel()), delta, 0.0)
-        total = total + delta * scales[index]
-    out.copy_(total)
-
-
-def add_tuned(
-    out: Tensor,
-    base: Tensor | None,  # noqa: ARG001 - the shape of every chunk function
-    tuned: Sequence[Tensor],
-    scales: Tensor,
-    masks: Masks | None,  # noqa: ARG001
-) -> None:
-    """Write sum_i scale_i * tuned_i into ``out``: the chunk function of ``linear``.
-
-    Arguments as in :func:`add_task_vectors`; base and masks are not used.
-    """
-    total = tuned[0].float() * scales[0]
-    for index, source in enumerate(tuned[1:], start=1):
-        total = total + source.float() * scales[index]
-    out.copy_(total)
-
-
-METHODS: dict[str, MergeMethod] = {
-    method.name: method
-    for method in (
-        MergeMethod("dare_linear", True, True, add_task_vectors, "DARE, arXiv:2311.03099"),
-        MergeMethod(
-            "task_arithmetic", True, False, add_task_vectors, "Task arithmetic, arXiv:2212.04089"
-        ),
-        MergeMethod("linear", False, False, add_tuned, "Model soups, arXiv:2203.05482"),
-    )
-}
-"""Name -> method. ``dare_linear``: base + sum_i w_i / (1 - p_i) * keep_i * (tuned_i - base).
-``task_arithmetic``: the same with every p_i = 0. ``linear``: sum_i w_i * tuned_i, without a base.
-"""
 
 
 def _masks(

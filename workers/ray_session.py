@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Outcomes are small; nothing of a model goes through the object store (D7).
 _OBJECT_STORE_BYTES = 100 * 2**20
+_ANSWER_S = 10.0
 
 
 @contextmanager
@@ -45,6 +47,7 @@ def ray_session(settings: WorkerSettings) -> Iterator[None]:
             options = _local_options(settings, session)
         stack.callback(ray.shutdown)
         try:
+            _require_answer(settings.address)
             ray.init(
                 **options, namespace="mergefront", configure_logging=False, log_to_driver=False
             )
@@ -66,6 +69,17 @@ def _local_options(settings: WorkerSettings, session: LocalSession) -> dict[str,
         # Ray opens its own directory to everybody; the one around it stays private.
         "_temp_dir": str(session.directory / "ray"),
     }
+
+
+def _require_answer(address: str | None) -> None:
+    """Knock at a cluster's door: Ray itself tries for more than a minute, then aborts.
+
+    Raises:
+        OSError: Nobody answers.
+    """
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
 def require_resources(settings: WorkerSettings) -> None:

@@ -10,7 +10,8 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Source
 from workers.checkpoint import CheckpointReader
 from workers.compiled import is_compiler_failure, is_worthwhile
-from workers.kernels import Backend, MergeTerm, get_method, merge_flat
+from workers.kernels import Backend, MergeTerm, merge_flat
+from workers.methods import get_method
 from workers.sources import Sources
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.kernels import Backend, MergeTerm, get_method, merge_flat
+from workers.kernels import Backend, MergeTerm, merge_flat
 from workers.mask import keep_mask
+from workers.methods import get_method
 
 # One MLP matrix of a 7B to 8B model.
 TENSOR_ELEMENTS = 4096 * 14336

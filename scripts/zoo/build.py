@@ -65,9 +65,12 @@ def build_zoo(
     if (finished := finished_zoo(out, recipe, seed=seed)) is not None:
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / PROGRESS).exists() and any(out.iterdir()):
-        raise ForeignDirectoryError(f"`{out}` has files that are not a zoo's; give an empty --out")
-    _write_json(out / PROGRESS, _read_json(out / PROGRESS))
+    if not (out / PROGRESS).exists():
+        if any(out.iterdir()):
+            raise ForeignDirectoryError(
+                f"`{out}` has files that are not a zoo's; give an empty --out"
+            )
+        _write_json(out / PROGRESS, {})
     with FileLock(out / ".lock"):
         return finished_zoo(out, recipe, seed=seed) or _build(out, recipe, seed, on_step)
 

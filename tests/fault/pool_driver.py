@@ -1,6 +1,7 @@
-"""A driver with a Ray of its own that waits in ``next_outcome``, to be interrupted or killed.
+"""A driver that waits in ``next_outcome``, to be interrupted or killed.
 
-Prints one JSON line once its workers are busy: every process below it, and Ray's directory.
+Arguments: how many seconds its evaluations take, and the Ray to join (none: one of its own).
+Prints one JSON line once its workers are busy: every process below it, and its workers' pids.
 """
 
 import json
@@ -14,8 +15,8 @@ from workers.ray_pool import RayPool
 
 
 def main() -> None:
-    seconds = sys.argv[1]
-    with RayPool(light_spec(count=2), LightRunner) as pool:
+    seconds, *address = sys.argv[1:]
+    with RayPool(light_spec(count=2, address=next(iter(address), None)), LightRunner) as pool:
         warm_up(pool)
         for candidate in range(2):
             pool.submit(request(candidate, f"sleep {seconds}"))

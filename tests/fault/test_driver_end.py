@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.fault.test_worker_loss import wait_until_gone
+from tests.fault.processes import wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,17 @@ pytestmark = pytest.mark.slow
 def start_driver():
     drivers = []
 
-    def start(seconds):
+    def start(seconds, address=None):
         driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault.pool_driver", str(seconds)],
+            [
+                sys.executable,
+                "-m",
+                "tests.fault.pool_driver",
+                str(seconds),
+                *filter(None, [address]),
+            ],
+            # A cluster that somebody else named must not be joined by accident.
+            env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -29,7 +37,7 @@ def start_driver():
         drivers.append(driver)
         line = driver.stdout.readline()
         assert line, driver.stderr.read()
-        return driver, json.loads(line)["below"]
+        return driver, json.loads(line)
 
     yield start
     for driver in drivers:
@@ -38,34 +46,57 @@ def start_driver():
 
 
 def test_driver_leaves_no_process_when_it_ends(start_driver):
-    driver, below = start_driver(0.2)
+    driver, started = start_driver(0.2)
     _, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0
     assert errors == ""
-    assert len(below) >= 4, "a Ray and two workers"
-    assert not wait_until_gone(below, within_s=5)
+    assert len(started["below"]) >= 4, "a Ray and two workers"
+    assert not wait_until_gone(started["below"], within_s=5)
 
 
 def test_driver_leaves_no_process_when_interrupted_from_the_keyboard(start_driver):
-    driver, below = start_driver(600)
+    driver, started = start_driver(600)
     start = time.monotonic()
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the job
     _, errors = driver.communicate(timeout=30)
     assert time.monotonic() - start < 10
     assert "KeyboardInterrupt" in errors
     assert driver.returncode in {1, 130, -signal.SIGINT}
-    assert not wait_until_gone(below, within_s=5)
+    assert not wait_until_gone(started["below"], within_s=5)
 
 
 def test_driver_leaves_no_process_when_terminated(start_driver):
-    driver, below = start_driver(600)
+    driver, started = start_driver(600)
     driver.terminate()
     driver.communicate(timeout=30)
-    assert not wait_until_gone(below, within_s=5)
+    assert not wait_until_gone(started["below"], within_s=5)
 
 
 def test_driver_leaves_no_process_when_killed(start_driver):
-    driver, below = start_driver(600)
+    driver, started = start_driver(600)
     driver.kill()
     driver.communicate(timeout=30)
-    assert not wait_until_gone(below, within_s=10)
+    assert not wait_until_gone(started["below"], within_s=10)
+
+
+def test_driver_leaves_the_cluster_that_it_joined_but_not_its_workers(start_driver, local_ray):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    driver, joined = start_driver(0.2, address)
+    _, errors = driver.communicate(timeout=30)
+    assert (driver.returncode, errors) == (0, "")
+    assert not wait_until_gone(joined["workers"].values(), within_s=10)
+    assert [node["Alive"] for node in ray.nodes()] == [True]
+
+
+def test_pool_says_which_cluster_it_cannot_join():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fault.pool_driver", "1", "127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "WorkerError: cannot join Ray at `127.0.0.1:1`" in done.stderr

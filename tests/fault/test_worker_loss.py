@@ -4,11 +4,11 @@ import os
 import signal
 import time
 
-import psutil
 import pytest
 
 from tests.contract.light_runners import LightRunner, light_spec, request
 from tests.contract.pool_contract import drain, warm_up
+from tests.fault.processes import wait_until_gone
 from workers.outcome import Completed, Failed, Stage
 from workers.ray_pool import RayPool
 
@@ -26,14 +26,6 @@ def make_pool(local_ray):
     yield make
     for pool in pools:
         pool.close()
-
-
-def wait_until_gone(pids, within_s):
-    """Wait for processes to end (zombies have ended); returns those that are left."""
-    _, left = psutil.wait_procs(
-        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=within_s
-    )
-    return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_request_is_tried_again_when_its_worker_is_killed_from_outside(make_pool):

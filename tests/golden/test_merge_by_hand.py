@@ -7,8 +7,9 @@ old recipes change, and the mask needs a new version (``configs.recipe.MASK_VERS
 
 import torch
 
-from workers.kernels import MergeTerm, get_method, merge_flat
+from workers.kernels import MergeTerm, merge_flat
 from workers.mask import hash_counters, keep_mask, mask_key
+from workers.methods import get_method
 
 BASE = torch.tensor([1.0, 2.0, -4.0, 0.5])
 MATH = torch.tensor([1.5, 2.25, -3.0, 0.0])  # task vector 0.5, 0.25, 1, -0.5

@@ -47,4 +47,6 @@ def test_growing_a_split_extends_it_and_moves_no_item_of_report(
     assert after[split][: len(before[split])] == before[split]
     if split != "report":
         assert after["report"] == before["report"]
+    if split == "search":
+        assert after["select"] == before["select"]
     assert after["search"][: len(before["search"])] == before["search"]

@@ -49,6 +49,13 @@ def test_texts_equal_row_by_row_generation_in_any_batch(live, batch_size) -> Non
     assert len(set(texts)) > 12
 
 
+def test_texts_equal_row_by_row_generation_when_the_cache_has_to_grow(live) -> None:
+    prompts = [Prompt(prompt.token_ids[:10], 80) for prompt in make_prompts(5)]
+    texts = generate(live.model, live.tokenizer, prompts, batch_size=3)
+    assert texts == [reference(live.model, live.tokenizer, prompt) for prompt in prompts]
+    assert max(len(live.tokenizer.encode(text)) for text in texts) > 60
+
+
 def test_texts_equal_row_by_row_generation_with_repetition_penalty(live) -> None:
     prompts = [
         Prompt(prompt.token_ids, 12, (), repetition_penalty=2.0) for prompt in make_prompts(6)
@@ -133,6 +140,7 @@ def test_stop_string_of_several_bytes_is_found_when_its_last_byte_comes(live) ->
 
 def test_text_is_cut_at_every_stop_string_in_turn(live) -> None:
     watcher = StopStrings(live.tokenizer, ["\n", "", "b"])
-    assert watcher.cut("a b\nc") == "a "
+    assert watcher.cut("a b\nc\nb") == "a "
+    assert watcher.cut("a\n\nc") == "a"
     assert watcher.cut("a") == "a"
     assert StopStrings(live.tokenizer, []).cut("a\nb") == "a\nb"

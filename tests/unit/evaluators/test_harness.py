@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import ConfigError, EvaluationError
+from configs.errors import ConfigError, EvaluationError, SandboxUnavailableError
 from configs.schema import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 from evaluators.harness import HarnessEvaluator, Suite, build_manifest, describe_tasks
@@ -239,6 +239,14 @@ def test_subset_equals_full_evaluation_restricted(evaluator, live) -> None:
         assert texts == full.texts[task][3:8][::-1]
 
 
+def test_fewshot_examples_do_not_depend_on_what_was_evaluated_before(settings, live) -> None:
+    objectives = {"o": Objective(tasks=["tiny_shots"])}
+    first, second = HarnessEvaluator(objectives, settings), HarnessEvaluator(objectives, settings)
+    report = first.manifest.items("report")
+    first.evaluate(live, first.manifest.items("search"))
+    assert first.evaluate(live, report).texts == second.evaluate(live, report).texts
+
+
 def test_evaluation_returns_texts_of_generation_tasks_and_seconds(evaluator, live) -> None:
     result = evaluator.evaluate(live, evaluator.manifest.items("search"))
     assert set(result.texts) == {"tiny_text", "tiny_match", "tiny_shots", "tiny_long"}
@@ -318,6 +326,19 @@ def test_evaluation_names_item_when_scorer_fails(
         {"o": Objective(tasks=["tiny_bad"])}, with_tasks(settings, own_tasks)
     )
     with pytest.raises(EvaluationError, match=message):
+        evaluator.evaluate(live, evaluator.manifest.items("search"))
+
+
+def test_evaluation_keeps_the_error_of_a_missing_sandbox(settings, own_tasks, live) -> None:
+    (own_tasks / "bad.py").write_text(
+        "from configs.errors import SandboxUnavailableError\n"
+        "def bad(doc, results):\n    raise SandboxUnavailableError('no bwrap here')\n"
+    )
+    add_task(own_tasks, "tiny_bad", "tiny_shots", {"scoring.vowels": "bad.bad"})
+    evaluator = HarnessEvaluator(
+        {"o": Objective(tasks=["tiny_bad"])}, with_tasks(settings, own_tasks)
+    )
+    with pytest.raises(SandboxUnavailableError, match="no bwrap here"):
         evaluator.evaluate(live, evaluator.manifest.items("search"))
 
 

@@ -45,9 +45,7 @@ def sandbox() -> Iterator[Sandbox]:
         ("class E(Exception):\n  __str__ = None\nraise E", "failed", "E"),
     ],
 )
-def test_program_gets_its_verdict(
-    sandbox: Sandbox, program: str, status: str, detail: str
-) -> None:
+def test_program_gets_its_verdict(sandbox: Sandbox, program: str, status: str, detail: str) -> None:
     (result,) = sandbox.run([program])
     assert result.status == status, result
     assert detail in result.detail

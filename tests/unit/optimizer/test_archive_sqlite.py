@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -50,8 +51,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no SQLite database, it is empty"),
-        (b"seed: 3\n", "no SQLite database, it begins with b'seed: 3"),
+        (b"", "is not an archive of mergefront but an empty file"),
+        (b"seed: 3\n", "is none, or its beginning is damaged: file is not a database"),
         (b"SQLite format 3\0", "damaged"),
         (b"SQLite format 3\0" + bytes(5000), "damaged"),
     ],
@@ -73,12 +74,14 @@ def test_open_refuses_when_database_is_of_something_else(path, has_meta) -> None
             connection.execute("CREATE TABLE meta (key, value)")
             connection.execute("INSERT INTO meta VALUES ('schema_version', '1')")
 
-    with pytest.raises(ArchiveError, match="an SQLite database of something else"):
+    with pytest.raises(
+        ArchiveError, match="not an archive of mergefront but an SQLite database of"
+    ):
         Archive.open(path)
 
 
 def test_open_refuses_when_path_is_a_directory(tmp_path) -> None:
-    with pytest.raises(ArchiveError, match="Is a directory"):
+    with pytest.raises(ArchiveError, match="not an archive of mergefront but not a file"):
         Archive.open(tmp_path)
 
 
@@ -142,6 +145,15 @@ def test_archive_is_one_whatever_it_is_called(path, tmp_path, monkeypatch) -> No
                 create(other)
 
 
+def test_archive_may_be_made_from_a_directory_of_any_name(path, tmp_path, monkeypatch) -> None:
+    here = tmp_path / os.fsdecode(b"\xff and more")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    create(path).close()
+    with Archive.open(path) as archive:
+        assert archive.working_directory == here
+
+
 def test_create_clears_what_a_killed_create_left(path) -> None:
     for left in (".search.sqlite.new", ".search.sqlite.new-journal", "search.sqlite-wal"):
         path.with_name(left).write_bytes(b"half an archive")
@@ -198,6 +210,33 @@ def test_reader_is_not_held_up_by_a_write_in_progress(path) -> None:
                 assert len(reader.observations()) == 1
             assert time.monotonic() - started < 5.0
             writer.execute("ROLLBACK")
+
+
+def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
+    """Closing a descriptor drops a process's locks on a file; the writer must not lose its own.
+
+    Without them the reader in the other process takes itself for the last one to leave, and
+    removes the log that the writer goes on writing to.
+    """
+    other = (
+        "import sys; from pathlib import Path; from optimizer.archive import Archive; "
+        "archive = Archive.open(Path(sys.argv[1])); print(len(archive.observations())); "
+        "archive.close()"
+    )
+    with create(path) as archive:
+        record(archive, 1)
+        for count in (1, 2):
+            Archive.open(path).close()
+            seen = subprocess.run(
+                [sys.executable, "-c", other, str(path)],
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert seen.stdout == f"{count}\n"
+            assert path.with_name("search.sqlite-wal").exists()
+            record(archive, 1)
 
 
 def test_reader_leaves_the_file_as_it_is(path) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from evaluators.scores import ObjectiveScore
 from optimizer.archive import Archive
 from optimizer.candidate import Candidate
-from optimizer.events import Finished, PhaseChanged, SearchStarted, WorkersSeen
+from optimizer.events import Finished, PhaseChanged, Proposed, SearchStarted, WorkersSeen
 from optimizer.front_view import scored_candidates
 from optimizer.live import LiveView, Pace, PlainLog, format_duration, make_view
 from optimizer.space import SearchSpace
@@ -89,6 +89,17 @@ def test_pace_starts_anew_with_each_phase(make_finished):
     pace.note(make_finished(0, (0.1,) * 3, split="select", done=1))
     assert pace.per_minute == pytest.approx(2.0)
     assert pace.elapsed_s == pytest.approx(90)
+
+
+def test_pace_tells_baselines_from_the_search(make_finished):
+    pace = Pace(Clock())
+    pace.note(Proposed(make_finished(0, origin="baseline:base").candidate))
+    assert pace.title == "baselines"
+    pace.note(Proposed(make_finished(1).candidate))
+    assert pace.title == "search"
+    pace.note(Proposed(make_finished(2, origin="baseline:soup of code + math").candidate))
+    pace.note(PhaseChanged("select", 8))
+    assert pace.title == "validation: select"
 
 
 @pytest.mark.parametrize(

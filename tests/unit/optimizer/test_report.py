@@ -69,6 +69,24 @@ def test_report_says_that_the_choice_is_a_baseline(make_report):
     assert "\nuniform soup " not in text  # not once more as a baseline
 
 
+def test_report_names_the_greedy_soup(make_report):
+    singles = [
+        Merge(weights, (score,) * 3, report=(score,) * 3, origin=f"baseline:checkpoint {name}")
+        for weights, score, name in (
+            ((1.0, 0.0, 0.0), 0.3, "instruct"),
+            ((0.0, 1.0, 0.0), 0.4, "code"),
+            ((0.0, 0.0, 1.0), 0.2, "math"),
+        )
+    ]
+    steps = [
+        Merge((0.5, 0.5, 0.0), (0.6,) * 3, report=(0.55,) * 3, origin="baseline:soup of a"),
+        Merge((1 / 3,) * 3, (0.5,) * 3, report=(0.5,) * 3, origin="baseline:uniform soup"),
+    ]
+    report = make_report(*singles, *steps, winner(0.9), chosen=5)
+    assert report.baselines["greedy soup"] == report.baselines["soup of a"]
+    assert "greedy soup" in text_of(report)
+
+
 def test_report_of_an_unfinished_search_says_so(make_report):
     report = make_report(BASE, winner(0.5), FAILED)
     assert report.verdict is None

@@ -27,7 +27,7 @@ class Trainer:
         self.made: list[str] = []
         self.stop_at: str | None = None
 
-    def __call__(  # noqa: PLR0917
+    def __call__(
         self, checkpoints: Sequence[Checkpoint], out: Path, _recipe, _seed, _on_step, record
     ) -> None:
         for checkpoint in checkpoints:
@@ -161,7 +161,7 @@ def test_tiny_zoo_is_trained_for_real_and_repeats_bit_for_bit(tmp_path: Path) ->
     tuned = AutoModelForCausalLM.from_pretrained(one / SPECIALISTS[0].name)
     text = 'def calc(x):\n    """add 2"""\n    return'
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.eos_token_id is not None and tokenizer.pad_token_id is not None
+    assert None not in {tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert base.config.eos_token_id == tokenizer.eos_token_id
     assert base.get_input_embeddings().weight.equal(tuned.get_input_embeddings().weight)
     assert not base.model.norm.weight.equal(tuned.model.norm.weight)

@@ -21,6 +21,12 @@ def _own_digest_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tensors are small here: waiting for a second thread costs more than it saves."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """Write a checkpoint directory: one shard, or one per mapping with an index."""

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.kernels import MergeTerm, get_method, merge_flat
+from workers.kernels import MergeTerm, merge_flat
+from workers.methods import get_method
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -79,6 +79,16 @@ def test_shards_hold_at_most_the_given_bytes_and_an_index_names_them(tmp_path: P
         assert all(torch.equal(reader.tensor(name), tensor) for name, tensor in tensors.items())
 
 
+def test_first_tensor_may_be_larger_than_a_shard(tmp_path: Path) -> None:
+    write(tmp_path / "out", {"a": torch.ones(100), "b": torch.ones(1)}, max_shard_bytes=90)
+    assert names_in(tmp_path / "out") == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
 @pytest.mark.parametrize("max_shard_bytes", [16, 10**9])
 def test_writing_again_gives_the_same_bytes(tmp_path: Path, max_shard_bytes: int) -> None:
     for name in ("one", "two"):

@@ -8,7 +8,7 @@ import torch
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 from workers import compiled
 from workers.compiled import fuse, has_compiler, is_worthwhile
-from workers.kernels import get_method
+from workers.methods import get_method
 
 # torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
 # both kinds in one kernel, which is what a test here is about.

@@ -16,8 +16,9 @@ from tests.unit.workers.merge_cases import (
     terms,
 )
 from workers import kernels
-from workers.kernels import MergeTerm, get_method, merge_flat
-from workers.mask import keep_mask, key_row
+from workers.kernels import MergeTerm, merge_flat
+from workers.mask import Masks, keep_mask, key_row
+from workers.methods import get_method
 
 NAN, INF = math.nan, math.inf
 COUNT = 100_003
@@ -100,7 +101,7 @@ def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPa
 
     def kept(block: int, count: int) -> torch.Tensor:
         keys = torch.tensor([key_row(0, "d", "layer.weight", block, 0.5)], dtype=torch.int32)
-        return kernels.Masks(keys, torch.tensor(0, dtype=torch.int32), (True,)).kept(0, count)
+        return Masks(keys, torch.tensor(0, dtype=torch.int32), (True,)).kept(0, count)
 
     assert torch.equal(merged, torch.cat([kept(0, 1000), kept(1, 1000), kept(2, 500)]).float())
 

@@ -53,6 +53,14 @@ def test_threshold_is_the_exact_product() -> None:
     assert mask_threshold(1.0 - 2.0**-32) == 2**32 - 1
 
 
+def test_element_is_kept_when_its_hash_is_exactly_the_drop_ratio() -> None:
+    key = mask_key(0, "a" * 64, "layer.weight", 0)
+    hashes = [hash_by_hand(counter, key) for counter in range(50)]
+    for index, value in enumerate(hashes):
+        assert mask(value / 2**32, 50)[index]
+        assert not mask((value + 1) / 2**32, 50)[index]
+
+
 @pytest.mark.parametrize("drop_ratio", [0.1, 0.5, 0.9, 0.99, 0.9945])
 def test_kept_share_is_within_four_standard_errors(drop_ratio: float) -> None:
     kept = mask(drop_ratio).double().mean().item()

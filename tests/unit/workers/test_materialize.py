@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,9 @@ def test_wider_live_model_holds_the_exact_merge(
     assert model.dtype == torch.float32
     digest = write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
     assert materializer.digest_of(model) == digest
+    with CheckpointReader(tmp_path / "out") as reader:
+        for name, tensor in saved_tensors(model).items():
+            assert torch.equal(tensor, reader.tensor(name).float())
 
 
 def test_narrower_live_model_is_refused(pools: Callable[..., Sources]) -> None:
@@ -363,3 +367,39 @@ def test_export_leaves_nothing_when_a_source_does_not_fit(
     with pytest.raises(CheckpointError):
         write_checkpoint(stranger, sources, tmp_path / "out", extra_files={})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_holds_a_tensor_and_never_the_model(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    count, elements = 16, 2_000_000
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"t{i:02d}": torch.randn(elements, generator=draw) for i in range(count)}
+    directories = [make_checkpoint(name, tensors) for name in ("origin", "math")]
+    del tensors
+    sources = resolve_sources(
+        Models(base=str(directories[0]), checkpoints={"math": str(directories[1])})
+    )
+    peak_kib, done = 0, threading.Event()
+
+    def anonymous_kib() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+    def watch() -> None:
+        nonlocal peak_kib
+        while not done.wait(0.001):
+            peak_kib = max(peak_kib, anonymous_kib())
+
+    watcher = threading.Thread(target=watch)
+    before_kib = anonymous_kib()
+    watcher.start()
+    try:
+        write_checkpoint(
+            recipe_of(sources, [0.5]), sources, tmp_path / "out", extra_files={}, backend="eager"
+        )
+    finally:
+        done.set()
+        watcher.join()
+    assert peak_kib > 0
+    # One merged tensor of 8 MB, and the eager path's temporaries.
+    assert (peak_kib - before_kib) * 1024 < 4 * elements * 4 < count * elements * 4

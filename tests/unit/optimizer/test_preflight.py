@@ -1,0 +1,181 @@
+import io
+import json
+from collections import namedtuple
+
+import pytest
+from rich.console import Console
+
+from configs.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    EvaluationError,
+    SandboxUnavailableError,
+)
+from optimizer.estimate import format_bytes, format_count
+from optimizer.preflight import _Checks, prepare
+from optimizer.preflight_view import prepared_record, render_prepared
+
+Memory = namedtuple("Memory", "total available")
+
+
+@pytest.fixture
+def job(tiny_job):
+    return tiny_job(budget={"evaluations": 40}, workers={"count": 1})
+
+
+@pytest.fixture
+def prepared(job):
+    return prepare(job)
+
+
+def text_of(prepared) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(render_prepared(prepared))
+    return console.file.getvalue()
+
+
+def test_prepared_job_has_all_that_a_search_needs(prepared, tiny_pool):
+    assert [source.name for source in prepared.sources.everything] == [
+        "base", "instruct", "code", "math",
+    ]  # fmt: skip
+    assert prepared.space.size == 6
+    assert prepared.space.recipe([[1], [0], [0]]).dtype == "float32"
+    assert {split: len(prepared.manifest.items(split)["tiny_text"]) for split in (
+        "search", "select", "report",
+    )} == {"search": 8, "select": 4, "report": 4}  # fmt: skip
+    assert [task.task for task in prepared.tasks] == ["tiny_text", "tiny_choice"]
+
+
+def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
+    cost = prepared.estimate
+    file_bytes = (tiny_pool.base / "model.safetensors").stat().st_size
+    # The file is a header of some kB and the tensors.
+    assert file_bytes - 10_000 < cost.model_bytes < file_bytes
+    assert cost.moved_bytes == 5 * cost.model_bytes
+    assert cost.num_genes == 6
+    # base, 3 checkpoints, uniform soup, 8 scales, at the most 2 steps of the greedy soup
+    assert cost.num_baselines == 15
+    assert cost.evaluations == {"search": 40, "select": 8, "report": 16}
+    assert cost.requests == {"search": 16, "select": 8, "report": 8}
+    assert cost.generations == {"search": 8, "select": 4, "report": 4}
+    assert cost.new_tokens == {"search": 48, "select": 24, "report": 24}
+    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 16
+    assert cost.total_moved_bytes == cost.moved_bytes * 64
+
+
+def test_check_prints_pool_suites_and_cost(prepared):
+    text = text_of(prepared)
+    assert "every check passed" in text
+    for source in prepared.sources.everything:
+        assert source.digest[:12] in text
+    assert "exact_match,none" in text
+    assert "moved per candidate" in text
+    assert "40 search (of them up to 15 baselines), 8 select, up to 16 report" in text
+
+
+def test_check_prints_names_that_look_like_markup(tiny_job, tiny_pool, tmp_path):
+    import shutil
+
+    odd = tmp_path / "[bold]models"
+    shutil.copytree(tiny_pool.base, odd)
+    job = tiny_job(models={**tiny_pool.models, "base": str(odd)})
+    assert "[bold]models" in text_of(prepare(job)).replace("\n", "")
+
+
+def test_check_as_json_is_json(prepared):
+    record = json.loads(json.dumps(prepared_record(prepared), allow_nan=False))
+    assert record["estimate"]["bytes_moved_per_candidate"] == prepared.estimate.moved_bytes
+    assert record["deltas"]["math"]["median"] > 0
+    assert record["job_digest"] == prepared.job.digest
+    assert record["warnings"] == []
+
+
+def test_same_checkpoint_twice_is_a_warning(tiny_job, tiny_pool):
+    code = str(tiny_pool.checkpoints["code"])
+    models = {"base": str(tiny_pool.base), "checkpoints": {"a": code, "b": code}}
+    prepared = prepare(tiny_job(models=models))
+    assert any("`a` and `b` are the same weights" in warning for warning in prepared.warnings)
+    assert "same weights" in text_of(prepared)
+
+
+def test_more_threads_than_cores_is_a_warning(tiny_job):
+    prepared = prepare(tiny_job(workers={"count": 2, "threads": 640}))
+    assert any("2 workers x 640 threads share" in warning for warning in prepared.warnings)
+
+
+def test_workers_larger_than_the_memory_are_refused(tiny_job, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(10**9, 10**9))
+    with pytest.raises(ConfigError, match=r"3 workers need 1\.5 GB of memory.*has 1 GB"):
+        prepare(tiny_job(workers={"count": 3}))
+
+
+def test_workers_that_barely_fit_are_a_warning(tiny_job, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(10**10, 10**9))
+    prepared = prepare(tiny_job(workers={"count": 2}))
+    assert any("2 workers need 1 GB of memory" in warning for warning in prepared.warnings)
+
+
+def test_disk_too_small_for_an_export_is_a_warning(job, monkeypatch):
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    assert any("an export takes" in warning for warning in prepare(job).warnings)
+
+
+def test_code_is_not_allowed_to_run_where_nothing_contains_it(tiny_job, job, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    evaluation = {**job.evaluation.model_dump(), "allow_code_execution": True}
+    with pytest.raises(SandboxUnavailableError, match="bwrap"):
+        prepare(tiny_job(evaluation=evaluation))
+
+
+def test_cluster_is_not_judged_by_this_machine(tiny_job, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(1000, 1000))
+    workers = {"count": 99, "device": "cuda", "gpus": 1, "address": "auto"}
+    assert prepare(tiny_job(workers=workers)).warnings == ()
+
+
+def raised(*errors):
+    checks = _Checks()
+    checks.errors.extend(errors)
+    with pytest.raises(type(errors[0]).__mro__[0]) as caught:
+        checks.raise_errors()
+    return caught.value
+
+
+def test_single_error_is_raised_as_it_is():
+    error = CheckpointNotFoundError("gone")
+    assert raised(error) is error
+
+
+def test_several_errors_become_one_of_the_family_to_look_at_first():
+    config = ConfigError("bad", [("seed", "must be a number")])
+    checkpoint, suite = CheckpointNotFoundError("gone\nfor good"), EvaluationError("no suite")
+    checks = _Checks()
+    checks.errors = [suite, checkpoint]
+    with pytest.raises(CheckpointError) as caught:
+        checks.raise_errors()
+    assert type(caught.value) is CheckpointError
+    assert caught.value.exit_code == 3
+    assert "gone\n  for good" in caught.value.message
+    assert "no suite" in caught.value.message
+    checks.errors = [suite, checkpoint, config]
+    with pytest.raises(ConfigError, match="3 parts of the job") as caught:
+        checks.raise_errors()
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (3_894_000, "3.89 MB"), (15.2e9, "15.2 GB")],
+)
+def test_bytes_are_written_with_three_digits(size, text):
+    assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(38, "38"), (9999, "9999"), (46_100, "46.1 thousand"), (7.62e9, "7.62 billion")],
+)
+def test_counts_are_written_with_three_digits(count, text):
+    assert format_count(count) == text
