@@ -3,17 +3,26 @@
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, which is no failure of the code.
+settings.register_profile("mergefront", deadline=None)
+settings.load_profile("mergefront")
 
 # Set before any Hugging Face library is imported, which is when they are read.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Digests of test checkpoints and prepared datasets stay out of the user's cache.
+_cache = tempfile.TemporaryDirectory(prefix="mergefront-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 if TYPE_CHECKING:
     import torch

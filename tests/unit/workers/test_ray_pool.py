@@ -70,7 +70,8 @@ def test_ray_pool_shows_workers_as_starting_at_first(make_pool):
 def test_ray_pool_says_why_a_worker_cannot_be_built(make_pool):
     pool = make_pool(RefusingRunner, count=2)
     pool.submit(request(0))
-    with pytest.raises(WorkerError, match="cannot be made from this job: RuntimeError: the model is not"):
+    message = "cannot be made from this job: RuntimeError: the model is not"
+    with pytest.raises(WorkerError, match=message):
         pool.next_outcome(timeout_s=30)
 
 
