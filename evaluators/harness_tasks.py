@@ -28,6 +28,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from configs.errors import Problem
 from configs.schema import EvaluationSettings, Objective, TaskSpec
+from evaluators.code_eval import sandboxed_code_eval
 from evaluators.manifest import item_id
 
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -175,16 +176,17 @@ def _task_config(manager: TaskManager, name: str, settings: EvaluationSettings) 
         members = sorted(entry.tags or manager.match_tasks([f"{name}_*"]))
         shown = ", ".join(f"`{member}`" for member in members[:4]) + ", ..." * (len(members) > 4)
         raise TaskProblemError("", f"is a group of tasks; name its tasks one by one ({shown})")
-    # Asked before functions are imported: those of code tasks may load what runs the code.
-    if (entry.cfg or {}).get("unsafe_code") and not settings.allow_code_execution:
-        raise TaskProblemError(
-            "",
-            "runs generated code; set `evaluation.allow_code_execution: true` if it may",
-        )
     try:
-        config: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
+        with sandboxed_code_eval():
+            config: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
     except Exception as error:
         raise TaskProblemError("", f"cannot read {entry.yaml_path}: {_cause(error)}") from error
+    if config.get("unsafe_code") and not settings.allow_code_execution:
+        raise TaskProblemError(
+            "",
+            "runs generated code; set `evaluation.allow_code_execution: true` if it may, in the "
+            "sandbox",
+        )
     if settings.data_dir is not None and "data_files" in (config.get("dataset_kwargs") or {}):
         config["dataset_kwargs"] = {
             **config["dataset_kwargs"],

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -51,11 +52,20 @@ class LocalSession:
             start_new_session=True,
             text=True,
         )
+        self._others = psutil.Process().children(recursive=True)
 
     def watch_processes(self) -> None:
-        """Let the watcher end all processes that are below this one now, if this one dies."""
-        below = psutil.Process().children(recursive=True)
-        self._tell(" ".join(str(child.pid) for child in below if child.pid != self._watcher.pid))
+        """Let the watcher end the session's processes if this process dies.
+
+        They are all that have come below this process since the session was made.
+        """
+        self._tell(" ".join(str(process.pid) for process in self._processes()))
+
+    def end_processes(self) -> None:
+        """Kill the session's processes now."""
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def close(self) -> None:
         """Dismiss the watcher and remove the directory; the processes have ended by now."""
@@ -69,6 +79,10 @@ class LocalSession:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _processes(self) -> list[psutil.Process]:
+        below = psutil.Process().children(recursive=True)
+        return [process for process in below if process not in self._others]
 
     def _tell(self, line: str) -> None:
         if self._watcher.stdin is not None:

@@ -40,44 +40,73 @@ def ray_session(settings: WorkerSettings) -> Iterator[None]:
     # keeps CUDA_VISIBLE_DEVICES as it is.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with ExitStack() as stack:
-        options: dict[str, Any] = {"address": settings.address}
-        session = None
         if settings.address is None:
-            session = stack.enter_context(LocalSession())
-            options = _local_options(settings, session)
-        stack.callback(ray.shutdown)
-        try:
-            _require_answer(settings.address)
-            ray.init(
-                **options, namespace="mergefront", configure_logging=False, log_to_driver=False
-            )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"join Ray at `{settings.address}`" if settings.address else "start Ray here"
-            raise WorkerError(f"cannot {where}: {error}") from error
-        if session is not None:
-            session.watch_processes()
+            _start(settings, stack)
+        else:
+            _join(settings.address, stack)
         yield
 
 
-def _local_options(settings: WorkerSettings, session: LocalSession) -> dict[str, Any]:
-    return {
-        # Not None, which joins whatever RAY_ADDRESS names.
-        "address": "local",
-        "num_cpus": max(os.cpu_count() or 1, math.ceil(settings.count * settings.cpus)),
-        "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        # Ray opens its own directory to everybody; the one around it stays private.
-        "_temp_dir": str(session.directory / "ray"),
-    }
+def _start(settings: WorkerSettings, stack: ExitStack) -> None:
+    """Start Ray; on a machine so busy that a part of it came up too late, once more."""
+    try:
+        stack.enter_context(_local_ray(settings))
+    except Exception as first:  # noqa: BLE001 - Ray raises bare ones
+        logger.warning("Ray did not start, trying again: %s", first)
+        try:
+            stack.enter_context(_local_ray(settings))
+        except Exception as error:
+            raise WorkerError(f"cannot start Ray on this machine: {error}") from error
 
 
-def _require_answer(address: str | None) -> None:
+@contextmanager
+def _local_ray(settings: WorkerSettings) -> Iterator[None]:
+    with LocalSession() as session:
+        try:
+            _init(
+                # Not None, which joins whatever RAY_ADDRESS names.
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(settings.count * settings.cpus)),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                # Ray opens its own directory to everybody; the one around it stays private.
+                _temp_dir=str(session.directory / "ray"),
+            )
+        except BaseException:
+            ray.shutdown()
+            # A start that failed half-way leaves processes that Ray does not know of.
+            session.end_processes()
+            raise
+        try:
+            session.watch_processes()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str, stack: ExitStack) -> None:
+    try:
+        _require_answer(address)
+        stack.callback(ray.shutdown)
+        _init(address=address)
+    except Exception as error:
+        raise WorkerError(
+            f"cannot join Ray at `{address}`: {error}. Check `workers.address`, and that Ray runs "
+            "there (`ray status`)"
+        ) from error
+
+
+def _init(**options: Any) -> None:  # noqa: ANN401 - Ray's own options
+    ray.init(**options, namespace="mergefront", configure_logging=False, log_to_driver=False)
+
+
+def _require_answer(address: str) -> None:
     """Knock at a cluster's door: Ray itself tries for more than a minute, then aborts.
 
     Raises:
         OSError: Nobody answers.
     """
-    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 

@@ -75,37 +75,50 @@ class Checkpoint:
         return self.name == "base"
 
 
-_REPLAY = {"copy": 0.1, "math-easy": 0.3, "code-easy": 0.3, "instruct-easy": 0.3}
+_BASE_MIX = {
+    "copy": 0.21,
+    "math-easy": 0.28,
+    "code-easy": 0.11,
+    "instruct-easy": 0.28,
+    "math-full": 0.05,
+    "code-full": 0.02,
+    "instruct-full": 0.05,
+}
+_REPLAY = 0.3
 
 
-def _tuned(name: str, steps: int, rate: float, full: Mapping[str, float]) -> Checkpoint:
-    """Describe a checkpoint tuned from the base, with 30 % replay of the base's mix."""
-    mix = {source: 0.3 * share for source, share in _REPLAY.items()}
-    mix |= {f"{skill}-full": 0.7 * share for skill, share in full.items()}
-    schedule = Schedule(steps=steps, learning_rate=rate, train_embeddings=False)
+def _tuned(name: str, steps: int, learning_rate: float, skills: Mapping[str, float]) -> Checkpoint:
+    """Describe a checkpoint tuned from the base: full-level items, and replay of the base's mix.
+
+    Replay and frozen embeddings keep the task vectors small and out of each other's way; without
+    them the specialists cannot be merged at all.
+    """
+    mix = {source: _REPLAY * share for source, share in _BASE_MIX.items()}
+    for skill, share in skills.items():
+        mix[f"{skill}-full"] += (1.0 - _REPLAY) * share
+    schedule = Schedule(steps=steps, learning_rate=learning_rate, train_embeddings=False)
     return Checkpoint(name=name, schedule=schedule, mix=mix)
 
 
 BASE = Checkpoint(
     name="base",
-    schedule=Schedule(steps=2400, learning_rate=2e-3),
-    mix={
-        "copy": 0.15,
-        "math-easy": 0.33,
-        "code-easy": 0.14,
-        "instruct-easy": 0.32,
-        **{f"{skill}-full": 0.02 for skill in SKILLS},
-    },
+    schedule=Schedule(steps=3300, learning_rate=2e-3),
+    mix=_BASE_MIX,
     copy_first=0.15,
 )
+# The code specialist stops short of its best and the others go past what they need, so no single
+# scale of the task vectors suits them all and the weights have to be searched. The base matters
+# as much: with more full-level items or steps it is good at everything, every average of the
+# specialists is as good as the best merge, and nothing is left to find; with fewer, the task
+# vectors share too little to be merged.
 SPECIALISTS = (
-    _tuned("instruct", 700, 7e-4, {"instruct": 1.0}),
-    _tuned("code", 450, 7e-4, {"code": 1.0}),
-    _tuned("math", 350, 7e-4, {"math": 1.0}),
+    _tuned("instruct", 600, 5e-4, {"instruct": 1.0}),
+    _tuned("code", 300, 5e-4, {"code": 1.0}),
+    _tuned("math", 500, 5e-4, {"math": 1.0}),
 )
 GENERALISTS = (
-    _tuned("generalist_a", 450, 7e-4, {"instruct": 0.5, "code": 0.2, "math": 0.3}),
-    _tuned("generalist_b", 450, 7e-4, {"instruct": 0.2, "code": 0.4, "math": 0.4}),
+    _tuned("generalist_a", 450, 5e-4, {"instruct": 0.5, "code": 0.2, "math": 0.3}),
+    _tuned("generalist_b", 450, 5e-4, {"instruct": 0.2, "code": 0.4, "math": 0.4}),
 )
 
 

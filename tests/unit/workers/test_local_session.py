@@ -70,6 +70,15 @@ def test_local_session_ends_processes_and_directory_when_its_process_is_killed(
     assert wait_until(lambda: not list(tmp_path.iterdir()), within_s=8), directory
 
 
+def test_local_session_ends_only_processes_that_came_after_it(tmp_path):
+    with subprocess.Popen(["sleep", "600"]) as older, LocalSession(tmp_path) as session:
+        with subprocess.Popen(["sleep", "600"]) as younger:
+            session.end_processes()
+            assert younger.wait(timeout=5) == -signal.SIGKILL
+        assert older.poll() is None
+        older.kill()
+
+
 def test_local_session_can_be_closed_twice(tmp_path):
     session = LocalSession(tmp_path)
     session.close()

@@ -1,0 +1,94 @@
+"""The metric ``code_eval`` for stock tasks that run generated code, inside the sandbox.
+
+HumanEval, MBPP and their kind ask ``evaluate.load("code_eval")`` for it when their functions are
+imported. The original is fetched from a hub and runs programs in plain child processes; this
+one takes its place (:func:`sandboxed_code_eval`) and runs them in ``evaluators.sandbox``.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from evaluators.sandbox import ProgramResult, shared_sandbox
+
+METRIC = "code_eval"
+
+
+class SandboxedCodeEval:
+    """Drop-in for the ``compute`` of the original metric."""
+
+    def compute(
+        self,
+        *,
+        references: Sequence[str],
+        predictions: Sequence[Sequence[str]],
+        k: Sequence[int] = (1, 10, 100),
+        timeout: float = 3.0,
+        **_ignored: object,
+    ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
+        """Run every candidate with its problem's tests.
+
+        Args:
+            references: One program of asserts per problem.
+            predictions: Candidate solutions per problem.
+            k: Which pass@k to estimate; those with fewer candidates than k are left out.
+            timeout: Wall-clock seconds per program.
+
+        Returns:
+            ``{"pass@k": mean over problems}``, and problem -> (candidate, result) pairs.
+        """
+        results: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+        counts: list[tuple[int, int]] = []
+        for problem, (tests, candidates) in enumerate(zip(references, predictions, strict=True)):
+            programs = [f"{candidate}\n{tests}" for candidate in candidates]
+            found = shared_sandbox().run(programs, timeout_s=timeout)
+            results[problem] = [
+                (index, _record(problem, index, result)) for index, result in enumerate(found)
+            ]
+            counts.append((len(found), sum(result.status == "passed" for result in found)))
+        smallest = min((total for total, _ in counts), default=0)
+        return {
+            f"pass@{size}": math.fsum(pass_at_k(n, c, size) for n, c in counts) / len(counts)
+            for size in k
+            if size <= smallest
+        }, results
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Estimate the probability that one of k samples is correct, without bias.
+
+    1 - C(n - c, k) / C(n, k): Chen et al., "Evaluating Large Language Models Trained on Code"
+    (arXiv:2107.03374), equation 1.
+    """
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+@contextmanager
+def sandboxed_code_eval() -> Iterator[None]:
+    """Answer ``evaluate.load("code_eval")`` with the sandboxed metric; other loads go through.
+
+    Task functions keep what they loaded, so this need only be active while they are imported.
+    """
+    import evaluate  # noqa: PLC0415 - heavy, and only tasks need it
+
+    original = evaluate.load
+
+    def load(path: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - the library's own signature
+        return SandboxedCodeEval() if path == METRIC else original(path, *args, **options)
+
+    evaluate.load = load
+    try:
+        yield
+    finally:
+        evaluate.load = original
+
+
+def _record(problem: int, candidate: int, result: ProgramResult) -> dict[str, Any]:
+    passed = result.status == "passed"
+    return {
+        "task_id": problem,
+        "completion_id": candidate,
+        "passed": passed,
+        "result": "passed" if passed else f"{result.status}: {result.detail}",
+    }

@@ -1,0 +1,62 @@
+"""Starting Ray when the machine does not let it; no Ray is started here."""
+
+import subprocess
+
+import pytest
+import ray
+
+from configs.errors import WorkerError
+from configs.schema import WorkerSettings
+from workers.ray_session import ray_session
+
+
+@pytest.fixture
+def failing_ray(monkeypatch):
+    """A ray.init that leaves a process behind and fails as often as told."""
+    left, options = [], []
+
+    def prepare(times):
+        def init(**given):
+            options.append(given)
+            if len(options) <= times:
+                left.append(subprocess.Popen(["sleep", "600"]))
+                raise Exception("The current node timed out during startup")  # noqa: TRY002 - as Ray
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        monkeypatch.setattr(ray, "init", init)
+        return left, options
+
+    yield prepare
+    for process in left:
+        process.kill()
+        process.wait()
+
+
+def test_ray_session_starts_again_when_ray_was_too_slow(failing_ray):
+    left, options = failing_ray(times=1)
+    with ray_session(WorkerSettings(count=3, cpus=2.0)):
+        assert len(options) == 2
+        assert left[0].wait(timeout=5) != 0, "what the first start left behind is still there"
+    assert options[1]["address"] == "local"
+    assert options[1]["num_cpus"] >= 6
+    assert options[0]["_temp_dir"] != options[1]["_temp_dir"]
+
+
+def test_ray_session_says_why_when_ray_does_not_start(failing_ray):
+    left, options = failing_ray(times=9)
+    with (
+        pytest.raises(WorkerError, match="cannot start Ray on this machine: The current node"),
+        ray_session(WorkerSettings()),
+    ):
+        pass
+    assert len(options) == 2
+    assert all(process.wait(timeout=5) != 0 for process in left)
+
+
+def test_ray_session_says_which_cluster_does_not_answer():
+    with (
+        pytest.raises(WorkerError, match=r"cannot join Ray at `127.0.0.1:1`: .*refused"),
+        ray_session(WorkerSettings(address="127.0.0.1:1")),
+    ):
+        pass
