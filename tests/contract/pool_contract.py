@@ -13,8 +13,8 @@ from workers.pool import WorkerPool
 def drain(pool: WorkerPool) -> list:
     outcomes = []
     while pool.num_pending:
-        outcome = pool.next_outcome(timeout_s=30)
-        assert outcome is not None, f"no outcome within 30 s; {pool.worker_states()}"
+        outcome = pool.next_outcome(timeout_s=180)
+        assert outcome is not None, f"no outcome within 180 s; {pool.worker_states()}"
         outcomes.append(outcome)
     return outcomes
 

@@ -21,14 +21,14 @@ def recorded(mergefront, archive):
 def start_and_wait(mergefront, arguments, archive, evaluations):
     """Start a search, and return it when so many evaluations are recorded."""
     process = mergefront.start(*arguments)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while time.monotonic() < end and process.poll() is None:
         if archive.exists() and _count(archive) >= evaluations:
             return process
         time.sleep(0.05)
     process.kill()
     out, err = process.communicate()
-    pytest.fail(f"no {evaluations} evaluations in 120 s:\n{out}\n{err}")
+    pytest.fail(f"no {evaluations} evaluations in 400 s:\n{out}\n{err}")
 
 
 def _count(archive):

@@ -72,7 +72,7 @@ def test_ray_pool_says_why_a_worker_cannot_be_built(make_pool):
     pool.submit(request(0))
     message = "cannot be made from this job: RuntimeError: the model is not"
     with pytest.raises(WorkerError, match=message):
-        pool.next_outcome(timeout_s=30)
+        pool.next_outcome(timeout_s=180)
 
 
 def test_ray_pool_gives_up_when_every_worker_dies_at_the_start(make_pool):
