@@ -8,21 +8,25 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
-
-import psutil
 
 PREFIX = "mergefront-"
 # Unix sockets take paths of 107 bytes, of which Ray's session needs 68 and our name 20.
 _MAX_ROOT_BYTES = 19
-# Runs beside the driver and reads from it. The end of the input without a goodbye is its death.
-_WATCH = """
-while read -r line; do pids=$line; done
-[ "$pids" = goodbye ] && exit
-kill -KILL $pids
-sleep 3
+# Kills the processes that have a file open in the directory $1, except for process $2. Ray's
+# processes all keep their logs open, and rename themselves, so that nothing else tells them.
+_END_PROCESSES = """
+find /proc/[0-9]*/fd -lname "$1/*" 2>/dev/null | cut -d/ -f3 | sort -u | grep -vx "$2" |
+    xargs -r kill -KILL 2>/dev/null
+"""
+# Reads from the driver, and knows by the end of its input without a goodbye that it is dead.
+_WATCH = f"""
+read -r line && exit
+for second in 1 2 3; do
+    {_END_PROCESSES}
+    sleep 1
+done
 rm -rf -- "$1"
 """
 
@@ -44,34 +48,22 @@ class LocalSession:
     def __init__(self, root: Path | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root or session_root()))
         self._watcher = subprocess.Popen(
-            ["sh", "-c", _WATCH, "sh", str(self.directory)],
+            self._shell(_WATCH),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             # Ctrl-C reaches every process of the terminal's job; this one has work to do then.
             start_new_session=True,
-            text=True,
         )
-        self._others = psutil.Process().children(recursive=True)
-
-    def watch_processes(self) -> None:
-        """Let the watcher end the session's processes if this process dies.
-
-        They are all that have come below this process since the session was made.
-        """
-        self._tell(" ".join(str(process.pid) for process in self._processes()))
 
     def end_processes(self) -> None:
-        """Kill the session's processes now."""
-        for process in self._processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        """Kill the processes that have a file of the session open, except for this one."""
+        subprocess.run(self._shell(_END_PROCESSES), check=False)
 
     def close(self) -> None:
         """Dismiss the watcher and remove the directory; the processes have ended by now."""
         if self._watcher.returncode is None:
-            self._tell("goodbye")
-            self._watcher.communicate()
+            self._watcher.communicate(b"goodbye\n")
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -80,10 +72,5 @@ class LocalSession:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _processes(self) -> list[psutil.Process]:
-        below = psutil.Process().children(recursive=True)
-        return [process for process in below if process not in self._others]
-
-    def _tell(self, line: str) -> None:
-        if self._watcher.stdin is not None:
-            print(line, file=self._watcher.stdin, flush=True)
+    def _shell(self, script: str) -> list[str]:
+        return ["sh", "-c", script, "sh", str(self.directory), str(os.getpid())]

@@ -78,7 +78,6 @@ def _local_ray(settings: WorkerSettings) -> Iterator[None]:
             session.end_processes()
             raise
         try:
-            session.watch_processes()
             yield
         finally:
             ray.shutdown()

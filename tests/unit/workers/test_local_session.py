@@ -13,9 +13,9 @@ import subprocess, sys, time
 from pathlib import Path
 from workers.local_session import LocalSession
 with LocalSession(Path(sys.argv[1])) as session:
-    # A process that would outlive this one.
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
-    session.watch_processes()
+    # A process that would outlive this one, and writes into the session's directory.
+    with open(session.directory / "log", "w") as log:
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=log)
     print(session.directory, child.pid, flush=True)
     time.sleep(600)
 """
@@ -45,17 +45,30 @@ def is_running(pid):
         return False
 
 
-def test_local_session_removes_its_directory_and_spares_processes_when_closed(tmp_path):
-    with subprocess.Popen(["sleep", "600"]) as process:
-        with LocalSession(tmp_path) as session:
-            session.watch_processes()
-            (session.directory / "log").write_text("text")
-            assert session.directory.parent == tmp_path
-            assert session.directory.stat().st_mode & 0o077 == 0
-        assert list(tmp_path.iterdir()) == []
-        time.sleep(0.2)
-        assert process.poll() is None
-        process.kill()
+@pytest.fixture
+def start_writer():
+    """Starts processes that keep a file open."""
+    writers = []
+
+    def start(path):
+        with path.open("w") as log:
+            writers.append(subprocess.Popen(["sleep", "600"], stdout=log))
+        return writers[-1]
+
+    yield start
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+
+
+def test_local_session_removes_its_directory_and_kills_nothing_when_closed(tmp_path, start_writer):
+    with LocalSession(tmp_path) as session:
+        writer = start_writer(session.directory / "log")
+        assert session.directory.parent == tmp_path
+        assert session.directory.stat().st_mode & 0o077 == 0
+    assert list(tmp_path.iterdir()) == []
+    time.sleep(0.2)
+    assert writer.poll() is None
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
@@ -70,13 +83,13 @@ def test_local_session_ends_processes_and_directory_when_its_process_is_killed(
     assert wait_until(lambda: not list(tmp_path.iterdir()), within_s=8), directory
 
 
-def test_local_session_ends_only_processes_that_came_after_it(tmp_path):
-    with subprocess.Popen(["sleep", "600"]) as older, LocalSession(tmp_path) as session:
-        with subprocess.Popen(["sleep", "600"]) as younger:
-            session.end_processes()
-            assert younger.wait(timeout=5) == -signal.SIGKILL
-        assert older.poll() is None
-        older.kill()
+def test_local_session_ends_only_processes_that_have_its_files_open(tmp_path, start_writer):
+    with LocalSession(tmp_path) as session, (session.directory / "own").open("w"):
+        inside = start_writer(session.directory / "log")
+        outside = start_writer(tmp_path / f"{session.directory.name}-not")
+        session.end_processes()
+        assert inside.wait(timeout=5) == -signal.SIGKILL
+        assert outside.poll() is None
 
 
 def test_local_session_can_be_closed_twice(tmp_path):

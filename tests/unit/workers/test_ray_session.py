@@ -1,6 +1,7 @@
 """Starting Ray when the machine does not let it; no Ray is started here."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import ray
@@ -19,7 +20,8 @@ def failing_ray(monkeypatch):
         def init(**given):
             options.append(given)
             if len(options) <= times:
-                left.append(subprocess.Popen(["sleep", "600"]))
+                with Path(given["_temp_dir"]).open("w") as log:
+                    left.append(subprocess.Popen(["sleep", "600"], stdout=log))
                 raise Exception("The current node timed out during startup")  # noqa: TRY002 - as Ray
 
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
