@@ -56,7 +56,9 @@ def test_ray_session_says_why_when_ray_does_not_start(failing_ray):
     assert all(process.wait(timeout=5) != 0 for process in left)
 
 
-def test_ray_session_says_which_cluster_does_not_answer():
+def test_ray_session_says_which_cluster_does_not_answer(monkeypatch):
+    # Another test of this process may have a Ray running, which a session would use.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with (
         pytest.raises(WorkerError, match=r"cannot join Ray at `127.0.0.1:1`: .*refused"),
         ray_session(WorkerSettings(address="127.0.0.1:1")),
