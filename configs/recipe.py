@@ -51,11 +51,25 @@ class Group(_Part):
         return any(re.fullmatch(pattern, tensor_name) for pattern in self.patterns)
 
 
+class Vocabulary(_Part):
+    """How tables of tokens (embeddings, output head) of different lengths become one.
+
+    ``rows`` is the length of the merged tables. ``intersect`` keeps the rows that every model
+    has; ``pad`` keeps all, and a checkpoint contributes nothing to the rows that it lacks.
+    ``source`` is the model whose tokenizer goes with them.
+    """
+
+    policy: Literal["intersect", "pad"]
+    rows: int = Field(gt=0)
+    source: Source
+
+
 class MergeRecipe(_Part):
     """Method, sources, and one weight and drop ratio per checkpoint and group.
 
     ``weights[i][g]`` and ``drop_ratios[i][g]`` belong to ``checkpoints[i]`` and ``groups[g]``;
-    weights are dimensionless and may be negative, drop ratios are in [0, 1).
+    weights are dimensionless and may be negative, drop ratios are in [0, 1). ``options`` are
+    those of the method, complete. ``vocabulary`` is None where all models have equal shapes.
     """
 
     version: Literal[1] = 1
@@ -65,6 +79,8 @@ class MergeRecipe(_Part):
     groups: tuple[Group, ...] = Field(min_length=1)
     weights: tuple[tuple[Weight, ...], ...]
     drop_ratios: tuple[tuple[DropRatio, ...], ...]
+    options: dict[str, Weight] = Field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     dtype: DtypeName
     mask_seed: int = Field(default=0, ge=0, lt=2**63)
     mask_version: Literal[1] = MASK_VERSION
@@ -91,7 +107,14 @@ class MergeRecipe(_Part):
         Names of checkpoints and groups are for people; digests and patterns are what counts.
         """
         content = self.model_dump(mode="json")
-        for part in (content["base"], *content["checkpoints"], *content["groups"]):
+        # What a recipe does not use is left out, so that its id does not depend on what others can.
+        for field in ("options", "vocabulary"):
+            if not content[field]:
+                del content[field]
+        parts = [content["base"], *content["checkpoints"], *content["groups"]]
+        if self.vocabulary is not None:
+            parts.append(content["vocabulary"]["source"])
+        for part in parts:
             if part is not None:
                 del part["name"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

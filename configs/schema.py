@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SplitName = Literal["search", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("search", "select", "report")
 Parametrization = Literal["free", "simplex", "softmax"]
+VocabularyPolicy = Literal["refuse", "intersect", "pad"]
+Residency = Literal["auto", "gpu", "host", "disk"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs, not what it searches: a search may be
@@ -64,6 +66,9 @@ class Models(_Section):
     different runs directly (method ``linear``)."""
     checkpoints: dict[str, ModelSource] = Field(min_length=1)
     """Name -> checkpoint. Names appear in every table; the order is the order of the genes."""
+    vocabulary: VocabularyPolicy = "refuse"
+    """What to do where models have tables of tokens of different lengths. ``intersect`` keeps the
+    tokens that all have, ``pad`` those that any has; the tokenizer that fits is exported."""
 
 
 class Bounds(_Section):
@@ -104,7 +109,11 @@ class Merge(_Section):
 
     method: str = "dare_linear"
     """``dare_linear`` (base + sum w_i DARE(tuned_i - base)), ``task_arithmetic`` (the same
-    without drops) or ``linear`` (sum w_i tuned_i, no base)."""
+    without drops), ``linear`` (sum w_i tuned_i, no base), ``ties``, ``dare_ties``, ``della``,
+    ``della_linear``, ``slerp``, or one that a package installed beside this one brings."""
+    options: dict[str, float] = Field(default_factory=dict)
+    """Parameters of the method that are not searched, e.g. ``normalize: true`` of ``ties``; what
+    is not named keeps the method's default."""
     parametrization: Parametrization = "free"
     """``free``: every weight in its own interval. ``simplex``: non-negative, sum one, can reach
     zero. ``softmax``: sum one, never reaches zero."""
@@ -248,6 +257,9 @@ class WorkerSettings(_Section):
     """Seconds after which one evaluation is given up; None is no limit."""
     max_attempts: int = Field(default=2, ge=1)
     """How often a candidate whose worker died is tried before it is recorded as failed."""
+    residency: Residency = "auto"
+    """Where checkpoints are kept between candidates: in the memory of the GPU, in that of the
+    host, or on disk, read anew for every candidate. ``auto`` takes the fastest with room."""
     address: str | None = None
     """Ray cluster to join (``auto``, ``host:port``); None starts Ray on this machine."""
 
@@ -297,10 +309,6 @@ class JobConfig(_Section):
                         f"{kind}: name `{name}` may hold letters, digits, `_`, `.` and `-` only"
                     )
         _check_preference(self.search.preference, self.objectives)
-        if self.models.base is None and self.merge.method != "linear":
-            raise ValueError(
-                f"merge.method `{self.merge.method}` needs models.base; without one use `linear`"
-            )
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
         if repeated := sorted({task for task in tasks if tasks.count(task) > 1}):
             raise ValueError(f"objectives: task `{repeated[0]}` is used twice; use each task once")

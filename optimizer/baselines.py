@@ -6,6 +6,8 @@ A plan is a function of what was proposed and observed, so that a resumed search
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from configs.recipe import MergeRecipe
 from optimizer.candidate import Candidate, Observation
 from optimizer.scalarize import preferred_mean
@@ -15,6 +17,11 @@ SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""
 
 GREEDY_SOUP = "greedy soup"
+# TIES as its paper recommends it without tuning (arXiv:2306.01708, section 4): the 20 % largest
+# magnitudes. DARE before TIES: half, in the middle of what is reported to merge best.
+_TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
+# Methods that are task arithmetic, or an average, where nothing is dropped.
+_PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
 _PREFIX = "baseline:"
 
 
@@ -75,6 +82,7 @@ class BaselinePlan:
         """Every baseline that needs no outcome, each recipe once."""
         count = len(self._names)
         wanted: list[tuple[str, list[float]]] = []
+        recipes: list[tuple[str, MergeRecipe]] = []
         if self._space.has_base:
             wanted.append(("base", [0.0] * count))
         for index, name in enumerate(self._names):
@@ -83,9 +91,10 @@ class BaselinePlan:
             wanted.append(("uniform soup", [1.0 / count] * count))
             if self._space.has_base:
                 wanted += [(f"task arithmetic {scale}", [scale] * count) for scale in SCALES]
+            if self._space.has_base:
+                recipes = [(label, self._ties(method, drop)) for label, method, drop in _TIES]
         baselines: dict[str, Baseline] = {}
-        for label, weights in wanted:
-            recipe = self._recipe(weights)
+        for label, recipe in [*((label, self._recipe(w)) for label, w in wanted), *recipes]:
             baselines.setdefault(recipe.recipe_id, Baseline(label, recipe))
         return list(baselines.values())
 
@@ -129,7 +138,26 @@ class BaselinePlan:
     def _recipe(self, weights: Sequence[float]) -> MergeRecipe:
         """One weight per checkpoint, the same in every group, nothing dropped."""
         groups = self._space.shape[1]
-        return self._space.recipe([[weight] * groups for weight in weights])
+        return self._space.recipe(
+            [[weight] * groups for weight in weights], method=self._plain_method
+        )
+
+    @property
+    def _plain_method(self) -> str:
+        """The job's own method where it can, so that the baselines lie in the search space."""
+        if not self._space.has_base:
+            return "linear"
+        return self._space.method if self._space.method in _PLAIN_METHODS else "task_arithmetic"
+
+    def _ties(self, method: str, drop_ratio: float) -> MergeRecipe:
+        """All checkpoints alike; the mean of what agrees in sign."""
+        ones = np.ones(self._space.shape)
+        return self._space.recipe(
+            ones.tolist(),
+            (drop_ratio * ones).tolist(),
+            method=method,
+            options={"normalize": 1.0, "scale": 1.0},
+        )
 
 
 def _one_hot(index: int, count: int) -> list[float]:

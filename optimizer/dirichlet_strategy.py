@@ -29,7 +29,7 @@ class DirichletStrategy:
         self._space = space
         self._seed = job.seed
         self._drop = job.merge.drop_ratio
-        self._scaled = job.merge.parametrization == "free" and space.has_base
+        self._scaled = job.merge.parametrization == "free" and space.uses_task_vectors
         self._num_told = 0
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - random search ignores what is under way

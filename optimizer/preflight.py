@@ -4,7 +4,6 @@
 returns is all that a search needs. It imports no Ray.
 """
 
-import difflib
 import os
 import shutil
 from collections.abc import Callable
@@ -26,8 +25,8 @@ from configs.errors import (
 from configs.schema import SPLITS, JobConfig
 from evaluators.manifest import Manifest
 from optimizer.estimate import Estimate, estimate, format_bytes
-from optimizer.space import SearchSpace
-from optimizer.strategies import STRATEGIES
+from optimizer.space import SearchSpace, check_method
+from optimizer.strategies import strategy_factory
 from workers.compat import PoolReport, check_compatible
 from workers.sources import Sources, resolve_sources
 
@@ -113,7 +112,8 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
 
     checks = _Checks()
     warnings: list[str] = []
-    checks.attempt(lambda: _check_strategy(job))
+    checks.attempt(lambda: strategy_factory(job.search.strategy))
+    checks.attempt(lambda: check_method(job))
     sources = checks.attempt(lambda: resolve_sources(job.models))
     pool = None
     if sources is not None:
@@ -144,17 +144,6 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
         pool=pool,
         estimate=cost,
         warnings=tuple(warnings),
-    )
-
-
-def _check_strategy(job: JobConfig) -> None:
-    name = job.search.strategy
-    if name in STRATEGIES:
-        return
-    near = difflib.get_close_matches(name, STRATEGIES, n=1)
-    hint = f"did you mean `{near[0]}`? " if near else ""
-    raise ConfigError.single(
-        "search.strategy", f"unknown strategy `{name}`; {hint}there are {', '.join(STRATEGIES)}"
     )
 
 

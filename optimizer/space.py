@@ -4,16 +4,16 @@ Genes come in two runs, weights before drop ratios; within a run, checkpoint by 
 group by group. The parametrizations are those of ``configs.schema.Merge`` (D3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from configs.recipe import Group, MergeRecipe, Source
+from configs.errors import ConfigError, Problem
+from configs.recipe import Group, MergeRecipe, Source, Vocabulary
 from configs.schema import Bounds, DtypeName, JobConfig
 from evaluators.scores import FloatArray
+from workers.methods import get_method
 from workers.sources import ResolvedSource, Sources
-
-METHODS_WITH_DROPS = frozenset({"dare_linear"})
 
 # softmax weights span a factor of e^(2 * 4) = 3000: the smallest checkpoint can all but vanish.
 _SOFTMAX_RANGE = 4.0
@@ -28,10 +28,24 @@ class SearchSpace:
         job: The job whose merge section says method, parametrization and bounds.
         sources: The resolved checkpoints; their digests enter every recipe.
         dtype: Data type of merged tensors where the job does not say.
+        vocabulary: Of the merged tables of tokens; None where all models have equal shapes.
+
+    Raises:
+        ConfigError: The method does not exist, does not have the job's options, or does not fit
+            the number of checkpoints or the lack of a base.
     """
 
-    def __init__(self, job: JobConfig, sources: Sources, *, dtype: DtypeName = "float32") -> None:
+    def __init__(
+        self,
+        job: JobConfig,
+        sources: Sources,
+        *,
+        dtype: DtypeName = "float32",
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        check_method(job)
         self._merge = job.merge
+        self._vocabulary = vocabulary
         self._base = None if sources.base is None else _source(sources.base)
         self._checkpoints = tuple(_source(checkpoint) for checkpoint in sources.checkpoints)
         self._groups = tuple(
@@ -39,7 +53,10 @@ class SearchSpace:
             for name, patterns in job.merge.groups.items()
         )
         self._dtype: DtypeName = job.merge.dtype or dtype
-        self.has_drops = job.merge.method in METHODS_WITH_DROPS
+        method = get_method(job.merge.method)
+        self.method = method.name
+        self.has_drops = method.uses_drop_ratios
+        self.uses_task_vectors = method.needs_base
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,7 +75,7 @@ class SearchSpace:
 
     @property
     def has_base(self) -> bool:
-        """Whether checkpoints are merged as task vectors on a base."""
+        """Whether the job names what the checkpoints were fine-tuned from."""
         return self._base is not None
 
     @property
@@ -88,16 +105,30 @@ class SearchSpace:
             drops = _scale(genotype[self.num_weights :].reshape(self.shape), self._merge.drop_ratio)
         return self.recipe(weights.tolist(), drops.tolist())
 
-    def recipe(self, weights: Matrix, drop_ratios: Matrix | None = None) -> MergeRecipe:
-        """Build a recipe of this job's method and sources, inside the bounds or not.
+    def recipe(
+        self,
+        weights: Matrix,
+        drop_ratios: Matrix | None = None,
+        *,
+        method: str | None = None,
+        options: Mapping[str, float] | None = None,
+    ) -> MergeRecipe:
+        """Build a recipe of this job's sources, inside the bounds or not.
 
         Args:
             weights: (checkpoints, groups).
             drop_ratios: (checkpoints, groups), each in [0, 1); None drops nothing.
+            method: None is the job's.
+            options: Of the method; None is the job's, or the defaults of another method.
         """
         drops = drop_ratios if drop_ratios is not None else np.zeros(self.shape).tolist()
+        name = method or self._merge.method
+        if options is None:
+            options = self._merge.options if name == self._merge.method else {}
         return MergeRecipe(
-            method=self._merge.method,
+            method=name,
+            options=get_method(name).complete_options(options),
+            vocabulary=self._vocabulary,
             base=self._base,
             checkpoints=self._checkpoints,
             groups=self._groups,
@@ -126,6 +157,8 @@ class SearchSpace:
 
     def contains(self, recipe: MergeRecipe) -> bool:
         """Say whether a recipe can be reached: encoding and decoding it changes nothing much."""
+        if recipe.method != self._merge.method:
+            return False
         back = self.decode(self.encode(recipe.weights, recipe.drop_ratios))
         return np.allclose(back.weights, recipe.weights, atol=1e-6) and np.allclose(
             back.drop_ratios, recipe.drop_ratios, atol=1e-6
@@ -140,6 +173,34 @@ class SearchSpace:
         if self._merge.parametrization == "simplex":
             return np.stack([project_to_simplex(column) for column in genes.T], axis=1)
         return _scale(genes, self._merge.weight)
+
+
+def check_method(job: JobConfig) -> None:
+    """Check that the job's method exists, and fits its options and models.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    method = get_method(job.merge.method)
+    problems: list[Problem] = []
+    try:
+        method.complete_options(job.merge.options)
+    except ConfigError as error:
+        problems += error.problems
+    if method.needs_base and job.models.base is None:
+        problems.append(
+            Problem("merge.method", f"`{method.name}` needs models.base; without one use `linear`")
+        )
+    if method.num_checkpoints not in (None, len(job.models.checkpoints)):
+        problems.append(
+            Problem(
+                "models.checkpoints",
+                f"`{method.name}` merges {method.num_checkpoints} checkpoints, found "
+                f"{len(job.models.checkpoints)}",
+            )
+        )
+    if problems:
+        raise ConfigError(f"method `{method.name}` cannot be used like this", problems)
 
 
 def project_to_simplex(point: FloatArray) -> FloatArray:

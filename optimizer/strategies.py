@@ -15,15 +15,26 @@ STRATEGIES: dict[str, StrategyFactory] = {
 }
 
 
+def strategy_factory(name: str) -> StrategyFactory:
+    """Return what builds the strategy of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise ConfigError.single(
+            "search.strategy",
+            f"unknown strategy `{name}`; {hint}there are {', '.join(STRATEGIES)}",
+        )
+    return STRATEGIES[name]
+
+
 def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     """Build the strategy that the job names.
 
     Raises:
         ConfigError: There is no strategy of that name.
     """
-    name = job.search.strategy
-    if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(STRATEGIES)}"
-        raise ConfigError.single("search.strategy", f"unknown strategy `{name}`; {hint}")
-    return STRATEGIES[name](job, space)
+    return strategy_factory(job.search.strategy)(job, space)

@@ -1,4 +1,4 @@
-"""Merge kernels as one fused pass: ``torch.compile`` of the chunk functions, same bits.
+"""Merge kernels as one fused pass: ``torch.compile`` of one function, same bits.
 
 Inductor makes C++ with vector instructions for the CPU and Triton for GPUs. Compiling takes
 seconds, is kept on disk by torch between processes, and pays off for large models only.
@@ -11,12 +11,16 @@ import types
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from workers.mask import Masks
-from workers.methods import ChunkFunction
+from workers.drops import Drops
+from workers.methods.contract import Chunk, Combine
+
+Options = tuple[tuple[str, float], ...]
+"""Names and values of a method's options, sorted: constants of a compiled graph."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,37 +62,66 @@ def is_compiler_failure(error: BaseException) -> bool:
     return origin.startswith(("torch._dynamo", "torch._inductor")) or isinstance(error, OSError)
 
 
-def fuse(chunk: ChunkFunction, out: Tensor) -> ChunkFunction | None:
-    """Return the compiled form of a chunk function, or None for tensors that are too small.
+class Operands(NamedTuple):
+    """The tensors of one chunk; c checkpoints contribute.
 
-    One graph is compiled, on first use, per number of checkpoints, their dtypes, and whether
-    anything is masked; lengths are dynamic.
+    Attributes:
+        out: ``(n,)`` or ``(r, w)``, float32 or half; overwritten.
+        base: Same shape, or None for methods without a base.
+        tuned: c tensors of that shape.
+        weights: ``(c,)`` float32.
+        scales: ``(c,)`` float32.
+        drops: What is dropped; None keeps everything.
     """
-    if out.numel() < _SMALLEST_TENSOR:
-        return None
 
-    def fused(
-        out: Tensor,
-        base: Tensor | None,
-        tuned: Sequence[Tensor],
-        scales: Tensor,
-        masks: Masks | None,
-    ) -> None:
-        if masks is not None:
-            # All masked or none: 2 graphs, not 2^c. A mask with p = 0 keeps everything.
-            masks = masks._replace(applies=(True,) * len(tuned))
-        dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
-        signature = (dtypes, out.device.type, masks is None)
-        _graph(chunk, signature)(out, base, list(tuned), scales, masks)
+    out: Tensor
+    base: Tensor | None
+    tuned: Sequence[Tensor]
+    weights: Tensor
+    scales: Tensor
+    drops: Drops | None
 
-    return fused
+
+MergeChunk = Callable[[Combine, Options, Operands], None]
+"""The signature of :func:`merge_chunk`."""
+
+
+def merge_chunk(combine: Combine, options: Options, operands: Operands) -> None:
+    """Merge one chunk, rounding once: the eager path, and what is compiled.
+
+    ``combine`` is what the method does, on a :class:`workers.methods.contract.Chunk`.
+    """
+    out, base, tuned, weights, scales, drops = operands
+    origin = None if base is None else base.float()
+    out.copy_(combine(Chunk(origin, tuned, weights, scales, dict(options), drops)))
+
+
+def fuse(out: Tensor) -> MergeChunk | None:
+    """Return the compiled form of :func:`merge_chunk`, or None for tensors that are too small.
+
+    One graph is compiled, on first use, per method with its options, number of checkpoints,
+    their dtypes, and whether anything is dropped; lengths are dynamic.
+    """
+    return None if out.numel() < _SMALLEST_TENSOR else _fused
+
+
+def _fused(combine: Combine, options: Options, operands: Operands) -> None:
+    out, base, tuned, _, _, drops = operands
+    if drops is not None:
+        # All dropped from or none: 2 graphs, not 2^c. A drop ratio of 0 keeps everything.
+        operands = operands._replace(drops=drops._replace(applies=(True,) * len(tuned)))
+    dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
+    signature = (dtypes, out.dim(), out.device.type, drops is None)
+    _graph(combine, options, signature)(combine, options, operands)
 
 
 @cache
-def _graph(chunk: ChunkFunction, signature: tuple[object, ...]) -> ChunkFunction:
-    logger.info("compiling %s for %s", chunk.__name__, signature)
+def _graph(combine: Combine, options: Options, signature: tuple[object, ...]) -> MergeChunk:
+    name = getattr(combine, "__name__", "combine")
+    logger.info("compiling %s with %s for %s", name, dict(options), signature)
     # torch limits the graphs per code object, so each signature gets a code object of its own.
-    code = chunk.__code__.replace(co_name=f"{chunk.__name__}_{abs(hash(signature))}")
-    copied = types.FunctionType(code, chunk.__globals__, chunk.__name__)
-    compiled: ChunkFunction = torch.compile(copied, dynamic=True, fullgraph=True, options=_OPTIONS)
+    key = abs(hash((combine, options, signature)))
+    code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{key}")
+    copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
+    compiled: MergeChunk = torch.compile(copied, dynamic=True, fullgraph=True, options=_OPTIONS)
     return compiled

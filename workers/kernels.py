@@ -1,22 +1,24 @@
-"""The arithmetic of merging: pure functions on flat tensors, the same bits everywhere.
+"""The arithmetic of merging: one tensor of all checkpoints into memory that exists.
 
-Start at :func:`merge_flat`, which walks over a tensor in chunks and calls the chunk function of
-a method from ``workers.methods``. Called as it is, that function is the eager path, the reference.
+Start at :func:`merge_flat`, which walks over a tensor in chunks and calls what a method from
+``workers.methods`` does to the elements. Called as it is, that is the eager path, the reference.
 Compiled by ``workers.compiled`` it becomes one pass over the sources. Both give the same bits:
 nothing is contracted into fused multiply-add, and nothing depends on where a chunk ends.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from workers.compiled import COMPILED_CHUNK, fuse
-from workers.mask import BLOCK_ELEMENTS, Masks, key_row, mask_threshold
+from workers.compiled import COMPILED_CHUNK, MergeChunk, Operands, fuse, merge_chunk
+from workers.drops import Drops, RandomDrops, RankedDrops, Span, TrimDrops
+from workers.mask import BLOCK_ELEMENTS, key_row, mask_threshold
 from workers.methods import MergeMethod
+from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
 
 Backend = Literal["eager", "compiled"]
 
@@ -45,16 +47,12 @@ class MergeTerm:
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop_ratio < 1.0:
             raise ValueError(f"drop_ratio must be in [0, 1), got {self.drop_ratio}")
-        if not math.isfinite(self.scale) or abs(self.scale) > torch.finfo(torch.float32).max:
+        rescaled = self.weight / (1.0 - self.drop_ratio)
+        if not math.isfinite(rescaled) or abs(rescaled) > torch.finfo(torch.float32).max:
             raise ValueError(
                 f"weight / (1 - drop_ratio) must be finite in float32, got {self.weight} / "
                 f"(1 - {self.drop_ratio})"
             )
-
-    @property
-    def scale(self) -> float:
-        """The factor of kept elements, w / (1 - p), in float64."""
-        return self.weight / (1.0 - self.drop_ratio)
 
     @property
     def contributes(self) -> bool:
@@ -65,83 +63,275 @@ class MergeTerm:
         return self.weight != 0.0 and mask_threshold(self.drop_ratio) < 2**32
 
 
+@dataclass(frozen=True, slots=True)
+class TensorMerge:
+    """All that decides how one tensor is merged, besides its elements.
+
+    Attributes:
+        method: From :func:`workers.methods.get_method`.
+        tensor_name: Name of the tensor in its checkpoint; part of the mask's key.
+        terms: One per checkpoint.
+        options: The method's, complete.
+        mask_seed: Seed of the masks.
+        base_digest: Names the base among what is kept in a cache of statistics.
+    """
+
+    method: MergeMethod
+    tensor_name: str
+    terms: tuple[MergeTerm, ...]
+    options: Mapping[str, float] = field(default_factory=dict)
+    mask_seed: int = 0
+    base_digest: str = "base"
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("a merge needs at least one term")
+        if not self.method.uses_drop_ratios and any(term.drop_ratio for term in self.terms):
+            raise ValueError(f"method `{self.method.name}` drops nothing; drop ratios must be 0")
+        if self.method.num_checkpoints not in (None, len(self.terms)):
+            raise ValueError(
+                f"method `{self.method.name}` merges {self.method.num_checkpoints} checkpoints, "
+                f"got {len(self.terms)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a tensor: ``(n,)`` consecutive elements, or ``(r, w)`` columns of some rows.
+
+    ``start`` is the index of the first element in the whole tensor, ``stride`` the whole
+    tensor's row length (of no meaning for consecutive elements).
+    """
+
+    start: int = 0
+    stride: int = 0
+
+
+WHOLE = Window()
+
+
 def merge_flat(
-    method: MergeMethod,
+    plan: TensorMerge,
     out: Tensor,
     base: Tensor | None,
     tuned: Sequence[Tensor | None],
-    terms: Sequence[MergeTerm],
     *,
-    tensor_name: str,
-    mask_seed: int = 0,
     backend: Backend = "eager",
     chunk_elements: int | None = None,
+    row_length: int | None = None,
+    statistics: StatisticsCache | None = None,
 ) -> None:
-    """Merge one tensor of all checkpoints into memory that exists.
+    """Merge one tensor of all checkpoints.
 
     Args:
-        method: From :func:`get_method`.
+        plan: What to do.
         out: ``(n,)`` result, float32, bfloat16 or float16, any device; overlaps no source.
         base: ``(n,)`` tensor of the base, same device as ``out``; None where the method needs none.
         tuned: One ``(n,)`` tensor per checkpoint, same device; not read, and may be None, where
             its term does not contribute.
-        terms: One per checkpoint, in the order of ``tuned``.
-        tensor_name: Name of the tensor in its checkpoint; part of the mask's key.
-        mask_seed: Seed of the masks.
         backend: ``compiled`` fuses everything into one pass (``workers.compiled``) unless the
             tensor is small.
         chunk_elements: Elements per chunk; None chooses by device. Does not change the bits.
+        row_length: Elements of a row, for methods that rank in rows; None is one row.
+        statistics: Where facts about the tensors are kept between calls.
 
     Raises:
         ValueError: Shapes, dtypes, devices or drop ratios that do not fit the method.
     """
-    _check_operands(method, out, base, tuned, terms)
-    active = [(t, term) for t, term in zip(tuned, terms, strict=True) if term.contributes]
-    if not active:
-        out.copy_(base) if method.needs_base and base is not None else out.zero_()
-        return
-    sources = [t for t, _ in active if t is not None]
-    kept_terms = [term for _, term in active]
-    chunk, limit = method.chunk, _default_chunk(out)
-    if backend == "compiled" and (fused := fuse(method.chunk, out)) is not None:
-        chunk, limit = fused, COMPILED_CHUNK
-    scales = torch.tensor([term.scale for term in kept_terms], dtype=torch.float32).to(out.device)
-    with torch.no_grad():
-        for begin, end in _chunks(out.numel(), chunk_elements or limit):
-            part = slice(begin, end)
-            masks = _masks(kept_terms, tensor_name, mask_seed, begin, out.device)
-            chunk(
-                out[part],
-                None if base is None else base[part],
-                [source[part] for source in sources],
-                scales,
-                masks,
+    _check_operands(plan, out, base, tuned)
+    facts = whole_facts(
+        plan, base, tuned, row_length=row_length, statistics=statistics or StatisticsCache()
+    )
+    merge_window(plan, facts, out, base, tuned, backend=backend, chunk_elements=chunk_elements)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """What a merge needs to know of whole tensors; nothing for most methods.
+
+    One entry per contributing checkpoint: ``scales`` where the method has coefficients,
+    ``trims`` where it trims, ``ratios`` (``(n,)`` float32, the whole tensor's) where it ranks.
+    """
+
+    scales: tuple[float, ...]
+    trims: tuple[Trim, ...] = ()
+    ratios: tuple[Tensor, ...] = ()
+
+
+def whole_facts(
+    plan: TensorMerge,
+    base: Tensor | None,
+    tuned: Sequence[Tensor | None],
+    *,
+    row_length: int | None = None,
+    statistics: StatisticsCache,
+) -> TensorFacts:
+    """Find out what the method needs to know of whole tensors, ``(n,)`` each, which fit."""
+    method, active = plan.method, _active(plan, tuned)
+    terms = [term for term, _ in active]
+    scales = tuple(term.weight for term in terms)
+    if method.drop == "random":
+        scales = tuple(term.weight / (1.0 - term.drop_ratio) for term in terms)
+    if method.coefficients is not None and tuned and all(t is not None for t in tuned):
+        present = [tensor for tensor in tuned if tensor is not None]
+        digests = [term.digest for term in plan.terms]
+        gram = statistics.gram(plan.tensor_name, digests, present)
+        factors = method.coefficients([term.weight for term in plan.terms], gram)
+        pairs = zip(factors, plan.terms, strict=True)
+        scales = tuple(factor for factor, term in pairs if term.contributes)
+    if method.drop == "trim" and base is not None:
+        trims = tuple(
+            statistics.trim(
+                plan.tensor_name, (plan.base_digest, term.digest), base, tensor, term.drop_ratio
             )
+            for term, tensor in active
+        )
+        return TensorFacts(scales, trims=trims)
+    if method.drop == "ranked" and base is not None:
+        ratios = tuple(
+            ranked_drop_ratios(
+                base,
+                tensor,
+                row_length or base.numel(),
+                term.drop_ratio,
+                plan.options.get("epsilon", 0.0),
+            )
+            for term, tensor in active
+        )
+        return TensorFacts(scales, ratios=ratios)
+    return TensorFacts(scales)
 
 
-def _masks(
-    terms: Sequence[MergeTerm],
-    tensor_name: str,
-    mask_seed: int,
-    begin: int,
-    device: torch.device,
-) -> Masks | None:
+def merge_window(
+    plan: TensorMerge,
+    facts: TensorFacts,
+    out: Tensor,
+    base: Tensor | None,
+    tuned: Sequence[Tensor | None],
+    *,
+    window: Window = WHOLE,
+    backend: Backend = "eager",
+    chunk_elements: int | None = None,
+) -> None:
+    """Merge a part of a tensor, which gets the bits that the whole merge has there.
+
+    Args:
+        plan: What to do.
+        facts: Of the whole tensors, from :func:`whole_facts`.
+        out: ``(n,)`` or ``(r, w)``; a matrix may be a view with strides.
+        base: The same part of the base.
+        tuned: The same part of every checkpoint.
+        window: Where the part is in the whole tensor.
+        backend: As for :func:`merge_flat`.
+        chunk_elements: As for :func:`merge_flat`.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices that do not fit.
+    """
+    _check_operands(plan, out, base, tuned)
+    active = _active(plan, tuned)
+    needed_base = base if plan.method.needs_base else None
+    if not active:
+        out.zero_() if needed_base is None else out.copy_(needed_base)
+        return
+    merge: MergeChunk = merge_chunk
+    limit = _default_chunk(out)
+    if backend == "compiled" and (fused := fuse(out)) is not None:
+        merge, limit = fused, COMPILED_CHUNK
+    weights, scales = (
+        torch.tensor(values, dtype=torch.float32).to(out.device)
+        for values in ([term.weight for term, _ in active], facts.scales)
+    )
+    with torch.no_grad():
+        for part, start in _chunks(out.shape, window, chunk_elements or limit):
+            operands = Operands(
+                out=out[part],
+                base=None if needed_base is None else needed_base[part],
+                tuned=[tensor[part] for _, tensor in active],
+                weights=weights,
+                scales=scales,
+                drops=_drops(plan, facts, [t for t, _ in active], _Place(start, window, out[part])),
+            )
+            merge(plan.method.combine, tuple(sorted(plan.options.items())), operands)
+
+
+class _Place(NamedTuple):
+    """Index of a chunk's first element in the whole tensor, the window, and the chunk itself."""
+
+    start: int
+    window: Window
+    out: Tensor
+
+
+def _active(plan: TensorMerge, tuned: Sequence[Tensor | None]) -> list[tuple[MergeTerm, Tensor]]:
+    pairs = zip(plan.terms, tuned, strict=True)
+    return [(term, t) for term, t in pairs if term.contributes and t is not None]
+
+
+def _drops(
+    plan: TensorMerge, facts: TensorFacts, terms: Sequence[MergeTerm], place: _Place
+) -> Drops | None:
     applies = tuple(term.drop_ratio > 0.0 for term in terms)
     if not any(applies):
         return None
-    block, offset = divmod(begin, BLOCK_ELEMENTS)
-    rows = [key_row(mask_seed, t.digest, tensor_name, block, t.drop_ratio) for t in terms]
-    keys = torch.tensor(rows, dtype=torch.int32).to(device)
-    start = torch.tensor(offset, dtype=torch.int32).to(device)
-    return Masks(keys, start, applies)
+    start, window, out = place
+    block, offset = divmod(start, BLOCK_ELEMENTS)
+
+    def words(values: object) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32).to(out.device)
+
+    span = Span(words(offset), words(window.stride))
+    if plan.method.drop == "trim":
+        # Ties end in this block, before it or after it.
+        last_ties = [
+            min(max(trim.last_tie - block * BLOCK_ELEMENTS, -1), BLOCK_ELEMENTS - 1)
+            for trim in facts.trims
+        ]
+        thresholds = words([trim.threshold for trim in facts.trims])
+        return TrimDrops(span, thresholds, words(last_ties), applies)
+    rows = [key_row(plan.mask_seed, t.digest, plan.tensor_name, block, t.drop_ratio) for t in terms]
+    if plan.method.drop == "random":
+        return RandomDrops(span, words(rows), applies)
+    ratios = [
+        ratio.as_strided(out.shape, (window.stride, 1) if out.dim() == 2 else (1,), start)
+        for ratio in facts.ratios
+    ]
+    return RankedDrops(span, words(rows), ratios, applies)
 
 
-def _chunks(count: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield (begin, end) in order; no chunk spans two blocks of the mask."""
+def _chunks(
+    shape: Sequence[int], window: Window, limit: int
+) -> Iterator[tuple[tuple[slice | int, ...], int]]:
+    """Yield (index into the part, index of its first element in the whole tensor), in order.
+
+    No chunk spans two blocks of the mask.
+    """
+    if len(shape) == 1:
+        for begin, end in _runs(window.start, shape[0], limit):
+            yield (slice(begin, end),), window.start + begin
+        return
+    rows, width = shape
+    rows_at_once, row = max(1, limit // max(width, 1)), 0
+    while row < rows:
+        start = window.start + row * window.stride
+        room = BLOCK_ELEMENTS - start % BLOCK_ELEMENTS
+        fitting = (room - width) // max(window.stride, 1) + 1 if room >= width else 0
+        if fitting == 0:
+            for begin, end in _runs(start, width, limit):
+                yield (row, slice(begin, end)), start + begin
+            row += 1
+            continue
+        count = min(rows - row, rows_at_once, fitting)
+        yield (slice(row, row + count),), start
+        row += count
+
+
+def _runs(start: int, count: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of ``count`` consecutive elements that begin at ``start``."""
     begin = 0
     while begin < count:
-        block_end = (begin // BLOCK_ELEMENTS + 1) * BLOCK_ELEMENTS
-        end = min(begin + limit, count, block_end)
+        room = BLOCK_ELEMENTS - (start + begin) % BLOCK_ELEMENTS
+        end = min(begin + limit, count, begin + room)
         yield begin, end
         begin = end
 
@@ -151,29 +341,23 @@ def _default_chunk(out: Tensor) -> int:
 
 
 def _check_operands(
-    method: MergeMethod,
-    out: Tensor,
-    base: Tensor | None,
-    tuned: Sequence[Tensor | None],
-    terms: Sequence[MergeTerm],
+    plan: TensorMerge, out: Tensor, base: Tensor | None, tuned: Sequence[Tensor | None]
 ) -> None:
-    if len(tuned) != len(terms) or not terms:
-        raise ValueError(f"one term per checkpoint: {len(tuned)} tensors, {len(terms)} terms")
-    if method.needs_base and base is None:
-        raise ValueError(f"method `{method.name}` needs a base")
-    if not method.uses_drop_ratios and any(term.drop_ratio for term in terms):
-        raise ValueError(f"method `{method.name}` drops nothing; drop ratios must be 0")
+    if len(tuned) != len(plan.terms):
+        raise ValueError(f"one term per checkpoint: {len(tuned)} tensors, {len(plan.terms)} terms")
+    if plan.method.needs_base and base is None:
+        raise ValueError(f"method `{plan.method.name}` needs a base")
     operands = {"out": out, "base": base}
-    for index, (tensor, term) in enumerate(zip(tuned, terms, strict=True)):
+    for index, (tensor, term) in enumerate(zip(tuned, plan.terms, strict=True)):
         if term.contributes and tensor is None:
             raise ValueError(f"tuned[{index}] is missing but its weight is {term.weight}")
         operands[f"tuned[{index}]"] = tensor
     for label, tensor in operands.items():
         if tensor is None:
             continue
-        if tensor.shape != (out.numel(),) or tensor.device != out.device:
+        if tensor.dim() not in (1, 2) or tensor.shape != out.shape or tensor.device != out.device:
             raise ValueError(
-                f"{label} must have shape ({out.numel()},) on {out.device}, found "
+                f"{label} must have shape {tuple(out.shape)} on {out.device}, found "
                 f"{tuple(tensor.shape)} on {tensor.device}"
             )
         if tensor.dtype not in SOURCE_DTYPES:

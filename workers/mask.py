@@ -7,7 +7,6 @@ Start at :func:`keep_mask`.
 
 import hashlib
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,25 +17,6 @@ from configs.recipe import MASK_VERSION
 BLOCK_ELEMENTS = 2**31
 
 _SIGN_BIT = -(2**31)
-
-
-class Masks(NamedTuple):
-    """The masks of c checkpoints over one chunk of a tensor.
-
-    ``keys``: ``(c, 4)`` int32, rows of :func:`key_row`. ``start``: () int32, index of the
-    chunk's first element inside its block. ``applies``: c flags; where false everything is
-    kept and the row is not read.
-    """
-
-    keys: Tensor
-    start: Tensor
-    applies: tuple[bool, ...]
-
-    def kept(self, index: int, count: int) -> Tensor:
-        """Return the ``(count,)`` bool mask of one checkpoint, True where kept."""
-        counters = torch.arange(count, dtype=torch.int32, device=self.keys.device) + self.start
-        # Flipping the sign bits turns the signed comparison into the unsigned one.
-        return (hash_counters(counters, self.keys[index]) ^ _SIGN_BIT) >= self.keys[index, 3]
 
 
 def keep_mask(
@@ -59,9 +39,22 @@ def keep_mask(
         device: Where the mask is made; does not change it.
     """
     row = key_row(mask_seed, digest, tensor_name, 0, drop_ratio)
-    keys = torch.tensor([row], dtype=torch.int32, device=device)
-    start = torch.zeros((), dtype=torch.int32, device=device)
-    return Masks(keys, start, (True,)).kept(0, count)
+    counters = torch.arange(count, dtype=torch.int32, device=device)
+    return keeps(counters, torch.tensor(row, dtype=torch.int32, device=device))
+
+
+def keeps(counters: Tensor, key: Tensor) -> Tensor:
+    """Say which elements a mask keeps.
+
+    Args:
+        counters: int32, any shape: the elements' indices inside their block.
+        key: ``(4,)`` int32, from :func:`key_row`, on the same device.
+
+    Returns:
+        bool, same shape.
+    """
+    # Flipping the sign bits turns the signed comparison into the unsigned one.
+    return (hash_counters(counters, key) ^ _SIGN_BIT) >= key[3]
 
 
 def key_row(

@@ -61,6 +61,11 @@ class TensorEntry:
         return math.prod(self.shape)
 
     @property
+    def row_length(self) -> int:
+        """Elements per output unit, the first axis: of a vector, all of them."""
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else max(self.numel, 1)
+
+    @property
     def is_floating(self) -> bool:
         """Whether it is merged; other tensors (counters, masks) are copied from the base."""
         return self.dtype in FLOATING

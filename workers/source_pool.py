@@ -10,9 +10,10 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Source
 from workers.checkpoint import CheckpointReader
 from workers.compiled import is_compiler_failure, is_worthwhile
-from workers.kernels import Backend, MergeTerm, merge_flat
+from workers.kernels import Backend, MergeTerm, TensorMerge, merge_flat
 from workers.methods import get_method
 from workers.sources import Sources
+from workers.statistics import StatisticsCache
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class SourcePool:
 
     def __init__(self, sources: Sources, *, backend: BackendChoice = "auto") -> None:
         self._backend: BackendChoice = backend
+        self._statistics = StatisticsCache()
         self._readers: dict[str, CheckpointReader] = {}
         try:
             for source in sources.everything:
@@ -79,30 +81,24 @@ class SourcePool:
         self.close()
 
     def _run(self, recipe: MergeRecipe, name: str, out: Tensor, backend: Backend) -> None:
-        method = get_method(recipe.method)
-        group = recipe.group_of(name)
-        terms = [
-            MergeTerm(weights[group], drop_ratios[group], checkpoint.digest)
-            for checkpoint, weights, drop_ratios in zip(
-                recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True
-            )
-        ]
+        plan = plan_of(recipe, name)
         base = None
-        if method.needs_base and recipe.base is not None:
+        if plan.method.needs_base and recipe.base is not None:
             base = self._flat(recipe.base, name, out)
+        # Inner products are those of all checkpoints, whatever their weights.
+        needs_all = plan.method.coefficients is not None
         tuned = [
-            self._flat(checkpoint, name, out) if term.contributes else None
-            for checkpoint, term in zip(recipe.checkpoints, terms, strict=True)
+            self._flat(checkpoint, name, out) if term.contributes or needs_all else None
+            for checkpoint, term in zip(recipe.checkpoints, plan.terms, strict=True)
         ]
         merge_flat(
-            method,
+            plan,
             out,
             base,
             tuned,
-            terms,
-            tensor_name=name,
-            mask_seed=recipe.mask_seed,
             backend=backend,
+            row_length=self.reference.entries[name].row_length,
+            statistics=self._statistics,
         )
 
     def _choose_backend(self, device: torch.device) -> Backend:
@@ -124,3 +120,26 @@ class SourcePool:
                 f"{'no such tensor' if entry is None else entry.shape}; run `mergefront check`"
             )
         return reader.tensor(name).reshape(-1).to(out.device)
+
+
+def plan_of(recipe: MergeRecipe, name: str) -> TensorMerge:
+    """Say how a recipe merges one tensor.
+
+    Raises:
+        ConfigError: The recipe's method or its options are not known here.
+        ValueError: The tensor is not in exactly one group, or the recipe does not fit its method.
+    """
+    method, group = get_method(recipe.method), recipe.group_of(name)
+    return TensorMerge(
+        method=method,
+        tensor_name=name,
+        terms=tuple(
+            MergeTerm(weights[group], drop_ratios[group], checkpoint.digest)
+            for checkpoint, weights, drop_ratios in zip(
+                recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True
+            )
+        ),
+        options=method.complete_options(recipe.options),
+        mask_seed=recipe.mask_seed,
+        base_digest="" if recipe.base is None else recipe.base.digest,
+    )

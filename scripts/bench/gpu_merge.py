@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.kernels import Backend, MergeTerm, merge_flat
+from workers.kernels import Backend, MergeTerm, TensorMerge, merge_flat
 from workers.mask import keep_mask
 from workers.methods import get_method
 
@@ -58,12 +58,10 @@ def merge(method_name: str, resident: Resident, backend: Backend) -> None:
     """Merge one tensor in place."""
     method = get_method(method_name)
     merge_flat(
-        method,
+        TensorMerge(method, resident.name, tuple(TERMS[method_name])),
         resident.out,
         resident.base if method.needs_base else None,
         resident.tuned,
-        TERMS[method_name],
-        tensor_name=resident.name,
         backend=backend,
     )
 

@@ -7,7 +7,7 @@ old recipes change, and the mask needs a new version (``configs.recipe.MASK_VERS
 
 import torch
 
-from workers.kernels import MergeTerm, merge_flat
+from workers.kernels import MergeTerm, TensorMerge, merge_flat
 from workers.mask import hash_counters, keep_mask, mask_key
 from workers.methods import get_method
 
@@ -29,7 +29,8 @@ KEPT_AT_HALF = {"math": [False, False, True, True], "code": [False, True, False,
 
 def merged(method: str, terms: list[MergeTerm]) -> list[float]:
     out = torch.empty(4)
-    merge_flat(get_method(method), out, BASE, [MATH, CODE], terms, tensor_name="w", mask_seed=7)
+    plan = TensorMerge(get_method(method), "w", tuple(terms), mask_seed=7)
+    merge_flat(plan, out, BASE, [MATH, CODE])
     return out.tolist()
 
 

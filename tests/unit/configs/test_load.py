@@ -239,7 +239,6 @@ def test_problem_names_the_key_and_what_to_write(write, text, path, message) -> 
         ),
         ("weight: 2", "wieght: 2", "objectives.code.tasks[0].wieght", "did you mean `weight`?"),
         ("humaneval", "gsm8k", "objectives", "task `gsm8k` is used twice"),
-        ("base: org/base", "base:", "", "merge.method `dare_linear` needs models.base"),
         (
             "    math: org/math",
             "    1: org/math",
@@ -281,7 +280,7 @@ archive: x.sqlite
         "workers: device is `cuda` but gpus is 0; reserve at least a share of a GPU (line 8)",
         "merge.drop_ratio: high must be < 1 (got 1.0): dropping everything leaves nothing to "
         "rescale; use 0.99 (line 9)",
-        "models.revison: unknown key `revison`; known here: `base`, `checkpoints`",
+        "models.revison: unknown key `revison`; known here: `base`, `checkpoints`, `vocabulary`",
         "search.sigma: must be <= 1, found 2",
         "search.preference: `mathe` is no objective; there are math, code",
     ]

@@ -37,7 +37,8 @@ def test_plan_holds_base_singles_soup_and_scales_once_each(plan):
     assert labels[:5] == [
         "base", "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
     ]  # fmt: skip
-    assert labels[5:] == [f"task arithmetic {scale}" for scale in SCALES]
+    assert labels[5:-2] == [f"task arithmetic {scale}" for scale in SCALES]
+    assert labels[-2:] == ["TIES", "DARE-TIES"]
 
 
 def test_greedy_soup_keeps_what_does_not_hurt(plan, space):

@@ -54,14 +54,14 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert file_bytes - 10_000 < cost.model_bytes < file_bytes
     assert cost.moved_bytes == 5 * cost.model_bytes
     assert cost.num_genes == 6
-    # base, 3 checkpoints, uniform soup, 8 scales, at the most 2 steps of the greedy soup
-    assert cost.num_baselines == 15
-    assert cost.evaluations == {"search": 40, "select": 8, "report": 16}
+    # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, 2 steps of the greedy soup
+    assert cost.num_baselines == 17
+    assert cost.evaluations == {"search": 40, "select": 8, "report": 18}
     assert cost.requests == {"search": 16, "select": 8, "report": 8}
     assert cost.generations == {"search": 8, "select": 4, "report": 4}
     assert cost.new_tokens == {"search": 48, "select": 24, "report": 24}
-    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 16
-    assert cost.total_moved_bytes == cost.moved_bytes * 64
+    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 18
+    assert cost.total_moved_bytes == cost.moved_bytes * 66
 
 
 def test_check_prints_pool_suites_and_cost(prepared):
@@ -71,7 +71,7 @@ def test_check_prints_pool_suites_and_cost(prepared):
         assert source.digest[:12] in text
     assert "exact_match,none" in text
     assert "moved per candidate" in text
-    assert "40 search (of them up to 15 baselines), 8 select, up to 16 report" in text
+    assert "40 search (of them up to 17 baselines), 8 select, up to 18 report" in text
 
 
 def test_check_prints_names_that_look_like_markup(tiny_job, tiny_pool, tmp_path):

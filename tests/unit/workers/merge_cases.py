@@ -1,13 +1,13 @@
 """Tensors and references for the tests of merging."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workers.kernels import MergeTerm, merge_flat
+from workers.kernels import MergeTerm, TensorMerge, merge_flat
 from workers.methods import get_method
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,14 +48,29 @@ def merge(
     *,
     method: str = "dare_linear",
     dtype: torch.dtype | None = None,
-    **options: object,
+    tensor_name: str = "layer.weight",
+    mask_seed: int = 0,
+    options: Mapping[str, float] | None = None,
+    **how: object,
 ) -> Tensor:
     """Merge into a new tensor, which starts as NaN so that nothing unwritten goes unseen."""
     like = next(t for t in (base, *tuned) if t is not None)
     out = torch.full_like(like, torch.nan, dtype=dtype or like.dtype)
-    options.setdefault("tensor_name", "layer.weight")
-    merge_flat(get_method(method), out, base, tuned, merge_terms, **options)
+    merge_flat(plan(merge_terms, method, tensor_name, mask_seed, options), out, base, tuned, **how)
     return out
+
+
+def plan(
+    merge_terms: Sequence[MergeTerm],
+    method: str = "dare_linear",
+    tensor_name: str = "layer.weight",
+    mask_seed: int = 0,
+    options: Mapping[str, float] | None = None,
+) -> TensorMerge:
+    """How a tensor is merged; options that are not given keep the method's defaults."""
+    chosen = get_method(method)
+    complete = chosen.complete_options(options or {})
+    return TensorMerge(chosen, tensor_name, tuple(merge_terms), complete, mask_seed)
 
 
 def hash_by_hand(counter: int, key: Sequence[int]) -> int:

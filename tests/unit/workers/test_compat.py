@@ -236,8 +236,8 @@ def test_mixed_dtypes_are_a_warning(pool: Pool) -> None:
 
 
 def test_unknown_method_is_a_config_error(pool: Pool) -> None:
-    with pytest.raises(ConfigError, match="`slerp` is no merge method"):
-        pool.check(method="slerp")
+    with pytest.raises(ConfigError, match="`average` is no merge method"):
+        pool.check(method="average")
 
 
 def test_large_pools_are_sampled_at_fixed_places(

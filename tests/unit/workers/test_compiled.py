@@ -8,7 +8,6 @@ import torch
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 from workers import compiled
 from workers.compiled import fuse, has_compiler, is_worthwhile
-from workers.methods import get_method
 
 # torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
 # both kinds in one kernel, which is what a test here is about.
@@ -84,9 +83,8 @@ def test_compiling_is_done_once_for_all_lengths_and_drop_ratios() -> None:
 
 
 def test_small_tensors_take_the_eager_path() -> None:
-    chunk = get_method("dare_linear").chunk
-    assert fuse(chunk, torch.empty(100)) is None
-    assert fuse(chunk, torch.empty(2**14)) is not None
+    assert fuse(torch.empty(100)) is None
+    assert fuse(torch.empty(2**14)) is not None
 
 
 def test_compiling_is_worthwhile_for_large_models_where_a_compiler_is(

@@ -11,13 +11,14 @@ from tests.unit.workers.merge_cases import (
     bits,
     merge,
     merge_in_numpy,
+    plan,
     pool,
     same_bits,
     terms,
 )
 from workers import kernels
 from workers.kernels import MergeTerm, merge_flat
-from workers.mask import Masks, keep_mask, key_row
+from workers.mask import keep_mask, keeps, key_row
 from workers.methods import get_method
 
 NAN, INF = math.nan, math.inf
@@ -100,8 +101,8 @@ def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPa
     merged = merge(base, tuned, [MergeTerm(0.5, 0.5, "d")], chunk_elements=300)
 
     def kept(block: int, count: int) -> torch.Tensor:
-        keys = torch.tensor([key_row(0, "d", "layer.weight", block, 0.5)], dtype=torch.int32)
-        return Masks(keys, torch.tensor(0, dtype=torch.int32), (True,)).kept(0, count)
+        key = torch.tensor(key_row(0, "d", "layer.weight", block, 0.5), dtype=torch.int32)
+        return keeps(torch.arange(count, dtype=torch.int32), key)
 
     assert torch.equal(merged, torch.cat([kept(0, 1000), kept(1, 1000), kept(2, 500)]).float())
 
@@ -200,22 +201,25 @@ def test_drop_ratio_within_the_last_step_of_one_drops_everything() -> None:
 def test_merge_refuses_operands_that_do_not_fit() -> None:
     base, tuned = pool(10, num_tuned=1)
     one = terms([1.0])
-    dare, arithmetic = get_method("dare_linear"), get_method("task_arithmetic")
-    out = torch.empty(10)
+    dare, out = plan(one), torch.empty(10)
     with pytest.raises(ValueError, match="needs a base"):
-        merge_flat(dare, out, None, tuned, one, tensor_name="t")
+        merge_flat(dare, out, None, tuned)
     with pytest.raises(ValueError, match="drop ratios must be 0"):
-        merge_flat(arithmetic, out, base, tuned, terms([1.0], [0.5]), tensor_name="t")
+        plan(terms([1.0], [0.5]), "task_arithmetic")
+    with pytest.raises(ValueError, match="merges 2 checkpoints, got 1"):
+        plan(one, "slerp")
+    with pytest.raises(ValueError, match="at least one term"):
+        plan([])
     with pytest.raises(ValueError, match=r"tuned\[0\] must have shape \(10,\)"):
-        merge_flat(dare, out, base, [torch.empty(11)], one, tensor_name="t")
+        merge_flat(dare, out, base, [torch.empty(11)])
     with pytest.raises(ValueError, match=r"base must be float32, bfloat16 or float16"):
-        merge_flat(dare, out, torch.zeros(10, dtype=torch.int32), tuned, one, tensor_name="t")
+        merge_flat(dare, out, torch.zeros(10, dtype=torch.int32), tuned)
     with pytest.raises(ValueError, match=r"tuned\[0\] is missing"):
-        merge_flat(dare, out, base, [None], one, tensor_name="t")
+        merge_flat(dare, out, base, [None])
     with pytest.raises(ValueError, match="one term per checkpoint"):
-        merge_flat(dare, out, base, tuned, terms([1.0, 1.0]), tensor_name="t")
+        merge_flat(plan(terms([1.0, 1.0])), out, base, tuned)
 
 
 def test_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="`slerp` is no merge method; there are dare_linear"):
-        get_method("slerp")
+    with pytest.raises(ConfigError, match="`average` is no merge method; there are dare_linear"):
+        get_method("average")

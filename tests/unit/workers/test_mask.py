@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.unit.workers.merge_cases import hash_by_hand
-from workers.mask import Masks, hash_counters, keep_mask, key_row, mask_key, mask_threshold
+from workers.drops import Span
+from workers.mask import hash_counters, keep_mask, keeps, key_row, mask_key, mask_threshold
 
 COUNT = 2**18
 
@@ -79,16 +80,17 @@ def test_masks_are_nested_in_the_drop_ratio() -> None:
 
 
 def test_mask_continues_across_chunks_and_at_the_end_of_a_block() -> None:
-    keys = torch.tensor([key_row(0, "d", "t", 0, 0.5)], dtype=torch.int32)
+    key = torch.tensor(key_row(0, "d", "t", 0, 0.5), dtype=torch.int32)
 
     def part(start: int, count: int) -> torch.Tensor:
-        return Masks(keys, torch.tensor(start, dtype=torch.int32), (True,)).kept(0, count)
+        span = Span(torch.tensor(start, dtype=torch.int32), torch.tensor(0, dtype=torch.int32))
+        return keeps(span.counters((count,)), key)
 
     last = 2**31 - 100
     for origin in (0, last):
         whole = part(origin, 100)
         assert torch.equal(torch.cat([part(origin, 37), part(origin + 37, 63)]), whole)
-    by_hand = [hash_by_hand(last + j, keys[0].tolist()) >= 2**31 for j in range(100)]
+    by_hand = [hash_by_hand(last + j, key.tolist()) >= 2**31 for j in range(100)]
     assert part(last, 100).tolist() == by_hand
 
 

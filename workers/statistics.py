@@ -1,0 +1,223 @@
+"""Facts about a tensor that do not depend on weights: what trimming, ranking and slerp need.
+
+They read whole tensors, so they are kept between candidates: histograms of magnitudes for any
+drop ratio, thresholds per drop ratio, inner products per pair. None depends on chunks, threads or
+devices: magnitudes are compared as integers, ties go by index, sums have a fixed order.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from workers.drops import magnitude_bits
+
+# A bin of the histogram is 1/16 of a doubling: the bin that a threshold is in holds a few percent
+# of the elements, and only those are looked at again.
+_BIN_SHIFT = 19
+_NUM_BINS = 2**31 >> _BIN_SHIFT
+_CHUNK = 2**18
+# Sums are made of halves of blocks of this many elements, the same on every device.
+_SUM_BLOCK = 2**15
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Which elements are kept when the smallest magnitudes are dropped.
+
+    Kept are magnitudes whose bits (``workers.drops.magnitude_bits``) are above ``threshold``, and
+    those equal to it up to index ``last_tie``.
+    """
+
+    threshold: int
+    last_tie: int
+
+
+KEEP_ALL = Trim(-1, -1)
+KEEP_NONE = Trim(2**31 - 1, -1)
+
+
+def num_kept(drop_ratio: float, count: int) -> int:
+    """Return how many of ``count`` elements are kept: (1 - p) * count, rounded down.
+
+    A product that is a whole number but for the rounding of p is that number.
+    """
+    return min(count, math.floor((1.0 - drop_ratio) * count + 1e-6))
+
+
+def magnitude_histogram(base: Tensor, tuned: Tensor) -> Tensor:
+    """Count the magnitudes of a task vector in bins of 1/16 of a doubling.
+
+    Args:
+        base: ``(n,)``, any floating dtype.
+        tuned: ``(n,)``, same device.
+
+    Returns:
+        ``(4096,)`` int64 on the CPU.
+    """
+    counts = torch.zeros(_NUM_BINS, dtype=torch.int64, device=base.device)
+    for _, bits in _magnitudes(base, tuned):
+        counts += torch.bincount(bits >> _BIN_SHIFT, minlength=_NUM_BINS)
+    return counts.cpu()
+
+
+def find_trim(base: Tensor, tuned: Tensor, kept: int, histogram: Tensor) -> Trim:
+    """Return the threshold that keeps exactly the ``kept`` largest magnitudes of a task vector.
+
+    Of equal magnitudes the first are kept, which TIES leaves open (arXiv:2306.01708, section 4).
+
+    Args:
+        base: ``(n,)``, any floating dtype.
+        tuned: ``(n,)``, same device.
+        kept: In [0, n].
+        histogram: Of :func:`magnitude_histogram`.
+    """
+    if kept >= base.numel():
+        return KEEP_ALL
+    if kept <= 0:
+        return KEEP_NONE
+    at_least = histogram.flip(0).cumsum(0).flip(0)
+    # The last bin with `kept` elements in it or above it holds the threshold.
+    bin_index = int((at_least >= kept).nonzero()[-1])
+    wanted = kept - int(at_least[bin_index] - histogram[bin_index])
+    indices, values = [], []
+    for begin, bits in _magnitudes(base, tuned):
+        inside = ((bits >> _BIN_SHIFT) == bin_index).nonzero().flatten()
+        indices.append((inside + begin).cpu())
+        values.append(bits[inside].cpu())
+    value, index = torch.cat(values), torch.cat(indices)
+    threshold = int(value.sort(descending=True).values[wanted - 1])
+    num_above = int((value > threshold).sum())
+    return Trim(threshold, int(index[value == threshold][wanted - num_above - 1]))
+
+
+def ranked_drop_ratios(
+    base: Tensor, tuned: Tensor, row_length: int, drop_ratio: float, epsilon: float
+) -> Tensor:
+    """Return each element's drop probability: smaller magnitudes are dropped more often.
+
+    MAGPRUNE of DELLA (arXiv:2406.11617, section 3.1): in a row of n elements ranked by magnitude,
+    r = 0 for the largest, p_r = p - epsilon/2 + epsilon * r / (n - 1). The paper divides by n,
+    which leaves the mean below p. Of equal magnitudes the first ranks higher.
+
+    Args:
+        base: ``(n,)``, any floating dtype.
+        tuned: ``(n,)``, same device.
+        row_length: Elements per row; the whole tensor where it is a vector.
+        drop_ratio: p, the mean of every row.
+        epsilon: Width of the interval; cut at 0 and at 1, both excluded where p is inside.
+
+    Returns:
+        ``(n,)`` float32 in [0, 1), same device.
+    """
+    bits = magnitude_bits(tuned.float() - base.float()).view(-1, row_length)
+    order = bits.sort(dim=1, descending=True, stable=True).indices
+    half_width = min(epsilon / 2, drop_ratio, 1.0 - 2.0**-20 - drop_ratio)
+    if row_length == 1:
+        half_width = 0.0
+    low = torch.tensor(drop_ratio - half_width, dtype=torch.float32, device=base.device)
+    step = torch.tensor(
+        2 * half_width / max(row_length - 1, 1), dtype=torch.float32, device=base.device
+    )
+    by_rank = torch.arange(row_length, dtype=torch.float32, device=base.device) * step + low
+    ratios = torch.empty_like(bits, dtype=torch.float32)
+    ratios.scatter_(1, order, by_rank.clamp(0.0, 1.0 - 2.0**-20).expand_as(ratios))
+    return ratios.view(-1)
+
+
+def gram_matrix(tensors: Sequence[Tensor]) -> tuple[tuple[float, ...], ...]:
+    """Return the inner products of tensors, ``(n,)`` each, summed in float64 in a fixed order."""
+    size = len(tensors)
+    sums: list[list[list[float]]] = [[[] for _ in range(size)] for _ in range(size)]
+    for begin in range(0, tensors[0].numel(), _SUM_BLOCK):
+        parts = [tensor[begin : begin + _SUM_BLOCK].double() for tensor in tensors]
+        for row in range(size):
+            for column in range(row, size):
+                sums[row][column].append(_sum_of_halves(parts[row] * parts[column]))
+    # fsum is exact, so it has no order either.
+    return tuple(
+        tuple(math.fsum(sums[min(row, column)][max(row, column)]) for column in range(size))
+        for row in range(size)
+    )
+
+
+def _sum_of_halves(values: Tensor) -> float:
+    """Add the second half to the first until one is left: element-wise, so equal on all devices."""
+    while (count := values.numel()) > 1:
+        half = count // 2
+        paired = values[:half] + values[half : 2 * half]
+        values = torch.cat([paired, values[2 * half :]]) if count % 2 else paired
+    return float(values.sum())
+
+
+def _magnitudes(base: Tensor, tuned: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index of the first, magnitude bits) of consecutive chunks."""
+    for begin in range(0, base.numel(), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        yield begin, magnitude_bits(tuned[part].float() - base[part].float())
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class _Recent(Generic[Key, Value]):
+    """The entries of a mapping that were used last."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: dict[Key, Value] = {}
+        self._lock = Lock()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if (value := self._entries.pop(key, None)) is not None:
+                self._entries[key] = value
+            return value
+
+    def put(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._entries[key] = value
+            if len(self._entries) > self._capacity:
+                del self._entries[next(iter(self._entries))]
+
+
+class StatisticsCache:
+    """What was found out about the tensors of a pool, by the digests of the checkpoints.
+
+    Histograms take 32 KiB per tensor and checkpoint. Thresholds are kept for the drop ratios used
+    last; another one costs two reads of the tensors again, not a sort.
+    """
+
+    def __init__(self) -> None:
+        self._histograms: dict[tuple[str, ...], Tensor] = {}
+        self._trims: _Recent[tuple[str, str, str, int], Trim] = _Recent(2**17)
+        self._grams: dict[tuple[str, ...], tuple[tuple[float, ...], ...]] = {}
+
+    def trim(
+        self, name: str, digests: tuple[str, str], base: Tensor, tuned: Tensor, drop_ratio: float
+    ) -> Trim:
+        """Return the threshold of one task vector; ``digests`` are those of base and tuned."""
+        kept = num_kept(drop_ratio, base.numel())
+        key = (name, *digests, kept)
+        if (known := self._trims.get(key)) is None:
+            histogram = self._histograms.get((name, *digests))
+            if histogram is None:
+                histogram = magnitude_histogram(base, tuned)
+                self._histograms[name, *digests] = histogram
+            known = find_trim(base, tuned, kept, histogram)
+            self._trims.put(key, known)
+        return known
+
+    def gram(
+        self, name: str, digests: Sequence[str], tensors: Sequence[Tensor]
+    ) -> tuple[tuple[float, ...], ...]:
+        """Return the inner products of one tensor between checkpoints."""
+        key = (name, *digests)
+        if key not in self._grams:
+            self._grams[key] = gram_matrix(tensors)
+        return self._grams[key]
