@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.drops import Drops
+from workers.drops import Drops, RankedDrops
 from workers.methods.contract import Chunk, Combine
 
 Options = tuple[tuple[str, float], ...]
@@ -26,16 +26,26 @@ logger = logging.getLogger(__name__)
 
 # One pass has no temporaries; below 2^31 elements its indices stay 32 bits wide.
 COMPILED_CHUNK = 2**28
-# Smaller tensors take the eager path: same bits, and a call costs more than the work.
-_SMALLEST_TENSOR = 2**14
+# Tensors are merged in rows of this many elements: a width that is known makes loops without a
+# remainder, and what is per column stays in the first-level cache.
+COMPILED_WIDTH = 4096
+# Smaller chunks take the eager path: same bits, and a call costs more than the work.
+_SMALLEST_CHUNK = 2**14
+# The compiler makes a graph of its own for a size of one; threads share the rows.
+_FEWEST_ROWS = 2
 # A candidate with fewer elements is merged in a second or two; compiling takes longer.
 _SMALLEST_POOL = 2**24
 
+_NEVER = 10**6
 _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     # Fused multiply-add rounds once where the eager path rounds twice. The first option is for
     # C++, the second turns it off in Triton as a part of following eager's roundings.
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
+    # Everything stays in registers: by default long expressions and many reads are stored between.
+    "realize_opcount_threshold": _NEVER,
+    "realize_reads_threshold": _NEVER,
+    "realize_acc_reads_threshold": _NEVER,
 }
 
 
@@ -66,7 +76,7 @@ class Operands(NamedTuple):
     """The tensors of one chunk; c checkpoints contribute.
 
     Attributes:
-        out: ``(n,)`` or ``(r, w)``, float32 or half; overwritten.
+        out: ``(r, w)``, float32 or half; overwritten.
         base: Same shape, or None for methods without a base.
         tuned: c tensors of that shape.
         weights: ``(c,)`` float32.
@@ -93,16 +103,18 @@ def merge_chunk(combine: Combine, options: Options, operands: Operands) -> None:
     """
     out, base, tuned, weights, scales, drops = operands
     origin = None if base is None else base.float()
-    out.copy_(combine(Chunk(origin, tuned, weights, scales, dict(options), drops)))
+    words = None if drops is None else drops.words()
+    out.copy_(combine(Chunk(origin, tuned, weights, scales, dict(options), drops, words)))
 
 
 def fuse(out: Tensor) -> MergeChunk | None:
-    """Return the compiled form of :func:`merge_chunk`, or None for tensors that are too small.
+    """Return the compiled form of :func:`merge_chunk` for ``(r, w)`` chunks like this one.
 
-    One graph is compiled, on first use, per method with its options, number of checkpoints,
-    their dtypes, and whether anything is dropped; lengths are dynamic.
+    None where they are too small. One graph is compiled, on first use, per method with its
+    options, number of checkpoints, their dtypes, width w, and whether anything is dropped; r is
+    dynamic. A dynamic w costs a quarter of the speed.
     """
-    return None if out.numel() < _SMALLEST_TENSOR else _fused
+    return None if out.numel() < _SMALLEST_CHUNK or out.shape[0] < _FEWEST_ROWS else _fused
 
 
 def _fused(combine: Combine, options: Options, operands: Operands) -> None:
@@ -111,17 +123,34 @@ def _fused(combine: Combine, options: Options, operands: Operands) -> None:
         # All dropped from or none: 2 graphs, not 2^c. A drop ratio of 0 keeps everything.
         operands = operands._replace(drops=drops._replace(applies=(True,) * len(tuned)))
     dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
-    signature = (dtypes, out.dim(), out.device.type, drops is None)
-    _graph(combine, options, signature)(combine, options, operands)
+    signature = (dtypes, out.shape[1], out.device.type, type(drops))
+    graph = _GRAPHS.get((combine, options, signature))
+    if graph is None:
+        graph = _compile(combine, options, signature)
+        _GRAPHS[combine, options, signature] = graph
+        _mark_rows_dynamic(operands)
+    graph(combine, options, operands)
 
 
-@cache
-def _graph(combine: Combine, options: Options, signature: tuple[object, ...]) -> MergeChunk:
+def _compile(combine: Combine, options: Options, signature: tuple[object, ...]) -> MergeChunk:
     name = getattr(combine, "__name__", "combine")
     logger.info("compiling %s with %s for %s", name, dict(options), signature)
     # torch limits the graphs per code object, so each signature gets a code object of its own.
     key = abs(hash((combine, options, signature)))
     code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{key}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
-    compiled: MergeChunk = torch.compile(copied, dynamic=True, fullgraph=True, options=_OPTIONS)
+    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=_OPTIONS)
     return compiled
+
+
+def _mark_rows_dynamic(operands: Operands) -> None:
+    """Tell the compiler, before a graph's first call, that others will have more or fewer rows."""
+    out, base, tuned, _, _, drops = operands
+    by_rows = [out, *tuned, *([] if base is None else [base])]
+    if drops is not None:
+        by_rows += [drops.rows, *(drops.ratios if isinstance(drops, RankedDrops) else [])]
+    for tensor in by_rows:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+_GRAPHS: dict[tuple[object, ...], MergeChunk] = {}

@@ -8,15 +8,23 @@ nothing is contracted into fused multiply-add, and nothing depends on where a ch
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from workers.compiled import COMPILED_CHUNK, MergeChunk, Operands, fuse, merge_chunk
-from workers.drops import Drops, RandomDrops, RankedDrops, Span, TrimDrops
-from workers.mask import BLOCK_ELEMENTS, key_row, mask_threshold
+from workers.compiled import COMPILED_CHUNK, COMPILED_WIDTH, Operands, fuse, merge_chunk
+from workers.drops import Drops, RandomDrops, RankedDrops, TrimDrops
+from workers.mask import (
+    BLOCK_ELEMENTS,
+    checkpoint_factor,
+    mask_threshold,
+    signed_threshold,
+    tensor_key,
+    weyl,
+)
 from workers.methods import MergeMethod
 from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
 
@@ -234,33 +242,29 @@ def merge_window(
     if not active:
         out.zero_() if needed_base is None else out.copy_(needed_base)
         return
-    merge: MergeChunk = merge_chunk
-    limit = _default_chunk(out)
-    if backend == "compiled" and (fused := fuse(out)) is not None:
-        merge, limit = fused, COMPILED_CHUNK
     weights, scales = (
         torch.tensor(values, dtype=torch.float32).to(out.device)
         for values in ([term.weight for term, _ in active], facts.scales)
     )
+    options = tuple(sorted(plan.options.items()))
+    limit = chunk_elements or (COMPILED_CHUNK if backend == "compiled" else _default_chunk(out))
+    parts = (out, needed_base, *(tensor for _, tensor in active))
     with torch.no_grad():
-        for part, start in _chunks(out.shape, window, chunk_elements or limit):
+        for tile in _tiles(out.shape, window, limit, backend):
+            out_tile, base_tile, *tuned_tiles = (
+                None if part is None else tile.of(part) for part in parts
+            )
+            assert out_tile is not None  # noqa: S101 - tells the type checker
             operands = Operands(
-                out=out[part],
-                base=None if needed_base is None else needed_base[part],
-                tuned=[tensor[part] for _, tensor in active],
+                out=out_tile,
+                base=base_tile,
+                tuned=[tensor for tensor in tuned_tiles if tensor is not None],
                 weights=weights,
                 scales=scales,
-                drops=_drops(plan, facts, [t for t, _ in active], _Place(start, window, out[part])),
+                drops=_drops(plan, facts, [term for term, _ in active], tile, out.device),
             )
-            merge(plan.method.combine, tuple(sorted(plan.options.items())), operands)
-
-
-class _Place(NamedTuple):
-    """Index of a chunk's first element in the whole tensor, the window, and the chunk itself."""
-
-    start: int
-    window: Window
-    out: Tensor
+            merge = (fuse(out_tile) if backend == "compiled" else None) or merge_chunk
+            merge(plan.method.combine, options, operands)
 
 
 def _active(plan: TensorMerge, tuned: Sequence[Tensor | None]) -> list[tuple[MergeTerm, Tensor]]:
@@ -268,72 +272,110 @@ def _active(plan: TensorMerge, tuned: Sequence[Tensor | None]) -> list[tuple[Mer
     return [(term, t) for term, t in pairs if term.contributes and t is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A chunk ``(rows, width)`` of a part of a tensor.
+
+    ``start`` is the index of its first element in the whole tensor, ``stride`` the distance of
+    its rows there; ``row`` and ``column`` say where it begins in the part, whose elements lie
+    ``width`` to a row if the part is flat.
+    """
+
+    row: int
+    column: int
+    rows: int
+    width: int
+    start: int
+    stride: int
+
+    def of(self, part: Tensor) -> Tensor:
+        """Cut the tile out of a part, as a view."""
+        if part.dim() == 1:
+            return part[self.column : self.column + self.rows * self.width].view(-1, self.width)
+        return part[self.row : self.row + self.rows, self.column : self.column + self.width]
+
+
+def _tiles(shape: Sequence[int], window: Window, limit: int, backend: Backend) -> Iterator[_Tile]:
+    """Cut a part into tiles of at most ``limit`` elements; none spans two blocks of the mask."""
+    if len(shape) == 2:
+        rows, width = shape
+        yield from _rectangles(rows, width, window.start, window.stride, limit)
+        return
+    count, whole = shape[0], 0
+    if backend == "compiled":
+        whole = count - count % COMPILED_WIDTH
+        for tile in _rectangles(
+            whole // COMPILED_WIDTH, COMPILED_WIDTH, window.start, COMPILED_WIDTH, limit
+        ):
+            # Flat: where the tile begins is a number of elements.
+            column = tile.row * COMPILED_WIDTH + tile.column
+            yield replace(tile, row=0, column=column)
+    for tile in _rectangles(1, count - whole, window.start + whole, 0, limit):
+        yield replace(tile, column=whole + tile.column)
+
+
+def _rectangles(rows: int, width: int, start: int, stride: int, limit: int) -> Iterator[_Tile]:
+    row = 0
+    while row < rows and width:
+        first = start + row * stride
+        room = BLOCK_ELEMENTS - first % BLOCK_ELEMENTS
+        fitting = (room - width) // max(stride, 1) + 1 if room >= width else 0
+        if count := min(rows - row, limit // width, fitting):
+            yield _Tile(row, 0, count, width, first, stride)
+            row += count
+            continue
+        begin = 0
+        while begin < width:
+            room = BLOCK_ELEMENTS - (first + begin) % BLOCK_ELEMENTS
+            length = min(limit, width - begin, room)
+            yield _Tile(row, begin, 1, length, first + begin, stride)
+            begin += length
+        row += 1
+
+
 def _drops(
-    plan: TensorMerge, facts: TensorFacts, terms: Sequence[MergeTerm], place: _Place
+    plan: TensorMerge,
+    facts: TensorFacts,
+    terms: Sequence[MergeTerm],
+    tile: _Tile,
+    device: torch.device,
 ) -> Drops | None:
     applies = tuple(term.drop_ratio > 0.0 for term in terms)
     if not any(applies):
         return None
-    start, window, out = place
-    block, offset = divmod(start, BLOCK_ELEMENTS)
+    block, offset = divmod(tile.start, BLOCK_ELEMENTS)
 
     def words(values: object) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(out.device)
+        return torch.tensor(values, dtype=torch.int32).to(device)
 
-    span = Span(words(offset), words(window.stride))
+    rows = torch.arange(tile.rows, dtype=torch.int32, device=device) * tile.stride + offset
+    lanes = _lanes(tile.width, device)
     if plan.method.drop == "trim":
+        thresholds = torch.tensor([trim.threshold for trim in facts.trims], dtype=torch.float32)
         # Ties end in this block, before it or after it.
         last_ties = [
             min(max(trim.last_tie - block * BLOCK_ELEMENTS, -1), BLOCK_ELEMENTS - 1)
             for trim in facts.trims
         ]
-        thresholds = words([trim.threshold for trim in facts.trims])
-        return TrimDrops(span, thresholds, words(last_ties), applies)
-    rows = [key_row(plan.mask_seed, t.digest, plan.tensor_name, block, t.drop_ratio) for t in terms]
+        return TrimDrops(rows, lanes, thresholds.to(device), words(last_ties), applies)
+    key = tensor_key(plan.mask_seed, plan.tensor_name, block)
+    factors = [
+        checkpoint_factor(plan.mask_seed, term.digest, plan.tensor_name, block) for term in terms
+    ]
+    hashed = (weyl(rows, key.offset), weyl(lanes, 0), words(key.word), words(factors))
     if plan.method.drop == "random":
-        return RandomDrops(span, words(rows), applies)
+        thresholds = words([signed_threshold(term.drop_ratio) for term in terms])
+        return RandomDrops(*hashed, thresholds, applies)
     ratios = [
-        ratio.as_strided(out.shape, (window.stride, 1) if out.dim() == 2 else (1,), start)
+        ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), tile.start)
         for ratio in facts.ratios
     ]
-    return RankedDrops(span, words(rows), ratios, applies)
+    return RankedDrops(*hashed, ratios, applies)
 
 
-def _chunks(
-    shape: Sequence[int], window: Window, limit: int
-) -> Iterator[tuple[tuple[slice | int, ...], int]]:
-    """Yield (index into the part, index of its first element in the whole tensor), in order.
-
-    No chunk spans two blocks of the mask.
-    """
-    if len(shape) == 1:
-        for begin, end in _runs(window.start, shape[0], limit):
-            yield (slice(begin, end),), window.start + begin
-        return
-    rows, width = shape
-    rows_at_once, row = max(1, limit // max(width, 1)), 0
-    while row < rows:
-        start = window.start + row * window.stride
-        room = BLOCK_ELEMENTS - start % BLOCK_ELEMENTS
-        fitting = (room - width) // max(window.stride, 1) + 1 if room >= width else 0
-        if fitting == 0:
-            for begin, end in _runs(start, width, limit):
-                yield (row, slice(begin, end)), start + begin
-            row += 1
-            continue
-        count = min(rows - row, rows_at_once, fitting)
-        yield (slice(row, row + count),), start
-        row += count
-
-
-def _runs(start: int, count: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield (begin, end) of ``count`` consecutive elements that begin at ``start``."""
-    begin = 0
-    while begin < count:
-        room = BLOCK_ELEMENTS - (start + begin) % BLOCK_ELEMENTS
-        end = min(begin + limit, count, begin + room)
-        yield begin, end
-        begin = end
+@lru_cache(maxsize=16)
+def _lanes(width: int, device: torch.device) -> Tensor:
+    return torch.arange(width, dtype=torch.int32, device=device)
 
 
 def _default_chunk(out: Tensor) -> int:

@@ -14,13 +14,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from workers.drops import magnitude_bits
-
 # A bin of the histogram is 1/16 of a doubling: the bin that a threshold is in holds a few percent
 # of the elements, and only those are looked at again.
 _BIN_SHIFT = 19
 _NUM_BINS = 2**31 >> _BIN_SHIFT
 _CHUNK = 2**18
+# Clears the sign bit; the rest of a float32's bits are ordered like its magnitude, NaN last.
+_MAGNITUDE_BITS = 0x7FFF_FFFF
 # Sums are made of halves of blocks of this many elements, the same on every device.
 _SUM_BLOCK = 2**15
 
@@ -29,16 +29,16 @@ _SUM_BLOCK = 2**15
 class Trim:
     """Which elements are kept when the smallest magnitudes are dropped.
 
-    Kept are magnitudes whose bits (``workers.drops.magnitude_bits``) are above ``threshold``, and
-    those equal to it up to index ``last_tie``.
+    Kept are magnitudes above ``threshold``, a float32, and those equal to it up to index
+    ``last_tie``.
     """
 
-    threshold: int
+    threshold: float
     last_tie: int
 
 
-KEEP_ALL = Trim(-1, -1)
-KEEP_NONE = Trim(2**31 - 1, -1)
+KEEP_ALL = Trim(-1.0, -1)
+KEEP_NONE = Trim(math.inf, -1)
 
 
 def num_kept(drop_ratio: float, count: int) -> int:
@@ -90,9 +90,10 @@ def find_trim(base: Tensor, tuned: Tensor, kept: int, histogram: Tensor) -> Trim
         indices.append((inside + begin).cpu())
         values.append(bits[inside].cpu())
     value, index = torch.cat(values), torch.cat(indices)
-    threshold = int(value.sort(descending=True).values[wanted - 1])
+    threshold = value.sort(descending=True).values[wanted - 1]
     num_above = int((value > threshold).sum())
-    return Trim(threshold, int(index[value == threshold][wanted - num_above - 1]))
+    last_tie = int(index[value == threshold][wanted - num_above - 1])
+    return Trim(threshold.view(torch.float32).item(), last_tie)
 
 
 def ranked_drop_ratios(
@@ -114,7 +115,7 @@ def ranked_drop_ratios(
     Returns:
         ``(n,)`` float32 in [0, 1), same device.
     """
-    bits = magnitude_bits(tuned.float() - base.float()).view(-1, row_length)
+    bits = _magnitude_bits(tuned.float() - base.float()).view(-1, row_length)
     order = bits.sort(dim=1, descending=True, stable=True).indices
     half_width = min(epsilon / 2, drop_ratio, 1.0 - 2.0**-20 - drop_ratio)
     if row_length == 1:
@@ -154,11 +155,16 @@ def _sum_of_halves(values: Tensor) -> float:
     return float(values.sum())
 
 
+def _magnitude_bits(delta: Tensor) -> Tensor:
+    """Return integers, int32, in the order of the magnitudes of float32 numbers; NaN is last."""
+    return delta.view(torch.int32) & _MAGNITUDE_BITS
+
+
 def _magnitudes(base: Tensor, tuned: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of the first, magnitude bits) of consecutive chunks."""
     for begin in range(0, base.numel(), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        yield begin, magnitude_bits(tuned[part].float() - base[part].float())
+        yield begin, _magnitude_bits(tuned[part].float() - base[part].float())
 
 
 Key = TypeVar("Key")

@@ -26,16 +26,17 @@ p on average, and each kept element is rescaled by its own (DELLA)."""
 
 
 class Chunk(NamedTuple):
-    """Consecutive elements of one tensor in all checkpoints that contribute to a merge.
+    """Some rows of one tensor, in all checkpoints that contribute to a merge.
 
     Attributes:
-        base: ``(n,)`` float32; None for methods without a base.
-        tuned: c tensors ``(n,)``, float32, bfloat16 or float16.
+        base: ``(r, w)`` float32; None for methods without a base.
+        tuned: c tensors ``(r, w)``, float32, bfloat16 or float16.
         weights: ``(c,)`` float32, the recipe's weights.
         scales: ``(c,)`` float32, the factors of what was kept: w / (1-p) for ``random`` drops,
             what ``MergeMethod.coefficients`` says where there is one, else the weights.
         options: Values of the method's options; constants of the compiled pass.
         drops: What is dropped; None keeps everything.
+        words: What ``drops`` computes once for all checkpoints.
     """
 
     base: "Tensor | None"
@@ -44,20 +45,21 @@ class Chunk(NamedTuple):
     scales: "Tensor"
     options: Mapping[str, float]
     drops: "Drops | None"
+    words: "Tensor | None"
 
     def delta(self, index: int) -> "Tensor":
-        """Return the task vector of one checkpoint, ``(n,)`` float32, with drops applied."""
+        """Return the task vector of one checkpoint, ``(r, w)`` float32, with drops applied."""
         assert self.base is not None  # noqa: S101 - checked by the caller; tells the type checker
         delta = self.tuned[index].float() - self.base
-        if self.drops is None:
+        if self.drops is None or self.words is None:
             return delta
-        return self.drops.apply(index, delta)
+        return self.drops.apply(index, delta, self.words)
 
 
 Combine = Callable[[Chunk], "Tensor"]
-"""Returns the merged elements, ``(n,)`` float32, base included. Plain torch operations on
-elements only: no reductions over n, no branches on values, so that it compiles and its result does
-not depend on where chunks end. One rounding per operation; the framework rounds to the output."""
+"""Returns the merged elements, ``(r, w)`` float32, base included. Plain torch operations on
+elements only: no reductions over them, no branches on values, so that it compiles and its result
+does not depend on where chunks end. One rounding per operation; the result is rounded after."""
 
 Gram = Sequence[Sequence[float]]
 """Inner products of one tensor between checkpoints, c x c, in float64."""

@@ -50,8 +50,9 @@ def elect_and_merge(chunk: Chunk) -> "Tensor":
         agreeing = agreeing + chunk.weights[index].where(agrees, 0.0)
     if chunk.options["normalize"]:
         total = total / agreeing.where(agreeing != 0.0, 1.0)
-    # NaN agrees with no sign; hiding it would hide a broken checkpoint.
-    total = elected.where(elected.isnan(), total)
+    # NaN agrees with no sign; hiding it would hide a broken checkpoint. Only it differs from
+    # itself.
+    total = total.where(elected == elected, elected)  # noqa: PLR0124 - isnan() is not vectorized
     if chunk.options["scale"] != 1.0:
         total = total * chunk.options["scale"]
     return chunk.base + total

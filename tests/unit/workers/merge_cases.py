@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels import MergeTerm, TensorMerge, merge_flat
+from workers.mask import TensorKey
 from workers.methods import get_method
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,20 +74,17 @@ def plan(
     return TensorMerge(chosen, tensor_name, tuple(merge_terms), complete, mask_seed)
 
 
-def hash_by_hand(counter: int, key: Sequence[int]) -> int:
-    """The mask's hash in unbounded integers: the reference for the tensor operations."""
-    k0, k1, k2 = (word & 0xFFFFFFFF for word in key[:3])
-    x = counter ^ k0
-    x ^= x >> 17
-    x = x * 0xED5AD4BB & 0xFFFFFFFF
-    x ^= x >> 11
-    x ^= k1
-    x = x * 0xAC4C1B51 & 0xFFFFFFFF
+def hash_by_hand(counter: int, key: TensorKey, factor: int) -> int:
+    """A mask's hash in unbounded integers: the reference for the tensor operations.
+
+    What is compared is read as signed, which adds 2^31 modulo 2^32 to the order of the bits.
+    """
+    x = (counter + key.offset) * 0x7FEB352D & 0xFFFFFFFF
     x ^= x >> 15
-    x = (x + k2) & 0xFFFFFFFF
-    x = x * 0x31848BAB & 0xFFFFFFFF
-    x ^= x >> 14
-    return x
+    x ^= key.word & 0xFFFFFFFF
+    x = x * 0x846CA68B & 0xFFFFFFFF
+    x ^= x >> 16
+    return (x * factor + 2**31) & 0xFFFFFFFF
 
 
 def as_float32(value: float) -> float:

@@ -41,8 +41,19 @@ def odd_pool(count: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
         ("dare_linear", (torch.bfloat16, torch.bfloat16, torch.float16), [0.99, 0.3]),
         ("task_arithmetic", (torch.float16,) * 3, [0.0, 0.0]),
         ("linear", (torch.bfloat16,) * 4, [0.0, 0.0, 0.0]),
+        ("ties", (torch.bfloat16,) * 4, [0.8, 0.5, 0.0]),
+        ("dare_ties", (torch.float32,) * 4, [0.5, 0.9, 0.0]),
+        ("della", (torch.bfloat16,) * 4, [0.5, 0.3, 0.0]),
     ],
-    ids=["dare-float32", "dare-halves", "arithmetic-float16", "linear-bfloat16"],
+    ids=[
+        "dare-float32",
+        "dare-halves",
+        "arithmetic-float16",
+        "linear-bfloat16",
+        "ties-bfloat16",
+        "dare-ties-float32",
+        "della-bfloat16",
+    ],
 )
 def test_compiled_merge_gives_the_eager_bits(
     method: str, dtypes: tuple[torch.dtype, ...], drop_ratios: list[float]

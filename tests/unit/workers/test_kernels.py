@@ -18,7 +18,7 @@ from tests.unit.workers.merge_cases import (
 )
 from workers import kernels
 from workers.kernels import MergeTerm, merge_flat
-from workers.mask import keep_mask, keeps, key_row
+from workers.mask import checkpoint_factor, keep_mask, mix, signed_threshold, tensor_key, weyl
 from workers.methods import get_method
 
 NAN, INF = math.nan, math.inf
@@ -101,8 +101,12 @@ def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPa
     merged = merge(base, tuned, [MergeTerm(0.5, 0.5, "d")], chunk_elements=300)
 
     def kept(block: int, count: int) -> torch.Tensor:
-        key = torch.tensor(key_row(0, "d", "layer.weight", block, 0.5), dtype=torch.int32)
-        return keeps(torch.arange(count, dtype=torch.int32), key)
+        key = tensor_key(0, "layer.weight", block)
+        words = mix(
+            weyl(torch.arange(count, dtype=torch.int32), key.offset),
+            torch.tensor(key.word, dtype=torch.int32),
+        )
+        return words * checkpoint_factor(0, "d", "layer.weight", block) >= signed_threshold(0.5)
 
     assert torch.equal(merged, torch.cat([kept(0, 1000), kept(1, 1000), kept(2, 500)]).float())
 
@@ -111,7 +115,7 @@ def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPa
 def test_dare_is_unbiased_over_elements(drop_ratio: float) -> None:
     count = 2**18
     base, tuned = torch.zeros(count), [torch.ones(count)]
-    merged = merge(base, tuned, [MergeTerm(1.0, drop_ratio, "d")])
+    merged = merge(base, tuned, [MergeTerm(1.0, drop_ratio, "e")])
     error = math.sqrt(drop_ratio / (1 - drop_ratio) / count)
     assert abs(merged.double().mean().item() - 1.0) < 4 * error
 

@@ -18,12 +18,12 @@ MERGE = """
 import sys, torch
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
-from workers import compiled
+from workers import compiled, kernels
 from workers.digest import weights_digest
 from workers.source_pool import SourcePool
 from workers.sources import resolve_sources
 
-compiled._SMALLEST_POOL = compiled._SMALLEST_TENSOR = 2
+compiled._SMALLEST_POOL = compiled._SMALLEST_CHUNK = kernels.COMPILED_WIDTH = 2
 compiled.has_compiler = lambda _: True
 sources = resolve_sources(Models.model_validate_json(sys.argv[1]))
 recipe = MergeRecipe(
