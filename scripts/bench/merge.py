@@ -3,8 +3,8 @@
     python -m scripts.bench.merge --json
     MERGEFRONT_MERGEKIT=.mergekit/bin/mergekit-yaml python -m scripts.bench.merge --json
 
-On a base and three checkpoints of 341 M bfloat16 parameters, made here, in the page cache. In place:
-into a live transformers model, tensor by tensor, host work included; bytes of all sources read once
+On a base and three checkpoints of 341 M bfloat16 parameters, made here, in the page cache. In place
+is into a live model, tensor by tensor, host work included; bytes of all sources read once
 and of the result written once, per second, in GB/s (1e9 bytes), beside a plain copy of one
 checkpoint (read and written) in the same rounds. ``*_share`` is the median over rounds of the
 ratio to that round's copy. ``ties_first_s`` is a TIES merge that has to find its thresholds,
@@ -27,9 +27,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from configs.recipe import MergeRecipe
 from scripts.bench.export import (
     SMALL,
     Shapes,
@@ -38,6 +35,9 @@ from scripts.bench.export import (
     measure_export,
     num_elements,
 )
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from configs.recipe import MergeRecipe
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
 from workers.materialize import Materializer
 from workers.sources import Sources
@@ -214,8 +214,7 @@ def main() -> None:
     for key in ("export_gbps", "cp_gbps", "export_peak_anon_mib"):
         report[key] = exported[key]
     rounded = {
-        key: round(value, 3) if isinstance(value, float) else value
-        for key, value in report.items()
+        key: round(value, 3) if isinstance(value, float) else value for key, value in report.items()
     }
     if options.json:
         print(json.dumps(rounded))

@@ -17,10 +17,20 @@ from tests.unit.workers.merge_cases import (
     terms,
 )
 from workers import kernels
-from workers.kernels import MergeTerm, merge_flat
-from workers.mask import checkpoint_factor, keep_mask, mix, signed_threshold, tensor_key, weyl
+from workers.kernels import MergeTerm, TensorFacts, Window, merge_flat, merge_window
+from workers.mask import (
+    BLOCK_ELEMENTS,
+    checkpoint_factor,
+    keep_mask,
+    mix,
+    signed_threshold,
+    tensor_key,
+    weyl,
+)
 from workers.methods import get_method
 
+# torch itself still uses what it deprecates when inductor is imported.
+from_inductor = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 NAN, INF = math.nan, math.inf
 COUNT = 100_003
 
@@ -100,15 +110,10 @@ def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPa
     base, tuned = torch.zeros(2500), [torch.ones(2500)]
     merged = merge(base, tuned, [MergeTerm(0.5, 0.5, "d")], chunk_elements=300)
 
-    def kept(block: int, count: int) -> torch.Tensor:
-        key = tensor_key(0, "layer.weight", block)
-        words = mix(
-            weyl(torch.arange(count, dtype=torch.int32), key.offset),
-            torch.tensor(key.word, dtype=torch.int32),
-        )
-        return words * checkpoint_factor(0, "d", "layer.weight", block) >= signed_threshold(0.5)
-
-    assert torch.equal(merged, torch.cat([kept(0, 1000), kept(1, 1000), kept(2, 500)]).float())
+    assert torch.equal(
+        merged,
+        torch.cat([mask_of_block(b, 0, n) for b, n in ((0, 1000), (1, 1000), (2, 500))]).float(),
+    )
 
 
 @pytest.mark.parametrize("drop_ratio", [0.1, 0.5, 0.9, 0.99])
@@ -227,3 +232,39 @@ def test_merge_refuses_operands_that_do_not_fit() -> None:
 def test_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="`average` is no merge method; there are dare_linear"):
         get_method("average")
+
+
+@from_inductor
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_windows_beyond_the_first_block_use_its_keys(backend: str) -> None:
+    # The part of a tensor of 2^32 elements that crosses 2^31, without the rest of it.
+    count, start = 40_000, BLOCK_ELEMENTS - 30_000
+    base, tuned = pool(count, num_tuned=1)
+    tensor_plan = plan([MergeTerm(0.5, 0.5, "d")])
+    facts = TensorFacts(scales=(1.0,))
+    out = torch.full_like(base, torch.nan)
+    merge_window(tensor_plan, facts, out, base, tuned, window=Window(start), backend=backend)
+    kept = torch.cat([mask_of_block(0, start, 30_000), mask_of_block(1, 0, 10_000)])
+    expected = torch.where(kept, base + (tuned[0] - base), base)
+    assert torch.equal(out, expected)
+
+
+@from_inductor
+@pytest.mark.campaign
+def test_tensor_of_more_than_two_to_the_31_elements_merges() -> None:
+    count = BLOCK_ELEMENTS + 5000
+    base = torch.zeros(count, dtype=torch.bfloat16)
+    tuned = torch.ones(count, dtype=torch.bfloat16)
+    out = torch.empty_like(base)
+    merge_flat(plan([MergeTerm(0.5, 0.5, "d")]), out, base, [tuned], backend="compiled")
+    for block, first in ((0, 0), (0, BLOCK_ELEMENTS - 5000), (1, 0)):
+        part = out[block * BLOCK_ELEMENTS + first :][:5000]
+        assert torch.equal(part, mask_of_block(block, first, 5000).to(torch.bfloat16))
+
+
+def mask_of_block(block: int, first: int, count: int) -> torch.Tensor:
+    """What checkpoint `d` keeps at a drop ratio of one half, from an index inside a block."""
+    key = tensor_key(0, "layer.weight", block)
+    counters = torch.arange(first, first + count, dtype=torch.int64).to(torch.int32)
+    words = mix(weyl(counters, key.offset), torch.tensor(key.word, dtype=torch.int32))
+    return words * checkpoint_factor(0, "d", "layer.weight", block) >= signed_threshold(0.5)
