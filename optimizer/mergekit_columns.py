@@ -188,7 +188,8 @@ class TensorReader:
         found = {row["epsilon"] for model, row in rows.items() if drops[model] > 0.0}
         if len(found) > 1:
             self._findings.add("", "`epsilon` must be the same for all models", tensor)
-        epsilon = max(found, default=0.15)
+        # Where nothing is dropped it means nothing, and is kept as it was written.
+        epsilon = max(found or {row["epsilon"] for row in rows.values()})
         for model, drop in drops.items():
             if drop > 0.0 and not epsilon < min(drop, 1.0 - drop):
                 self._findings.add(

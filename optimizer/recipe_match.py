@@ -60,11 +60,15 @@ def _terms(recipe: MergeRecipe, name: str) -> dict[str, tuple[float, float]]:
 def _same_terms(
     here: dict[str, tuple[float, float]], there: dict[str, tuple[float, float]]
 ) -> bool:
-    return here.keys() == there.keys() and all(
-        _near(value, there[digest][index])
-        for digest, values in here.items()
-        for index, value in enumerate(values)
-    )
+    for digest in here.keys() | there.keys():
+        # What only one of them has may be a weight that was rounded to zero.
+        weight, drop = here.get(digest, (0.0, None))
+        other_weight, other_drop = there.get(digest, (0.0, None))
+        if not _near(weight, other_weight):
+            return False
+        if drop is not None and other_drop is not None and not _near(drop, other_drop):
+            return False
+    return True
 
 
 def _near(one: float, other: float) -> bool:
