@@ -56,6 +56,10 @@ def mergekit_yaml(recipe: MergeRecipe, layout: Layout, spelled: Mapping[str, str
         f"# mergefront recipe {recipe.recipe_id}.\n"
         f"# mergekit ignores the key `{RECIPE_KEY}`; it keeps what has no other place here.\n"
     )
+    if recipe.method == "slerp" and recipe.base and not _listed(recipe):
+        # It has no place: what mergekit calls the base of slerp is the first of the two.
+        header += f"# The tokenizer is that of `{base.name if base else ''}`, not of the base.\n"
+        content.pop(RECIPE_KEY)
     return header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -80,34 +84,27 @@ def filtered(values: Mapping[str, float]) -> float | list[dict[str, object]]:
     if len(counts) == 1:
         return rest
     names = list(values)
-    members = {value: _bits(values[name] == value for name in names) for value in counts}
+    same = {value: _bits(values[name] == value for name in names) for value in counts}
     texts = sorted({text for name in names for text in _parts(name)}, key=_by_length)
-    candidates = {text: _bits(text in name for name in names) for text in texts}
+    matched = {text: _bits(text in name for name in names) for text in texts}
     entries: list[dict[str, object]] = []
     remaining = (1 << len(names)) - 1
-    while remaining & ~members[rest]:
-        text, value = _best(candidates, members, remaining, rest)
-        entries.append({"filter": text, "value": value})
-        remaining &= ~candidates[text]
-    return [*entries, {"value": rest}]
-
-
-def _best(
-    candidates: Mapping[str, int], members: Mapping[float, int], remaining: int, rest: float
-) -> tuple[str, float]:
-    """Return the filter that decides most of the remaining tensors, and their value."""
-    best: tuple[int, str, float] | None = None
-    for text, matched in candidates.items():
-        hits = matched & remaining
-        if not hits:
-            continue
-        for value, members_of in members.items():
+    while remaining & ~same[rest]:
+        best: tuple[int, str, float] | None = None
+        for text, bits in list(matched.items()):
+            hits = bits & remaining
+            if not hits:
+                del matched[text]
+                continue
+            value = values[names[hits.bit_length() - 1]]
             # Only where a name is part of another name do tensors of the rest need a filter.
             size = hits.bit_count() if value != rest else 0
-            if not hits & ~members_of and (best is None or size > best[0]):
+            if (best is None or size > best[0]) and not hits & ~same[value]:
                 best = (size, text, value)
-    assert best is not None  # noqa: S101 - the longest remaining name is in no other one
-    return best[1], best[2]
+        assert best is not None  # noqa: S101 - the longest remaining name is in no other one
+        entries.append({"filter": best[1], "value": best[2]})
+        remaining &= ~matched[best[1]]
+    return [*entries, {"value": rest}]
 
 
 def _bits(holds: Iterable[bool]) -> int:

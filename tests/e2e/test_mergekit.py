@@ -7,6 +7,7 @@ none, the tiny pool of random weights is merged.
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
@@ -113,14 +114,46 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_merge_equals_mergekits_within_one_bfloat16_step(case, pool, mergefront, mergekit):
+def test_a_merge_equals_mergekits_within_one_bfloat16_step(mergekit, mergefront, pool, case):
     config = mergefront.directory / "config.yml"
     config.write_text(yaml.safe_dump(CASES[case](pool)))
     theirs = mergekit(config, mergefront.directory / "theirs")
     assert largest_difference(ours(mergefront, config, "ours"), theirs) <= 1
 
 
-def test_mergekit_reads_an_exported_recipe_as_the_same_merge(pool, mergefront, mergekit):
+def test_trimming_bfloat16_models_differs_only_in_which_of_equal_magnitudes_are_kept(
+    mergekit, mergefront, pool
+):
+    """Differences of bfloat16 tensors often have equal magnitudes; mergekit keeps any of them."""
+    narrow = {}
+    for name, directory in pool.items():
+        copy = Path(shutil.copytree(directory, mergefront.directory / name))
+        tensors = load_file(copy / "model.safetensors")
+        rounded = {key: tensor.bfloat16() for key, tensor in tensors.items()}
+        save_file(rounded, copy / "model.safetensors", metadata={"format": "pt"})
+        narrow[name] = str(copy)
+    content = CASES["ties"](narrow)
+    config = mergefront.directory / "config.yml"
+    config.write_text(yaml.safe_dump(content))
+    here, there = (
+        ours(mergefront, config, "ours"),
+        mergekit(config, mergefront.directory / "theirs"),
+    )
+    base = load_file(Path(narrow["base"]) / "model.safetensors")
+    tied = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in base.items()}
+    for entry in content["models"]:
+        density = entry["parameters"]["density"]
+        tuned = load_file(Path(entry["model"]) / "model.safetensors")
+        for name, origin in base.items():
+            if density < 1:
+                sizes = (tuned[name].float() - origin.float()).abs()
+                kept = int(density * sizes.numel())
+                tied[name] |= sizes == sizes.flatten().sort(descending=True).values[kept - 1]
+    for name, where in tied.items():
+        assert (steps(here[name], there[name])[~where] <= 1).all()
+
+
+def test_mergekit_reads_an_exported_recipe_as_the_same_merge(mergekit, mergefront, pool):
     count = json.loads((Path(pool["base"]) / "config.json").read_text())["num_hidden_layers"]
     layers = {"layer_range": [0, 1]}, {"layer_range": [1, count]}
     weights = {"instruct": (0.5, 0.3), "math": (0.25, [0.1, 0.7])}

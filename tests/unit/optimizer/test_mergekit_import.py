@@ -216,6 +216,17 @@ def test_a_recipe_of_models_that_are_not_named_is_not_taken_back():
     assert found.recipe.checkpoints[0].digest == SOURCES["a"].digest
 
 
+def test_a_base_that_slerp_has_no_place_for_is_left_out_and_told():
+    recipe = read("slerp", {"a": {}, "b": {}}, base_model="b", parameters={"t": 0.25}).recipe
+    on_base = type(recipe).model_validate(recipe.model_dump() | {"base": SOURCES["c"]})
+    spelled = {source.digest: name for name, source in SOURCES.items()}
+    text = mergekit_yaml(on_base, LAYOUT, spelled)
+    assert "# The tokenizer is that of `b`, not of the base." in text
+    found = import_recipe(mergekit_of(yaml.safe_load(text)), SOURCES, LAYOUT, dtype="float32")
+    assert found.recipe == recipe
+    assert found.notes == ()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
