@@ -1,6 +1,7 @@
 """mergekit itself beside mergefront: the same files, the same merges.
 
-``MERGEFRONT_MERGEKIT`` is the path of ``mergekit-yaml``, in a virtual environment of its own.
+``MERGEFRONT_MERGEKIT`` is the path of ``mergekit-yaml`` in a virtual environment of its own, where
+``pip install mergekit==0.1.5`` was run.
 ``MERGEFRONT_ZOO`` is a directory with the checkpoints of ``scripts/make_zoo.py``; where there is
 none, the tiny pool of random weights is merged.
 """
