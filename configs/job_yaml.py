@@ -37,8 +37,8 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
-def read_yaml(path: Path) -> tuple[dict[str, object], Lines]:
-    """Read a job file.
+def read_yaml(path: Path, *, kind: str = "job") -> tuple[dict[str, object], Lines]:
+    """Read a job file, or another file of settings; ``kind`` is how messages call what it holds.
 
     Returns:
         Its content, not validated, and where each key stands.
@@ -46,11 +46,11 @@ def read_yaml(path: Path) -> tuple[dict[str, object], Lines]:
     Raises:
         ConfigError: No such file, not YAML, not a mapping, a key given twice, or too large.
     """
-    return parse_yaml(_read(path), str(path))
+    return parse_yaml(_read(path), str(path), kind=kind)
 
 
-def parse_yaml(text: bytes, name: str) -> tuple[dict[str, object], Lines]:
-    """Parse the bytes of a job file; ``name`` is how messages call it.
+def parse_yaml(text: bytes, name: str, *, kind: str = "job") -> tuple[dict[str, object], Lines]:
+    """Parse the bytes of a job file; ``name`` and ``kind`` are how messages call it.
 
     Raises:
         ConfigError: As ``read_yaml``.
@@ -60,8 +60,10 @@ def parse_yaml(text: bytes, name: str) -> tuple[dict[str, object], Lines]:
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError.single(name, "the file is empty; a job needs at least `models`, "
-                                     "`objectives` and `archive`")  # fmt: skip
+            needed = "; a job needs at least `models`, `objectives` and `archive`"
+            raise ConfigError.single(
+                name, f"the file is empty{needed if kind == 'job' else f', not a {kind}'}"
+            )
         _refuse_unfolding(root, name)
         lines, repeated = _lines_of(root)
         if repeated:
@@ -76,13 +78,13 @@ def parse_yaml(text: bytes, name: str) -> tuple[dict[str, object], Lines]:
     except yaml.YAMLError as error:
         raise ConfigError.single(name, f"not valid YAML: {error}") from error
     except RecursionError as error:
-        raise ConfigError.single(name, "not a job: nested too deeply") from error
+        raise ConfigError.single(name, f"not a {kind}: nested too deeply") from error
     finally:
         if loader is not None:
             loader.dispose()
     if not isinstance(content, dict):
         raise ConfigError.single(
-            name, f"a job is a mapping (`key: value` lines), found {type(content).__name__}"
+            name, f"a {kind} is a mapping (`key: value` lines), found {type(content).__name__}"
         )
     return content, lines
 

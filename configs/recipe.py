@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from functools import lru_cache
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -29,6 +30,10 @@ DropRatio = Annotated[
 ]
 
 
+# A recipe with a group per layer has more patterns than `re` keeps compiled.
+_compiled = lru_cache(maxsize=2**16)(re.compile)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +53,7 @@ class Group(_Part):
 
     def holds(self, tensor_name: str) -> bool:
         """Say whether a tensor belongs to this group."""
-        return any(re.fullmatch(pattern, tensor_name) for pattern in self.patterns)
+        return any(_compiled(pattern).fullmatch(tensor_name) for pattern in self.patterns)
 
 
 class Vocabulary(_Part):

@@ -1,9 +1,10 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
-What a command does is in ``optimizer.cli_search`` (check, run, resume) and ``optimizer.cli_read``
-(everything that only reads an archive). They are imported inside the commands, so that
-``mergefront --help`` needs neither torch nor Ray. Results go to standard output, progress, logs
-and errors to standard error; the exit codes are those of ``configs.errors``.
+What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_merge``
+(merge, recipe) and ``optimizer.cli_read`` (everything that only reads an archive). They are
+imported inside the commands, so that ``mergefront --help`` needs neither torch nor Ray. Results go
+to standard output, progress, logs and errors to standard error; the exit codes are those of
+``configs.errors``.
 """
 
 import functools
@@ -229,6 +230,72 @@ def export(
         max_shard_size=max_shard_size,
         as_json=as_json,
     )
+
+
+ModelPlaces = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        help="Where a recipe's models are: a checkpoint, or a directory of some; repeatable.",
+    ),
+]
+
+
+@_command
+def merge(
+    *,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A recipe.json, or a mergekit YAML.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    source: ModelPlaces = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Such as 500MB or 5GB.")] = "5GB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be merged, and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one merge without a search, from a recipe or a mergekit YAML."""
+    from optimizer import cli_merge
+
+    cli_merge.merge(
+        file,
+        out=out,
+        directories=source or [],
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+@_command
+def recipe(
+    *,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARCHIVE|FILE", help="An archive, a recipe.json, or a mergekit YAML."
+        ),
+    ],
+    recipe_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Of an archive: recipe id or a prefix of it."),
+    ] = None,
+    source: ModelPlaces = None,
+    form: Annotated[str, typer.Option("--format", help="json or mergekit.")] = "json",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; default: print it.")
+    ] = None,
+) -> None:
+    """Print a recipe as JSON, or as a mergekit YAML."""
+    from optimizer import cli_merge
+
+    cli_merge.recipe(file, recipe_id=recipe_id, directories=source or [], form=form, out=out)
 
 
 def _overrides(settings: list[str] | None, evaluations: int | None = None) -> dict[str, object]:

@@ -188,7 +188,7 @@ def export(
 
     wishes = _numbers("--prefer", prefer)
     floors = _numbers("--at-least", at_least)
-    max_shard_bytes = _bytes(max_shard_size)
+    max_shard_bytes = size_in_bytes(max_shard_size)
     with Archive.open(path) as archive:
         choice = choose(archive, prefer=wishes, floors=floors, recipe_id=recipe_id)
         if choice.split == "search":
@@ -232,8 +232,12 @@ def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
     return numbers
 
 
-def _bytes(text: str) -> int:
-    """Read a size such as ``5GB`` or ``500 MiB``."""
+def size_in_bytes(text: str) -> int:
+    """Read a size such as ``5GB`` or ``500 MiB``.
+
+    Raises:
+        ConfigError: It is none.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|)\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size < 1:

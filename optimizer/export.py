@@ -87,7 +87,7 @@ def export(
                 expected=expected,
                 found=digest,
             )
-        _publish(staging, out_dir)
+        publish(staging, out_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
@@ -140,7 +140,12 @@ def _device_of(archive: "Archive") -> str:
     return wanted if wanted == "cuda" and torch.cuda.is_available() else "cpu"
 
 
-def _publish(staging: Path, out_dir: Path) -> None:
+def publish(staging: Path, out_dir: Path) -> None:
+    """Give a finished directory its name.
+
+    Raises:
+        CheckpointError: Somebody filled the target meanwhile.
+    """
     try:
         # Replaces an empty directory, and fails where someone filled it meanwhile.
         staging.rename(out_dir)

@@ -183,6 +183,17 @@ def test_exported_merge_is_the_scored_one(finished, directory):
     assert not any(torch.isnan(tensor).any() for tensor in tensors.values())
 
 
+def test_a_recipe_of_the_search_can_be_merged_again_from_either_language(finished, directory):
+    scored = json.loads(mergefront("recipe", finished.archive).stdout)
+    for form, name in (("json", "recipe.json"), ("mergekit", "recipe.yml")):
+        path = directory / name
+        mergefront("recipe", finished.archive, "--format", form, "--out", path)
+        done = mergefront("merge", path, "--out", directory / f"again-{form}", "--json")
+        record = json.loads(done.stdout)
+        assert record["recipe_id"] == scored["recipe_id"]
+        assert record["weights_digest"] == scored["weights_digest"]
+
+
 def test_front_and_pictures_come_from_the_archive(finished, directory):
     record = json.loads(mergefront("front", finished.archive, "--json").stdout)
     assert record["front"]

@@ -15,7 +15,9 @@ from optimizer import cli, cli_read
 from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
-COMMANDS = ("check", "run", "resume", "status", "front", "plot", "report", "export")
+COMMANDS = (
+    "check", "run", "resume", "status", "front", "plot", "report", "export", "merge", "recipe",
+)  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
     Merge((0.7, 0.6, 0.5), (0.9,) * 3, select=(0.8,) * 3, report=(0.7,) * 3),
@@ -203,13 +205,13 @@ def test_every_setting_that_cannot_be_read_is_named():
     [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("1000", 1000)],
 )
 def test_shard_size_is_read_with_its_unit(text, size):
-    assert cli_read._bytes(text) == size
+    assert cli_read.size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "five"])
 def test_shard_size_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="expected a size such as 500MB"):
-        cli_read._bytes(text)
+        cli_read.size_in_bytes(text)
 
 
 def test_wishes_are_read_as_name_and_number():

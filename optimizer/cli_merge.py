@@ -1,0 +1,167 @@
+"""The commands about single recipes: merge (without a search) and recipe (in either language)."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.table import Table
+
+from configs.errors import ConfigError, Problem
+from configs.recipe import MergeRecipe
+from configs.schema import DtypeName
+from optimizer.cli_read import print_json, size_in_bytes, stdout_console
+
+FORMATS = ("json", "mergekit")
+
+_SQLITE = b"SQLite format 3\0"
+
+
+def merge(
+    path: Path,
+    *,
+    out: Path,
+    directories: Sequence[Path],
+    dtype: str | None,
+    max_shard_size: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make one merge of a recipe or a mergekit file."""
+    max_shard_bytes = size_in_bytes(max_shard_size)
+    wanted = _dtype(dtype)
+    from optimizer.merge_file import plan_merge, write_merge  # noqa: PLC0415 - torch
+    from optimizer.recipe_file import read_recipe_file  # noqa: PLC0415
+    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415
+
+    # Told before anything is read.
+    refuse_used(out.expanduser().absolute())
+    plan = plan_merge(read_recipe_file(path, directories=directories, dtype=wanted))
+    for note in plan.notes:
+        sys.stderr.write(f"note: {note}\n")
+    recipe, pool = plan.file.recipe, plan.pool
+    record: dict[str, object] = {
+        "directory": str(out.expanduser().absolute()),
+        "recipe_id": recipe.recipe_id,
+    }
+    if not dry_run:
+        done = write_merge(plan, out, max_shard_bytes=max_shard_bytes)
+        record |= {"weights_digest": done.weights_digest, "size_bytes": done.size_bytes}
+        if not as_json:
+            sys.stdout.write(f"{done.weights_digest}  {done.directory}\n")
+    record |= {
+        "recipe": recipe.model_dump(mode="json"),
+        "reads": {str(source.directory): source.digest for source in plan.file.sources.everything},
+        "bytes_read": pool.bytes_read,
+        "bytes_written": pool.bytes_written,
+        "notes": list(plan.notes),
+    }
+    if as_json:
+        print_json(record)
+    elif dry_run:
+        _print_plan(recipe, record)
+
+
+def _print_plan(recipe: MergeRecipe, record: dict[str, object]) -> None:
+    from optimizer.merge_file import recipe_rows  # noqa: PLC0415 - torch
+
+    console = stdout_console()
+    options = "".join(f", {key} {value:g}" for key, value in recipe.options.items())
+    console.print(f"{recipe.method}{options} in {recipe.dtype}, recipe {recipe.recipe_id[:10]}")
+    table = Table("checkpoint", "group", "weight", "drop ratio")
+    for row in recipe_rows(recipe):
+        table.add_row(*row)
+    console.print(table)
+    reads = record["reads"]
+    assert isinstance(reads, dict)  # noqa: S101 - tells the type checker
+    for place, digest in reads.items():
+        console.print(f"reads  {place} ({digest[:12]})", markup=False, soft_wrap=True)
+    megabytes = [round(int(str(record[key])) / 1e6, 1) for key in ("bytes_read", "bytes_written")]
+    console.print(f"       {megabytes[0]:g} MB")
+    console.print(f"writes {record['directory']}", markup=False, soft_wrap=True)
+    console.print(f"       {megabytes[1]:g} MB of weights")
+
+
+def recipe(
+    path: Path,
+    *,
+    recipe_id: str | None,
+    directories: Sequence[Path],
+    form: str,
+    out: Path | None,
+) -> None:
+    """Print a recipe of an archive or of a file, as JSON or for mergekit."""
+    if form not in FORMATS:
+        raise _wrong("--format", f"`{form}` is no format; there are {', '.join(FORMATS)}")
+    if out is not None and out.exists():
+        raise _wrong("--out", f"{out} already exists; choose another name")
+    if _is_archive(path):
+        if directories:
+            raise _wrong("--source", "an archive knows its models; leave it out")
+        text = _of_archive(path, recipe_id, form)
+    elif recipe_id is not None:
+        raise _wrong("--id", f"{path} is no archive: it holds one recipe; leave --id out")
+    else:
+        text = _of_file(path, directories, form)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _wrong("--out", f"{out} cannot be written: {error.strerror}") from error
+    sys.stdout.write(f"{out}\n")
+
+
+def _of_archive(path: Path, recipe_id: str | None, form: str) -> str:
+    from optimizer.archive import Archive  # noqa: PLC0415
+    from optimizer.export import recipe_json  # noqa: PLC0415
+    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415
+    from optimizer.recipe_file import read_layout, spelled_as  # noqa: PLC0415
+    from optimizer.select import choose  # noqa: PLC0415
+
+    with Archive.open(path) as archive:
+        choice = choose(archive, recipe_id=recipe_id)
+        if form == "json":
+            return recipe_json(archive, choice)
+        named = [*([archive.job.models.base] if archive.job.models.base else [])]
+        named += archive.job.models.checkpoints.values()
+        texts = {
+            found.digest: spelled_as(source, found)
+            for source, found in zip(named, archive.sources.everything, strict=True)
+        }
+        layout, _ = read_layout(archive.sources)
+        return mergekit_yaml(choice.candidate.recipe, layout, texts)
+
+
+def _of_file(path: Path, directories: Sequence[Path], form: str) -> str:
+    from optimizer.merge_file import recipe_record  # noqa: PLC0415 - torch
+    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415
+    from optimizer.recipe_file import read_layout, read_recipe_file  # noqa: PLC0415
+
+    file = read_recipe_file(path, directories=directories)
+    for note in file.notes:
+        sys.stderr.write(f"note: {note}\n")
+    if form == "json":
+        return json.dumps(recipe_record(file), indent=2, ensure_ascii=False) + "\n"
+    layout, _ = read_layout(file.sources)
+    return mergekit_yaml(file.recipe, layout, file.spelled)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
+
+
+def _dtype(text: str | None) -> DtypeName | None:
+    if text is not None and text not in get_args(DtypeName):
+        raise _wrong("--dtype", f"must be {', '.join(get_args(DtypeName))}; found `{text}`")
+    return text  # type: ignore[return-value]
+
+
+def _wrong(flag: str, message: str) -> ConfigError:
+    return ConfigError("the command line cannot be read", [Problem(flag, message)])

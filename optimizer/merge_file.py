@@ -1,0 +1,177 @@
+"""One merge without a search: what it reads and writes, and the directory that it becomes."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from configs.errors import CheckpointError
+from configs.recipe import MergeRecipe
+from configs.schema import Merge
+from optimizer.archive_schema import mergefront_version
+from optimizer.export import RECIPE_FILE, Exported, publish
+from optimizer.recipe_file import RecipeFile
+from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
+from workers.compat import PoolReport, check_compatible
+from workers.methods import get_method
+
+_TEMPLATE = "merge_card.md.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that was checked, and what it moves."""
+
+    file: RecipeFile
+    pool: PoolReport
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that a person should know before it is written."""
+        return (*self.file.notes, *self.pool.warnings)
+
+
+def plan_merge(file: RecipeFile) -> MergePlan:
+    """Check that the models of a recipe can be merged.
+
+    Raises:
+        IncompatibleCheckpointsError: They cannot; lists every mismatch.
+        ConfigError: The recipe's method is not known here.
+    """
+    recipe = file.recipe
+    # Two groups of one name are two groups nevertheless.
+    groups = {group.name: list(group.patterns) for group in recipe.groups}
+    if len(groups) < len(recipe.groups):
+        groups = {f"{g.name}-{n}": list(g.patterns) for n, g in enumerate(recipe.groups)}
+    merge = Merge(method=recipe.method, options=recipe.options, groups=groups, dtype=recipe.dtype)
+    return MergePlan(file, check_compatible(file.sources, merge))
+
+
+def write_merge(
+    plan: MergePlan, out_dir: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> Exported:
+    """Write a merge as a checkpoint directory with model card and recipe.
+
+    Args:
+        plan: From :func:`plan_merge`.
+        out_dir: Must not exist, or be an empty directory; appears whole or not at all.
+        max_shard_bytes: Largest size of a shard's tensors.
+
+    Raises:
+        CheckpointError: The target exists, a source is not usable, the disk is full, or the
+            weights are not those that the recipe's file records. Nothing is left behind.
+    """
+    from workers.materialize import write_checkpoint  # noqa: PLC0415 - torch
+
+    out_dir = out_dir.expanduser().absolute()
+    refuse_used(out_dir)
+    staging = out_dir.with_name(f".{out_dir.name}.unverified-{secrets.token_hex(4)}")
+    file, expected = plan.file, plan.file.weights_digest
+    try:
+        digest = write_checkpoint(
+            file.recipe,
+            file.sources,
+            staging,
+            max_shard_bytes=max_shard_bytes,
+            extra_files={"README.md": b"", RECIPE_FILE: b""},
+        )
+        if expected not in (None, digest):
+            raise CheckpointError(
+                f"{out_dir}: the merge has weights digest {digest}, the recipe's file records "
+                f"{expected}; nothing was written. Merge on the kind of device that made it, or "
+                "remove `weights_digest` from the file",
+                expected=expected,
+                found=digest,
+            )
+        _write_synced(staging / "README.md", _card(file, digest, out_dir.name))
+        _write_synced(staging / RECIPE_FILE, _recipe_json(file, digest))
+        publish(staging, out_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
+    return Exported(out_dir, file.recipe.recipe_id, digest, size_bytes)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    """Replace a file that the checkpoint's writer left room for, down to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recipe_record(file: RecipeFile) -> dict[str, object]:
+    """Return a recipe with its id and the places of its models, for JSON."""
+    return {
+        "recipe_id": file.recipe.recipe_id,
+        "recipe": file.recipe.model_dump(mode="json"),
+        "sources": _places(file),
+    }
+
+
+def _places(file: RecipeFile) -> Mapping[str, object]:
+    return {
+        source.name: {"path": file.spelled[source.digest]} for source in file.sources.everything
+    }
+
+
+def _recipe_json(file: RecipeFile, digest: str) -> str:
+    content = {
+        **recipe_record(file),
+        "weights_digest": digest,
+        "mergefront_version": mergefront_version(),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _card(file: RecipeFile, digest: str, out_name: str) -> str:
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+    )
+    template = environment.from_string(
+        files("optimizer").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    )
+    hub_ids = {text: None for text in file.spelled.values() if not Path(text).expanduser().is_dir()}
+    return template.render(
+        title=out_name,
+        hub_ids=list(hub_ids),
+        recipe=file.recipe,
+        paper=get_method(file.recipe.method).paper,
+        sources=[
+            (source.name, _shown(file.spelled[source.digest]), source.digest)
+            for source in file.sources.everything
+        ],
+        rows=list(recipe_rows(file.recipe)),
+        reference=file.sources.reference.name,
+        weights_digest=digest,
+        version=mergefront_version(),
+    )
+
+
+def _shown(place: str) -> str:
+    """Return a hub id; of a local directory only its name is told."""
+    return f"directory `{Path(place).name}`" if Path(place).expanduser().is_dir() else f"`{place}`"
+
+
+def recipe_rows(recipe: MergeRecipe) -> list[tuple[str, str, str, str]]:
+    """Return (checkpoint, group, weight, drop ratio) for tables."""
+    return [
+        (
+            checkpoint.name,
+            group.name,
+            f"{recipe.weights[row][column]:.6g}",
+            f"{recipe.drop_ratios[row][column]:.6g}",
+        )
+        for row, checkpoint in enumerate(recipe.checkpoints)
+        for column, group in enumerate(recipe.groups)
+    ]
