@@ -13,6 +13,7 @@ from typing import Self
 import torch
 
 from configs.errors import IncompatibleCheckpointsError, Problem
+from configs.groups import compile_groups
 from configs.recipe import Group
 from configs.schema import DtypeName, Merge
 from workers.checkpoint import CheckpointReader
@@ -190,7 +191,8 @@ def _tensor_mismatches(here: CheckpointReader, there: CheckpointReader) -> Itera
 
 
 def _groups(merge: Merge) -> list[Group]:
-    return [Group(name=name, patterns=tuple(p)) for name, p in merge.groups.items()]
+    groups = compile_groups(merge.groups)
+    return [Group(name=name, patterns=patterns) for name, patterns in groups.items()]
 
 
 def _group_problems(pool: _Pool, merge: Merge) -> list[Problem]:
