@@ -25,10 +25,9 @@ REST = "rest"
 
 _HIGHEST_LAYER = 999
 
-# What a kind's tensors are called in transformers, in order of precedence: a tensor is of the
-# first kind that matches its name. `q_norm` inside attention is a norm, `attention.output` is not
-# the `output` of BERT's MLP. A kind is told by the names of modules, anywhere but in the first line
-# of each, where only the last module or the first counts.
+# What tensors of a kind are called in transformers: expressions over whole names, in order of
+# precedence. A tensor is of the first kind that matches: `self_attn.q_norm` is a norm, and
+# `attention.output.dense` of BERT is not the `output` of its MLP.
 _NAMED: dict[Kind, str] = {
     "norms": r"(?:.*\.)?(?i:\w*norm\w*|ln\w*)(?:\.\w+)?",
     "head": r"(?:.*\.)?(?:lm_head|embed_out|pooler|shared_head)\..*|"

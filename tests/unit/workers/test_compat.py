@@ -355,6 +355,8 @@ def test_headers_only_reads_no_tensor(pool: Pool, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr("workers.checkpoint.CheckpointReader.tensor", refuse)
+    for name in ("base", *pool.names):
+        pool.change(name, lambda tensors: tensors.update(steps=torch.tensor([1, 2])))
     checkpoints = {name: str(pool.root / name) for name in pool.names}
     models = Models.model_validate({"base": str(pool.root / "base"), "checkpoints": checkpoints})
     sources = resolve_sources(models, with_digests=False)
