@@ -171,6 +171,10 @@ def _message(detail: ErrorDetails) -> str:
     else:
         usual = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}"
         wanted = _KINDS.get(kind.partition("_")[0], usual)
+    if kind == "literal_error" and isinstance(detail["input"], str):
+        choices = re.findall(r"`([^`]*)`", wanted)
+        if close := difflib.get_close_matches(detail["input"], choices, n=1):
+            wanted += f"; did you mean `{close[0]}`?"
     first, semicolon, rest = wanted.partition("; ")
     return f"{first}, found {found}{semicolon}{rest}"
 
@@ -230,11 +234,15 @@ def _is_independent(location: Location) -> bool:
 
 
 def _drop(content: MutableMapping[str, object], location: Location) -> None:
-    """Take a wrong value out; of a list, the whole list."""
+    """Take a wrong value out; of a list, the whole list; a mapping that becomes empty, too."""
     steps = yaml_steps(location, content)
-    while steps and isinstance(steps[-1], int):
-        steps.pop()
-    _parent(content, tuple(steps)).pop(steps[-1], None)
+    first_index = next((n for n, step in enumerate(steps) if isinstance(step, int)), len(steps))
+    steps = steps[:first_index]
+    while steps:
+        parent = _parent(content, tuple(steps))
+        parent.pop(steps.pop(), None)
+        if parent:
+            return
 
 
 def _parent(content: MutableMapping[str, object], location: Location) -> Any:  # noqa: ANN401 - whatever the YAML holds there

@@ -9,9 +9,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from configs.groups import GroupRule, GroupRules, check_rest
 
 SplitName = Literal["search", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("search", "select", "report")
@@ -121,26 +123,21 @@ class Merge(_Section):
     """Interval of the linear weights (``free`` only)."""
     drop_ratio: DropBounds = DropBounds()
     """Interval of the DARE drop ratios (methods with drops only)."""
-    groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
-        default_factory=lambda: {"all": [".*"]}, min_length=1
+    groups: dict[str, GroupRules] = Field(
+        default_factory=lambda: {"all": [GroupRule(regex=".*")]}, min_length=1
     )
-    """Group name -> regular expressions over tensor names (full match). Each group has its own
-    weights and drop ratios; every tensor must be in exactly one group."""
+    """Group name -> rules. A rule is a regular expression over whole tensor names, a mapping with
+    ``layers`` (``0-11``, ``12-``), ``kind`` (``attention``, ``mlp``, ``embeddings``, ``norms``,
+    ``head``) and ``regex``, of which all must hold, or ``rest``: what no other group holds. Each
+    group has its own weights and drop ratios; every tensor must be in exactly one group."""
     dtype: DtypeName | None = None
     """Data type of the merged tensors; None keeps that of the base (or first checkpoint)."""
     mask_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the DARE masks."""
 
     @model_validator(mode="after")
-    def _groups_compile(self) -> Self:
-        for group, patterns in self.groups.items():
-            for pattern in patterns:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ValueError(
-                        f"groups.{group}: `{pattern}` is not a regular expression: {error}"
-                    ) from error
+    def _one_rest(self) -> Self:
+        check_rest(self.groups)
         return self
 
 

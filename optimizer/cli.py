@@ -106,11 +106,23 @@ def _options(
 
 
 @_command
-def check(job: JobFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def check(
+    job: JobFile,
+    settings: Settings = None,
+    headers_only: Annotated[
+        bool,
+        typer.Option(
+            "--headers-only", help="Read no weights: no digests, deltas or cosines, but fast."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check a job, evaluating nothing, and estimate what it costs."""
     from optimizer import cli_search
 
-    cli_search.check(job, overrides=_overrides(settings), as_json=as_json)
+    cli_search.check(
+        job, overrides=_overrides(settings), headers_only=headers_only, as_json=as_json
+    )
 
 
 @_command

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,9 +32,15 @@ from optimizer.report import render, report_of
 from optimizer.resume import verify_replay
 
 
-def check(job_path: Path, *, overrides: Mapping[str, object], as_json: bool) -> None:
+def check(
+    job_path: Path, *, overrides: Mapping[str, object], headers_only: bool, as_json: bool
+) -> None:
     """Check a job and print its cost."""
-    prepared = prepare(load_job(job_path, overrides))
+    prepared = prepare(
+        load_job(job_path, overrides),
+        headers_only=headers_only,
+        announce=partial(_say, _stderr_console(), style="dim"),
+    )
     if as_json:
         print_json(prepared_record(prepared))
     else:
@@ -44,7 +51,7 @@ def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None
     """Start a search and see it to its end."""
     console = _stderr_console()
     job = load_job(job_path, overrides)
-    prepared = prepare(job)
+    prepared = prepare(job, announce=partial(_say, console, style="dim"))
     _warn(console, prepared)
     archive = Archive.create(
         Path(job.archive),
@@ -70,7 +77,7 @@ def resume(
     console = _stderr_console()
     with Archive.open(path, writable=True) as archive:
         job = _job_to_resume(archive, job_path, archived_job, overrides, console)
-        prepared = prepare(job, archive=archive)
+        prepared = prepare(job, archive=archive, announce=partial(_say, console, style="dim"))
         _warn(console, prepared)
         if verify:
             _verify(archive, prepared, console)

@@ -1,4 +1,4 @@
-"""What a search will cost, from sizes and counts alone: nothing here is measured."""
+"""What a search will cost, from sizes, counts, and the speed of memory and disks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from configs.schema import SPLITS, JobConfig, SplitName
 from optimizer.baselines import BaselinePlan
 from optimizer.space import SearchSpace
 from workers.compat import PoolReport
+from workers.tiers import ASSUMED_RATES, Machine, TierPlan, plan_tiers
 
 if TYPE_CHECKING:
     from evaluators.harness import TaskDescription
@@ -26,6 +27,7 @@ class Estimate:
     written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines`` and
     ``evaluations`` are upper bounds: the greedy soup may end early. ``generations`` and
     ``new_tokens`` are those of one candidate, the latter at the most.
+    ``tiers`` says where the moved bytes come from.
     """
 
     num_genes: int
@@ -37,6 +39,7 @@ class Estimate:
     requests: dict[SplitName, int]
     generations: dict[SplitName, int]
     new_tokens: dict[SplitName, int]
+    tiers: TierPlan
 
     @property
     def total_moved_bytes(self) -> int:
@@ -55,6 +58,8 @@ def estimate(
     space: SearchSpace,
     manifest: "Manifest",
     tasks: Sequence["TaskDescription"],
+    *,
+    machine: Machine,
 ) -> Estimate:
     """Count what the job will do.
 
@@ -64,16 +69,18 @@ def estimate(
         space: Number of genes and baselines.
         manifest: Items of every split.
         tasks: Which tasks generate, and how long.
+        machine: What the workers run on.
     """
     num_baselines = _num_baselines(job, space)
     num_search = job.budget.evaluations
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
     counts = {split: _counts(manifest.items(split)) for split in SPLITS}
+    worker_bytes = pool.bytes_written + RUNTIME_BYTES
     return Estimate(
         num_genes=space.size,
         model_bytes=pool.bytes_written,
         moved_bytes=pool.bytes_read + pool.bytes_written,
-        worker_bytes=pool.bytes_written + RUNTIME_BYTES,
+        worker_bytes=worker_bytes,
         num_baselines=num_baselines,
         evaluations={
             "search": num_search,
@@ -88,6 +95,13 @@ def estimate(
             split: sum(count[name] * task.max_new_tokens for name, task in generating.items())
             for split, count in counts.items()
         },
+        tiers=plan_tiers(
+            job.workers,
+            machine,
+            bytes_read=pool.bytes_read,
+            bytes_written=pool.bytes_written,
+            worker_bytes=worker_bytes,
+        ),
     )
 
 
@@ -100,6 +114,11 @@ def _num_baselines(job: JobConfig, space: SearchSpace) -> int:
     fixed = len(BaselinePlan(space, names, job.preference).fixed)
     # The greedy soup begins with a single checkpoint, which is scored anyway.
     return fixed + max(0, len(names) - 1)
+
+
+def digest_seconds(size_bytes: float) -> float:
+    """Return about how long reading checkpoints once for their digests takes, from disk."""
+    return size_bytes / 1e9 / ASSUMED_RATES["disk"]
 
 
 def format_bytes(size: float) -> str:
@@ -117,3 +136,11 @@ def format_count(count: float) -> str:
             divisor = 1e3 if name == "thousand" else limit
             return f"{count / divisor:.3g} {name}"
     return f"{count:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a time with two or three digits: ``0.31 ms``, ``42 s``, ``28 min``, ``3.1 h``."""
+    for limit, divisor, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / divisor:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"

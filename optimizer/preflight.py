@@ -7,6 +7,7 @@ returns is all that a search needs. It imports no Ray.
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,17 +25,29 @@ from configs.errors import (
 )
 from configs.schema import SPLITS, JobConfig
 from evaluators.manifest import Manifest
-from optimizer.estimate import Estimate, estimate, format_bytes
+from optimizer.estimate import (
+    Estimate,
+    digest_seconds,
+    estimate,
+    format_bytes,
+    format_seconds,
+)
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies import strategy_factory
+from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible
+from workers.digest import undigested_bytes
 from workers.sources import Sources, resolve_sources
+from workers.tiers import machine_of
 
 if TYPE_CHECKING:
     from evaluators.harness import Suite, TaskDescription
     from optimizer.archive import Archive
 
 Result = TypeVar("Result")
+
+# Some seconds of reading: below, nobody needs to be told.
+_LONG_DIGEST_BYTES = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +108,21 @@ def _family_of(error: MergefrontError) -> type[MergefrontError]:
     return next(kind for kind in ancestors if MergefrontError in kind.__bases__)
 
 
-def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
+def prepare(
+    job: JobConfig,
+    *,
+    archive: "Archive | None" = None,
+    headers_only: bool = False,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Prepared:
     """Check a job as far as it goes without evaluating, and gather what a search needs.
 
     Args:
         job: The job to run.
         archive: The record to go on with; None for a new search, whose archive must not exist.
+        headers_only: Read no tensor, so that terabytes can be checked: what comes back has no
+            digests, and no search can be started with it.
+        announce: Called with a sentence before something that takes long.
 
     Raises:
         ConfigError: The job cannot work as written, or several parts of it cannot.
@@ -114,10 +136,15 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
     warnings: list[str] = []
     checks.attempt(lambda: strategy_factory(job.search.strategy))
     checks.attempt(lambda: check_method(job))
-    sources = checks.attempt(lambda: resolve_sources(job.models))
+    sources = checks.attempt(lambda: resolve_sources(job.models, with_digests=False))
+    if sources is not None and not headers_only:
+        announce_digests(sources, announce)
+        sources = checks.attempt(lambda: resolve_sources(job.models))
     pool = None
     if sources is not None:
-        pool = checks.attempt(lambda: check_compatible(sources, job.merge))
+        pool = checks.attempt(
+            lambda: check_compatible(sources, job.merge, headers_only=headers_only)
+        )
     suite = checks.attempt(lambda: Suite(job.objectives, job.evaluation))
     checks.attempt(lambda: _check_sandbox(job))
     checks.attempt(lambda: _check_device(job))
@@ -130,11 +157,14 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
         space = SearchSpace(job, sources, dtype=pool.dtype)
     cost = None
     if pool is not None and space is not None and suite is not None:
-        cost = estimate(job, pool, space, suite.manifest, suite.describe())
+        cost = estimate(
+            job, pool, space, suite.manifest, suite.describe(), machine=machine_of(job.workers)
+        )
         checks.attempt(lambda: warnings.extend(_check_memory(job, cost)))
     checks.raise_errors()
     assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
     warnings += [*pool.warnings, *_disk_warnings(job, cost), *_core_warnings(job)]
+    warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,
         sources=sources,
@@ -145,6 +175,21 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
         estimate=cost,
         warnings=tuple(warnings),
     )
+
+
+def announce_digests(sources: Sources, announce: Callable[[str], None]) -> None:
+    """Say how long naming the checkpoints will take, where it takes long."""
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(CheckpointReader(source.directory)) for source in sources.everything
+        ]
+        size = undigested_bytes(readers)
+    if size >= _LONG_DIGEST_BYTES:
+        announce(
+            f"reading {format_bytes(size)} of checkpoints once for their digests, which may take "
+            f"{format_seconds(digest_seconds(size))}; they are remembered from then on "
+            "(`mergefront check --headers-only` does without)"
+        )
 
 
 def _check_sandbox(job: JobConfig) -> None:

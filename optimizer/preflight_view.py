@@ -6,21 +6,43 @@ from rich.text import Text
 
 from configs.schema import SPLITS
 from optimizer.estimate import format_bytes, format_count
+from optimizer.pool_view import (
+    cosine_heading,
+    cosine_table,
+    deltas_table,
+    files_table,
+    groups_table,
+    headers_only_text,
+    plain_table,
+    pool_record,
+    sources_table,
+    tier_text,
+    tiers_table,
+)
 from optimizer.preflight import Prepared
 
 
 def render_prepared(prepared: Prepared) -> RenderableType:
     """Lay out a checked job for a terminal."""
-    job = prepared.job
+    job, pool, plan = prepared.job, prepared.pool, prepared.estimate.tiers
     parts: list[RenderableType] = [
         Text(f"{job.name}: every check passed that needs no evaluation", style="bold green"),
         _heading("Checkpoints"),
-        _sources_table(prepared),
-        _heading("Suites"),
-        _tasks_table(prepared),
-        _heading("Cost"),
-        _cost_table(prepared),
+        sources_table(prepared.sources),
+        Text(),
+        files_table(pool),
     ]
+    if pool.headers_only:
+        parts.append(Text(headers_only_text(pool), style="yellow"))
+    if pool.deltas:
+        sampled = ", from samples" if any(stats.is_sampled for stats in pool.deltas) else ""
+        parts += [_heading(f"Task vectors{sampled}"), deltas_table(pool.deltas)]
+    if pool.similarity is not None and len(pool.similarity.names) > 1:
+        parts += [_heading(cosine_heading(pool.similarity)), cosine_table(pool.similarity)]
+    parts += [_heading("Groups"), groups_table(pool)]
+    parts += [_heading("Suites"), _tasks_table(prepared)]
+    parts += [_heading("Cost"), _cost_table(prepared)]
+    parts += [_heading("Where checkpoints are read from"), tiers_table(plan), Text(tier_text(plan))]
     if prepared.warnings:
         parts.append(_heading("Warnings"))
         parts += [Text(f"- {warning}", style="yellow") for warning in prepared.warnings]
@@ -31,34 +53,9 @@ def _heading(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
-
-
-def _sources_table(prepared: Prepared) -> Table:
-    numbers = ("median |delta|", "p99", "max", "unchanged")
-    table = _table("name", "directory", "digest", *numbers, right=numbers)
-    deltas = {stats.checkpoint: stats for stats in prepared.pool.deltas}
-    for source in prepared.sources.everything:
-        stats = deltas.get(source.name)
-        sizes = ("", "", "", "")
-        if stats is not None:
-            sizes = (
-                f"{stats.median:.2g}",
-                f"{stats.p99:.2g}",
-                f"{stats.maximum:.2g}",
-                f"{100 * stats.unchanged:.0f} %",
-            )
-        table.add_row(source.name, Text(str(source.directory)), source.digest[:12], *sizes)
-    return table
-
-
 def _tasks_table(prepared: Prepared) -> Table:
     numbers = ("items", *SPLITS, "max tokens")
-    table = _table("objective", "task", "metric", "kind", *numbers, right=numbers)
+    table = plain_table("objective", "task", "metric", "kind", *numbers, right=numbers)
     for task in prepared.tasks:
         taken = [str(len(prepared.manifest.items(split)[task.task])) for split in SPLITS]
         tokens = str(task.max_new_tokens) if task.max_new_tokens else ""
@@ -123,20 +120,7 @@ def prepared_record(prepared: Prepared) -> dict[str, object]:
         "name": prepared.job.name,
         "job_digest": prepared.job.digest,
         "archive": prepared.job.archive,
-        "sources": [
-            {"name": source.name, "directory": str(source.directory), "digest": source.digest}
-            for source in prepared.sources.everything
-        ],
-        "deltas": {
-            stats.checkpoint: {
-                "median": stats.median,
-                "p99": stats.p99,
-                "max": stats.maximum,
-                "relative": stats.relative,
-                "unchanged": stats.unchanged,
-            }
-            for stats in pool.deltas
-        },
+        **pool_record(prepared.sources, pool, cost.tiers),
         "tasks": [
             {
                 "objective": task.objective,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from configs.errors import ConfigError, Problem
+from configs.groups import compile_groups
 from configs.recipe import Group, MergeRecipe, Source, Vocabulary
 from configs.schema import Bounds, DtypeName, JobConfig
 from evaluators.scores import FloatArray
@@ -49,8 +50,8 @@ class SearchSpace:
         self._base = None if sources.base is None else _source(sources.base)
         self._checkpoints = tuple(_source(checkpoint) for checkpoint in sources.checkpoints)
         self._groups = tuple(
-            Group(name=name, patterns=tuple(patterns))
-            for name, patterns in job.merge.groups.items()
+            Group(name=name, patterns=patterns)
+            for name, patterns in compile_groups(job.merge.groups).items()
         )
         self._dtype: DtypeName = job.merge.dtype or dtype
         method = get_method(job.merge.method)

@@ -6,43 +6,55 @@ suspicious becomes a warning in its report.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Literal, Self
 
 import torch
 
 from configs.errors import IncompatibleCheckpointsError, Problem
-from configs.recipe import Group
 from configs.schema import DtypeName, Merge
+from workers.chat_template import read_chat_template
 from workers.checkpoint import CheckpointReader
 from workers.delta_stats import DeltaStats, measure_deltas
-from workers.methods import MergeMethod, get_method
+from workers.digest import undigested_bytes
+from workers.group_check import (
+    GroupSize,
+    group_problems,
+    group_warnings,
+    measure_groups,
+    some,
+)
+from workers.methods import get_method
+from workers.pool_warnings import (
+    config_warnings,
+    delta_warnings,
+    identity_warnings,
+    similarity_warnings,
+    template_warnings,
+)
+from workers.similarity import Similarity, measure_similarity
 from workers.sources import Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
 
-# Deltas of fine-tuned checkpoints are within about 0.002 to 0.005; DARE breaks near 0.03, which
-# continued pre-training reaches (arXiv:2311.03099, section 4.4).
-_DARE_BREAKS_AT = 0.03
-# Two unrelated models are sqrt(2) typical weights apart; what is fine-tuned is far closer.
-_UNRELATED_AT = 0.7
-# Enough to recognize the pattern; all of them are in the error's context.
-_SHOWN = 5
+Sameness = Literal["reference", "same", "other", "none", "unknown"]
+"""How a file of a model compares with the reference's: it is the reference, has the same content
+or another, or there is nothing to compare in this model (none) or in one of both (unknown)."""
 
-# Config keys that change what the same tensors compute.
-_MEANINGFUL_KEYS = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "sliding_window",
-    "tie_word_embeddings",
-)
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """One model of the pool, from its headers and its small files.
+
+    ``dtypes``: name -> number of elements, most first. ``size_bytes``: of all tensors.
+    """
+
+    name: str
+    num_tensors: int
+    num_parameters: int
+    size_bytes: int
+    dtypes: dict[str, int]
+    tokenizer: Sameness
+    chat_template: Sameness
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,9 @@ class PoolReport:
 
     ``dtype``: of the merged tensors. ``bytes_read`` and ``bytes_written``: what one candidate
     moves when every checkpoint contributes. ``largest_tensor_bytes``: merged, the memory that
-    an export needs. ``deltas``: one per checkpoint; empty without a base.
+    an export needs. ``deltas``: one per checkpoint; empty without a base. ``similarity``: of the
+    checkpoints, None where it was not measured. ``headers_only``: no tensor was read.
+    ``undigested_bytes``: what naming the sources will still read, once.
     """
 
     num_tensors: int
@@ -62,16 +76,23 @@ class PoolReport:
     largest_tensor_bytes: int
     deltas: tuple[DeltaStats, ...]
     warnings: tuple[str, ...]
+    sources: tuple[SourceFacts, ...] = ()
+    groups: tuple[GroupSize, ...] = ()
+    similarity: Similarity | None = None
+    headers_only: bool = False
+    undigested_bytes: int = 0
 
 
-def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
+def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = False) -> PoolReport:
     """Check a resolved pool against the merge that a job asks for.
 
-    Reads headers, tokenizers, and tensors as far as the sizes of task vectors need it.
+    Reads headers, tokenizers, chat templates, and tensors as far as the sizes and directions of
+    task vectors need it.
 
     Args:
         sources: From ``resolve_sources``, which has checked each model alone.
         merge: Method, groups and dtype of the job.
+        headers_only: Read no tensor: leaves out deltas, similarity and the search for NaN.
 
     Raises:
         IncompatibleCheckpointsError: ``problems`` holds one entry per checkpoint or group that
@@ -86,49 +107,55 @@ def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
             for source in sources.everything
         }
         pool = _Pool.of(sources.reference.name, readers)
-        problems, mismatches = _find_problems(pool, merge)
-        deltas: list[DeltaStats] = []
-        if sources.base is not None and not mismatches:
-            deltas = [
-                measure_deltas(name, pool.reference, reader) for name, reader in pool.others.items()
-            ]
-            problems += [
-                Problem(
-                    stats.checkpoint,
-                    f"`{stats.first_non_finite}` holds NaN or infinity, here or in the base",
-                )
-                for stats in deltas
-                if stats.first_non_finite is not None
-            ]
+        problems, mismatches = _find_problems(pool, merge, headers_only=headers_only)
+        measured = _Measured()
+        if not mismatches and not headers_only:
+            measured = _measure(sources, readers)
+            problems += measured.problems
         if problems:
             raise IncompatibleCheckpointsError(
                 "the checkpoints cannot be merged", problems, mismatches=mismatches
             )
+        groups = measure_groups(pool.reference.entries.values(), merge)
         warnings = [
-            *_config_warnings(pool),
+            *config_warnings(pool.reference_name, pool.reference, pool.others),
             *_tokenizer_warnings(pool),
-            *_identity_warnings(sources),
-            *_delta_warnings(deltas, method),
-            *_group_warnings(pool, merge),
+            *template_warnings(pool.reference_name, pool.templates),
+            *identity_warnings(sources),
+            *delta_warnings(measured.deltas, method),
+            *group_warnings(groups, merge),
         ]
+        if measured.similarity is not None:
+            warnings += similarity_warnings(measured.similarity, sources)
         merged_from = sources.everything if method.needs_base else sources.checkpoints
-        return _report(
-            pool.reference,
-            dtype=merge.dtype or pool.reference.dtype,
+        dtype = merge.dtype or pool.reference.dtype
+        merged = _merged_bytes(pool.reference, dtype)
+        return PoolReport(
+            num_tensors=len(merged),
+            num_parameters=sum(entry.numel for entry in pool.reference.entries.values()),
+            dtype=dtype,
             bytes_read=sum(readers[source.name].size_bytes for source in merged_from),
-            deltas=deltas,
-            warnings=warnings,
+            bytes_written=sum(merged),
+            largest_tensor_bytes=max(merged),
+            deltas=tuple(measured.deltas),
+            warnings=tuple(warnings),
+            sources=tuple(_facts(name, reader, pool) for name, reader in readers.items()),
+            groups=groups,
+            similarity=measured.similarity,
+            headers_only=headers_only,
+            undigested_bytes=undigested_bytes(readers.values()),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """Open readers by name, and how the tokenizers of the others match the reference's."""
+    """Open readers by name, and how the small files of the others match the reference's."""
 
     reference_name: str
     reference: CheckpointReader
     others: dict[str, CheckpointReader]
     tokenizers: dict[str, TokenizerMatch]
+    templates: dict[str, str | None]
 
     @classmethod
     def of(cls, reference_name: str, readers: Mapping[str, CheckpointReader]) -> Self:
@@ -138,10 +165,42 @@ class _Pool:
             name: match_tokenizers(reference.directory, reader.directory)
             for name, reader in others.items()
         }
-        return cls(reference_name, reference, others, tokenizers)
+        templates = {name: read_chat_template(r.directory) for name, r in readers.items()}
+        return cls(reference_name, reference, others, tokenizers, templates)
 
 
-def _find_problems(pool: _Pool, merge: Merge) -> tuple[list[Problem], dict[str, list[str]]]:
+@dataclass(slots=True)
+class _Measured:
+    """What the tensors say; empty where they were not read."""
+
+    deltas: list[DeltaStats] = field(default_factory=list)
+    similarity: Similarity | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _measure(sources: Sources, readers: Mapping[str, CheckpointReader]) -> _Measured:
+    names = [source.name for source in sources.checkpoints]
+    base = None if sources.base is None else readers[sources.base.name]
+    checkpoints = {name: readers[name] for name in names}
+    similarity = measure_similarity(base, checkpoints)
+    deltas = [] if base is None else [measure_deltas(name, base, readers[name]) for name in names]
+    where = ", here or in the base" if base is not None else ""
+    non_finite: Sequence[tuple[str, str | None]] = (
+        list(similarity.non_finite.items())
+        if base is None
+        else [(stats.checkpoint, stats.first_non_finite) for stats in deltas]
+    )
+    problems = [
+        Problem(name, f"`{tensor}` holds NaN or infinity{where}")
+        for name, tensor in non_finite
+        if tensor is not None
+    ]
+    return _Measured(deltas, similarity, problems)
+
+
+def _find_problems(
+    pool: _Pool, merge: Merge, *, headers_only: bool
+) -> tuple[list[Problem], dict[str, list[str]]]:
     problems: list[Problem] = []
     mismatches: dict[str, list[str]] = {}
     for name, reader in pool.others.items():
@@ -155,13 +214,13 @@ def _find_problems(pool: _Pool, merge: Merge) -> tuple[list[Problem], dict[str, 
                     "of one architecture",
                 )
             )
-        if found := list(_tensor_mismatches(pool.reference, reader)):
+        if found := list(_tensor_mismatches(pool.reference, reader, headers_only)):
             mismatches[name] = found
             total = len(pool.reference.entries)
             problems.append(
                 Problem(
                     name,
-                    f"{title}: {len(found)} of {total} tensors differ. {_some(found)}. "
+                    f"{title}: {len(found)} of {total} tensors differ. {some(found)}. "
                     "Resize the vocabulary first, or use checkpoints of the same base",
                 )
             )
@@ -173,10 +232,12 @@ def _find_problems(pool: _Pool, merge: Merge) -> tuple[list[Problem], dict[str, 
                     "checkpoints that share one tokenizer",
                 )
             )
-    return problems + _group_problems(pool, merge), mismatches
+    return problems + group_problems(pool.reference.entries.values(), merge), mismatches
 
 
-def _tensor_mismatches(here: CheckpointReader, there: CheckpointReader) -> Iterator[str]:
+def _tensor_mismatches(
+    here: CheckpointReader, there: CheckpointReader, headers_only: bool
+) -> Iterator[str]:
     for name in sorted(here.entries.keys() | there.entries.keys()):
         expected, found = here.entries.get(name), there.entries.get(name)
         if expected is None or found is None:
@@ -185,62 +246,10 @@ def _tensor_mismatches(here: CheckpointReader, there: CheckpointReader) -> Itera
             yield f"`{name}` expected {expected.shape}, found {found.shape}"
         elif expected.is_floating != found.is_floating:
             yield f"`{name}` expected {expected.dtype}, found {found.dtype}"
-        elif not expected.is_floating and not torch.equal(here.tensor(name), there.tensor(name)):
+        elif expected.is_floating or headers_only:
+            continue
+        elif not torch.equal(here.tensor(name), there.tensor(name)):
             yield f"`{name}` ({expected.dtype}) cannot be merged and has other values"
-
-
-def _groups(merge: Merge) -> list[Group]:
-    return [Group(name=name, patterns=tuple(p)) for name, p in merge.groups.items()]
-
-
-def _group_problems(pool: _Pool, merge: Merge) -> list[Problem]:
-    groups = _groups(merge)
-    homeless: list[str] = []
-    shared: list[str] = []
-    for entry in pool.reference.entries.values():
-        names = [group.name for group in groups if group.holds(entry.name)]
-        if entry.is_floating and not names:
-            homeless.append(f"`{entry.name}`")
-        elif entry.is_floating and len(names) > 1:
-            shared.append(f"`{entry.name}` ({', '.join(names)})")
-    problems: list[Problem] = []
-    if homeless:
-        problems.append(
-            Problem(
-                "merge.groups",
-                f"{len(homeless)} tensors are in no group: {_some(homeless)}. "
-                "Add a group or a pattern for them",
-            )
-        )
-    if shared:
-        problems.append(
-            Problem(
-                "merge.groups",
-                f"{len(shared)} tensors are in more than one group: "
-                f"{_some(shared)}. Make the patterns exclude each other",
-            )
-        )
-    return problems
-
-
-def _group_warnings(pool: _Pool, merge: Merge) -> Iterator[str]:
-    names = [entry.name for entry in pool.reference.entries.values() if entry.is_floating]
-    for group in _groups(merge):
-        if not any(map(group.holds, names)):
-            yield f"group `{group.name}` holds no tensor; its genes change nothing"
-
-
-def _config_warnings(pool: _Pool) -> Iterator[str]:
-    for name, reader in pool.others.items():
-        for key in _MEANINGFUL_KEYS:
-            here, there = pool.reference.config.get(key), reader.config.get(key)
-            if here is not None and there is not None and here != there:
-                yield (
-                    f"`{name}`: config.json has {key} = {there}, but the merge runs with "
-                    f"{here}, that of `{pool.reference_name}`"
-                )
-        if reader.dtype != pool.reference.dtype:
-            yield f"`{name}` is {reader.dtype}, `{pool.reference_name}` {pool.reference.dtype}"
 
 
 def _tokenizer_warnings(pool: _Pool) -> Iterator[str]:
@@ -249,55 +258,42 @@ def _tokenizer_warnings(pool: _Pool) -> Iterator[str]:
             yield f"`{name}`: {match.warning}"
 
 
-def _identity_warnings(sources: Sources) -> Iterator[str]:
-    for first, second in combinations(sources.everything, 2):
-        if first.digest != second.digest:
-            continue
-        if first is sources.base:
-            yield f"`{second.name}` has the weights of the base; its genes change nothing"
-        else:
-            yield f"`{first.name}` and `{second.name}` are the same weights; keep one of them"
-
-
-def _delta_warnings(deltas: Sequence[DeltaStats], method: MergeMethod) -> Iterator[str]:
-    for stats in deltas:
-        if stats.relative >= _UNRELATED_AT:
-            yield (
-                f"`{stats.checkpoint}`: its task vector is as large as the weights (median ratio "
-                f"{stats.relative:.2g}); the base is probably not its base"
-            )
-        elif method.uses_drop_ratios and stats.p99 >= _DARE_BREAKS_AT:
-            yield (
-                f"`{stats.checkpoint}`: 1 % of its deltas exceed {stats.p99:.2g}; DARE breaks near "
-                f"{_DARE_BREAKS_AT}. Keep drop ratios low, or use task_arithmetic"
-            )
-
-
-def _some(items: Sequence[str]) -> str:
-    rest = len(items) - _SHOWN
-    return "; ".join(items[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-def _report(
-    reference: CheckpointReader,
-    *,
-    dtype: DtypeName,
-    bytes_read: int,
-    deltas: Sequence[DeltaStats],
-    warnings: Sequence[str],
-) -> PoolReport:
-    entries = reference.entries.values()
-    element_bytes = getattr(torch, dtype).itemsize
-    merged = [
-        entry.numel * element_bytes if entry.is_floating else entry.size_bytes for entry in entries
-    ]
-    return PoolReport(
-        num_tensors=len(merged),
-        num_parameters=sum(entry.numel for entry in entries),
-        dtype=dtype,
-        bytes_read=bytes_read,
-        bytes_written=sum(merged),
-        largest_tensor_bytes=max(merged),
-        deltas=tuple(deltas),
-        warnings=tuple(warnings),
+def _facts(name: str, reader: CheckpointReader, pool: _Pool) -> SourceFacts:
+    elements: dict[str, int] = {}
+    for entry in reader.entries.values():
+        elements[entry.dtype] = elements.get(entry.dtype, 0) + entry.numel
+    return SourceFacts(
+        name=name,
+        num_tensors=len(reader.entries),
+        num_parameters=sum(elements.values()),
+        size_bytes=reader.size_bytes,
+        dtypes=dict(sorted(elements.items(), key=lambda item: -item[1])),
+        tokenizer=_tokenizer_sameness(name, pool),
+        chat_template=_template_sameness(name, pool),
     )
+
+
+def _tokenizer_sameness(name: str, pool: _Pool) -> Sameness:
+    if name == pool.reference_name:
+        return "reference"
+    match = pool.tokenizers[name]
+    if match.difference is not None:
+        return "other"
+    return "same" if match.warning is None else "unknown"
+
+
+def _template_sameness(name: str, pool: _Pool) -> Sameness:
+    template = pool.templates[name]
+    if template is None:
+        return "none"
+    if name == pool.reference_name:
+        return "reference"
+    return "same" if template == pool.templates[pool.reference_name] else "other"
+
+
+def _merged_bytes(reference: CheckpointReader, dtype: DtypeName) -> list[int]:
+    element_bytes = getattr(torch, dtype).itemsize
+    return [
+        entry.numel * element_bytes if entry.is_floating else entry.size_bytes
+        for entry in reference.entries.values()
+    ]

@@ -86,6 +86,12 @@ def source_digest(reader: CheckpointReader, *, cache: "DigestCache | None" = Non
     return digest
 
 
+def undigested_bytes(readers: Iterable[CheckpointReader]) -> int:
+    """Return how many bytes :func:`source_digest` would read: those that no cache knows."""
+    cache = DigestCache()
+    return sum(reader.size_bytes for reader in readers if cache.get(reader.files) is None)
+
+
 def _line(name: str, dtype: str, shape: tuple[int, ...], content: str) -> str:
     return json.dumps([name, dtype, list(shape), content]) + "\n"
 

@@ -46,12 +46,16 @@ class Sources:
         return self.everything[0]
 
 
-def resolve_sources(models: Models) -> Sources:
+def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
     """Find, fetch and check every model of a job.
 
     Directories are taken as they are; hub ids are downloaded into the Hugging Face cache
     (``HF_HUB_OFFLINE=1`` takes only what is there already). The headers of all weights are
     checked before any digest is computed.
+
+    Args:
+        models: The pool.
+        with_digests: False leaves all digests empty, and reads no tensor.
 
     Raises:
         ConfigError: A checkpoint is called ``base``, beside a base.
@@ -75,7 +79,7 @@ def resolve_sources(models: Models) -> Sources:
         if errors:
             raise _combined(errors)
         resolved = [
-            ResolvedSource(name, reader.directory, source_digest(reader))
+            ResolvedSource(name, reader.directory, source_digest(reader) if with_digests else "")
             for (name, _), reader in zip(pool, readers, strict=True)
         ]
     finally:

@@ -8,7 +8,9 @@ import yaml
 from pydantic import BaseModel
 
 import configs
+from configs.groups import compile_groups
 from configs.load import load_job
+from configs.recipe import Group
 from configs.schema import Bounds, JobConfig, ModelSource, Objective
 
 DIRECTORY = Path(configs.__file__).parent
@@ -61,6 +63,24 @@ def test_example_explains_every_key_that_a_job_can_have():
     content = yaml.safe_load((DIRECTORY / "example-7b.yaml").read_text(encoding="utf-8"))
     missing = [path for path in _paths(JobConfig) if not _is_in(content, path.split("."))]
     assert missing == []
+
+
+def test_example_shows_every_kind_of_rule_and_holds_every_tensor_once():
+    groups = load_job(DIRECTORY / "example-7b.yaml").merge.groups
+    rules = [rule for held in groups.values() for rule in held]
+    for part in ("layers", "kind", "regex"):
+        assert any(getattr(rule, part) for rule in rules)
+    assert any(rule.is_rest for rule in rules)
+    compiled = [Group(name=n, patterns=p) for n, p in compile_groups(groups).items()]
+    held = {
+        f"model.layers.{layer}.{part}.weight": [
+            group.name for group in compiled if group.holds(f"model.layers.{layer}.{part}.weight")
+        ]
+        for layer in (0, 13, 14, 27)
+        for part in ("self_attn.q_proj", "mlp.up_proj", "input_layernorm")
+    }
+    assert all(len(names) == 1 for names in held.values())
+    assert {names[0] for names in held.values()} == set(groups)
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

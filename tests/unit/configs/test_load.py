@@ -207,7 +207,7 @@ def test_bad_override_is_a_problem_of_its_key(write, key, value, message) -> Non
             "high must be < 1 (got 1.0): dropping everything leaves nothing to rescale; use 0.99",
         ),
         ("merge: {weight: {low: 2, high: 1}}", "merge.weight", "`low <= high` must hold, but got"),
-        ("merge: {groups: {all: ['(']}}", "merge.groups.all", "`(` is not a regular expression"),
+        ("merge: {groups: {all: ['(']}}", "merge.groups.all[0]", "`(` is not a regular expression"),
         ("merge: {groups: {}}", "merge.groups", "must have at least 1 entry"),
         ("merge: {groups: {'a b': [x]}}", "merge.groups", "name `a b` may hold letters"),
         ("workers: {device: cuda}", "workers", "device is `cuda` but gpus is 0"),

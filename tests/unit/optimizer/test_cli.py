@@ -85,6 +85,23 @@ def test_version_is_printed():
     assert result.stdout.startswith("mergefront ")
 
 
+def test_check_of_headers_prints_the_whole_report_as_json(tiny_job, tmp_path):
+    path = tmp_path / "job.yaml"
+    merge = {"groups": {"late": [{"layers": "1-"}], "others": ["rest"]}}
+    path.write_text(json.dumps(tiny_job(merge=merge).model_dump(mode="json")))
+    result = mergefront("check", path, "--headers-only", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["headers_only"] is True
+    assert [group["name"] for group in record["groups"]] == ["late", "others"]
+    assert record["tiers"]["tier"] == "host"
+    assert {source["digest"] for source in record["sources"]} == {None}
+    whole = json.loads(mergefront("check", path, "--json").stdout)
+    assert whole["similarity"]["names"] == ["instruct", "code", "math"]
+    assert all(source["digest"] for source in whole["sources"])
+    assert record.keys() == whole.keys()
+
+
 def test_status_says_how_far_a_search_is(archive):
     text = mergefront("status", archive).stdout
     assert f"finished; see it with `mergefront report {archive}`" in text

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 from collections import namedtuple
 
 import pytest
@@ -12,9 +13,13 @@ from configs.errors import (
     EvaluationError,
     SandboxUnavailableError,
 )
-from optimizer.estimate import format_bytes, format_count
-from optimizer.preflight import _Checks, prepare
+from optimizer.estimate import format_bytes, format_count, format_seconds
+from optimizer.pool_view import cosine_table
+from optimizer.preflight import _Checks, announce_digests, prepare
 from optimizer.preflight_view import prepared_record, render_prepared
+from tests.unit.workers.sparse_checkpoint import llama_shapes, write_sparse
+from workers.similarity import Similarity
+from workers.sources import ResolvedSource, Sources
 
 Memory = namedtuple("Memory", "total available")
 
@@ -179,3 +184,113 @@ def test_bytes_are_written_with_three_digits(size, text):
 )
 def test_counts_are_written_with_three_digits(count, text):
     assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.000_31, "0.31 ms"), (42, "42 s"), (119, "119 s"), (1700, "28.3 min"), (9000, "2.5 h")],
+)
+def test_times_are_written_with_three_digits(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_check_prints_groups_cosines_and_tiers(tiny_job):
+    merge = {"groups": {"attention": [{"kind": "attention"}], "others": ["rest"]}}
+    prepared = prepare(tiny_job(merge=merge))
+    text = text_of(prepared)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["attention", "8", "8192", "28", "%"] in lines
+    assert "Cosine of task vectors x 100" in text
+    assert any(line[:2] == ["2", "code"] for line in lines)
+    assert any(line[:2] == ["->", "host"] for line in lines)
+    assert "from host memory, in about" in text
+    record = json.loads(json.dumps(prepared_record(prepared), allow_nan=False))
+    assert record["groups"][0] == {
+        "name": "attention", "num_tensors": 8, "num_parameters": 8192,
+        "share": 8192 / prepared.pool.num_parameters,
+    }  # fmt: skip
+    assert record["similarity"]["names"] == ["instruct", "code", "math"]
+    assert record["similarity"]["cosines"][1][1] == pytest.approx(1)
+    assert record["tiers"]["tier"] == "host"
+    assert record["sources"][1]["tokenizer"] == "same"
+
+
+def test_cosines_of_sixteen_checkpoints_fit_a_terminal():
+    names = tuple(f"checkpoint-{number}" for number in range(1, 17))
+    cosines = [[-0.129] * 16 for _ in range(16)]
+    cosines[15][0], cosines[15][1], cosines[15][2] = 0.9999, 1.0, math.nan
+    similarity = Similarity(names, tuple(map(tuple, cosines)), True, True, {})
+    console = Console(width=80, file=io.StringIO())
+    console.print(cosine_table(similarity))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert len(lines) == 17
+    assert lines[0] == [str(number) for number in range(1, 16)]
+    assert lines[1] == ["1", "checkpoint-1"]
+    # What is nearly parallel is not said to be parallel.
+    assert lines[16] == ["16", "checkpoint-16", "99", "100", "-", *["-13"] * 12]
+
+
+@pytest.fixture
+def huge_job(tiny_job, tiny_pool, tmp_path):
+    """Sixteen checkpoints of a hundred billion parameters, which only headers describe."""
+    names = ["base", *(f"m{number}" for number in range(16))]
+    for name in names:
+        write_sparse(tmp_path / name, llama_shapes())
+        tokenizer = (tiny_pool.base / "tokenizer.json").read_bytes()
+        (tmp_path / name / "tokenizer.json").write_bytes(tokenizer)
+    models = {
+        "base": str(tmp_path / "base"),
+        "checkpoints": {name: str(tmp_path / name) for name in names[1:]},
+    }
+
+    def make(**workers):
+        groups = {"attention": [{"kind": "attention"}], "others": ["rest"]}
+        return tiny_job(models=models, workers=workers, merge={"groups": groups})
+
+    return make
+
+
+def test_huge_pool_is_checked_by_its_headers(huge_job, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(10**12, 9 * 10**11))
+    prepared = prepare(huge_job(), headers_only=True)
+    pool, plan = prepared.pool, prepared.estimate.tiers
+    assert pool.num_parameters == pytest.approx(100e9, rel=0.02)
+    assert plan.bytes_read == 17 * 2 * pool.num_parameters
+    assert plan.tier == "disk"
+    assert pool.undigested_bytes == plan.bytes_read
+    text = " ".join(text_of(prepared).split())
+    assert "one candidate reads 3.37 TB and writes 198 GB: from disk, in about" in text
+    assert "Before a search, 3.37 TB are read once for digests, about 28.1 min from disk" in text
+    record = json.loads(json.dumps(prepared_record(prepared), allow_nan=False))
+    assert record["headers_only"] is True
+    assert record["similarity"] is None
+    assert {source["digest"] for source in record["sources"]} == {None}
+    assert record["tiers"]["costs"][-1]["seconds"] > 1000
+
+
+def test_huge_pool_on_a_cluster_is_told_what_each_tier_takes(huge_job):
+    prepared = prepare(huge_job(address="auto", device="cuda", gpus=1), headers_only=True)
+    assert prepared.estimate.tiers.tier is None
+    text = text_of(prepared)
+    assert "depends on the room that the workers find" in text
+    costs = {cost.tier: cost for cost in prepared.estimate.tiers.costs}
+    assert costs["gpu"].seconds < costs["host"].seconds < costs["disk"].seconds
+    assert text.count("unknown") == 2
+
+
+def test_long_digests_are_announced_before_they_are_made(tmp_path):
+    sources = []
+    for name in ("a", "b"):
+        size = write_sparse(tmp_path / name, llama_shapes(layers=2))
+        sources.append(ResolvedSource(name, tmp_path / name, ""))
+    said = []
+    announce_digests(Sources(None, tuple(sources)), said.append)
+    (text,) = said
+    assert f"reading {format_bytes(2 * size)} of checkpoints once" in text
+    assert "--headers-only" in text
+
+
+def test_short_digests_are_not_announced(job):
+    said = []
+    prepare(job, announce=said.append)
+    assert said == []

@@ -36,11 +36,11 @@ class Pool:
             base=base and str(self.root / base),
             checkpoints={name: str(self.root / name) for name in self.names},
         )
-        return check_compatible(resolve_sources(models), Merge(**merge))
+        return check_compatible(resolve_sources(models), Merge.model_validate(merge))
 
-    def problems(self, **merge: Any) -> list[str]:
+    def problems(self, **arguments: Any) -> list[str]:
         with pytest.raises(IncompatibleCheckpointsError) as caught:
-            self.check(**merge)
+            self.check(**arguments)
         return [str(problem) for problem in caught.value.problems]
 
     def change(self, name: str, change: Callable[[Tensors], object]) -> None:
@@ -253,3 +253,119 @@ def test_large_pools_are_sampled_at_fixed_places(
         assert part.median == pytest.approx(whole.median, rel=0.1)
         assert part.p99 == pytest.approx(whole.p99, rel=0.2)
         assert part.maximum <= whole.maximum
+
+
+def test_share_of_tensors_that_are_the_base_s_is_counted(pool: Pool) -> None:
+    base = load_file(pool.root / "base" / "model.safetensors")
+    pool.change("math", lambda tensors: tensors.update({QUERY: base[QUERY].clone()}))
+    norms = sum("norm" in name for name in base)
+    stats = {stats.checkpoint: stats.identical_tensors for stats in pool.check().deltas}
+    code = load_file(pool.root / "code" / "model.safetensors")
+    same = sum(torch.equal(base[name], code[name]) for name in base)
+    assert same < norms + 1
+    assert stats["code"] == pytest.approx(same / len(base))
+    assert stats["math"] - stats["code"] == pytest.approx(1 / len(base))
+
+
+def test_cosines_are_measured_and_a_near_copy_is_a_warning(pool: Pool) -> None:
+    similarity = pool.check().similarity
+    assert similarity is not None
+    assert similarity.names == ("instruct", "code", "math")
+    assert abs(similarity.cosines[0][1]) < 0.1
+    base = load_file(pool.root / "base" / "model.safetensors")
+    math = load_file(pool.root / "math" / "model.safetensors")
+    # The same direction, half as far, in a file of another digest.
+    pool.change("code", lambda t: t.update({key: (base[key] + math[key]) / 2 for key in base}))
+    (warning,) = pool.check().warnings
+    assert warning.startswith("`code` and `math`: their task vectors have a cosine of 1")
+
+
+def test_near_copy_is_a_warning_without_a_base_too(pool: Pool) -> None:
+    assert pool.check(base=None, method="linear").warnings == ()
+    math = load_file(pool.root / "math" / "model.safetensors")
+    pool.change("code", lambda t: t.update({key: math[key] * 1.0001 for key in math}))
+    (warning,) = pool.check(base=None, method="linear").warnings
+    assert "`code` and `math`: their weights have a cosine of 1" in warning
+
+
+def test_nan_is_refused_without_a_base_too(pool: Pool) -> None:
+    pool.change("math", lambda tensors: tensors[QUERY].view(-1)[7].fill_(torch.nan))
+    assert pool.problems(base=None, method="linear") == [f"math: `{QUERY}` holds NaN or infinity"]
+
+
+def test_other_chat_template_is_a_warning(pool: Pool) -> None:
+    for name in ("base", "instruct", "code"):
+        (pool.root / name / "chat_template.jinja").write_text("{{ messages }}")
+    report = pool.check()
+    assert report.warnings == ()
+    assert [facts.chat_template for facts in report.sources] == [
+        "reference", "same", "same", "none",
+    ]  # fmt: skip
+    for name in ("code", "math"):
+        (pool.root / name / "chat_template.jinja").write_text("{{ other }}")
+    report = pool.check()
+    (warning,) = report.warnings
+    assert warning.startswith("`code`, `math` have another chat template than `base`")
+    assert report.sources[2].chat_template == "other"
+    (pool.root / "base" / "chat_template.jinja").unlink()
+    (warning,) = pool.check().warnings
+    assert "`instruct`, `code`, `math` have a chat template, `base` has none" in warning
+
+
+def test_facts_of_every_model_are_reported(pool: Pool) -> None:
+    (pool.root / "math" / "tokenizer.json").unlink()
+    pool.change("code", lambda t: t.update({EMBEDDINGS: t[EMBEDDINGS].bfloat16()}))
+    base, instruct, code, math = pool.check().sources
+    assert (base.name, base.tokenizer, instruct.tokenizer) == ("base", "reference", "same")
+    assert math.tokenizer == "unknown"
+    assert base.dtypes == {"float32": base.num_parameters}
+    assert code.dtypes == {
+        "float32": base.num_parameters - 259 * 32,
+        "bfloat16": 259 * 32,
+    }
+    assert code.size_bytes == base.size_bytes - 2 * 259 * 32
+
+
+def test_groups_are_counted_and_cover_everything(pool: Pool) -> None:
+    report = pool.check(
+        groups={
+            "attention": [{"kind": "attention", "layers": 0}],
+            "mlp": [{"kind": "mlp"}],
+            "others": ["rest"],
+        }
+    )
+    sizes = {group.name: group for group in report.groups}
+    assert sizes["attention"].num_tensors == 4
+    assert sizes["attention"].num_parameters == 4 * 32 * 32
+    assert sizes["mlp"].num_tensors == 6
+    assert sum(group.num_parameters for group in report.groups) == report.num_parameters
+    assert sum(group.share for group in report.groups) == pytest.approx(1)
+
+
+def test_head_that_is_tied_explains_its_empty_group(pool: Pool) -> None:
+    report = pool.check(groups={"head": [{"kind": "head"}], "others": ["rest"]})
+    assert report.warnings == (
+        "group `head` holds no tensor; its genes change nothing: a tied head is part of the "
+        "embeddings",
+    )
+
+
+def test_headers_only_reads_no_tensor(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr("workers.checkpoint.CheckpointReader.tensor", refuse)
+    for name in ("base", *pool.names):
+        pool.change(name, lambda tensors: tensors.update(steps=torch.tensor([1, 2])))
+    checkpoints = {name: str(pool.root / name) for name in pool.names}
+    models = Models.model_validate({"base": str(pool.root / "base"), "checkpoints": checkpoints})
+    sources = resolve_sources(models, with_digests=False)
+    assert {source.digest for source in sources.everything} == {""}
+    report = check_compatible(sources, Merge(), headers_only=True)
+    assert report.headers_only
+    assert (report.deltas, report.similarity, report.warnings) == ((), None, ())
+    assert report.undigested_bytes == report.bytes_read
+
+
+def test_digests_that_are_known_cost_nothing(pool: Pool) -> None:
+    assert pool.check().undigested_bytes == 0
