@@ -22,6 +22,7 @@ from configs.errors import (
 )
 from configs.schema import DtypeName
 from workers.shard_header import REFUSED_BITS, TensorEntry, read_header
+from workers.tied_weights import unify_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class CheckpointReader:
     Attributes:
         directory: Where the checkpoint is.
         config: Content of ``config.json``.
-        entries: Name -> tensor, sorted by name.
+        entries: Name -> tensor, sorted by name; a tied tensor is there once.
 
     Raises:
         CheckpointNotFoundError: No such directory, or no safetensors weights in it.
@@ -76,7 +77,9 @@ class CheckpointReader:
                 problems=problems,
             )
         _refuse_quantized(directory, self.config, entries)
-        self.entries = dict(sorted(entries.items()))
+        self._stored_entries = entries
+        unified, self._tied = unify_names(self.config, entries)
+        self.entries = dict(sorted(unified.items()))
         self._shard_names = tuple(shard_names)
         self._files = ExitStack()
         self._open_shards: dict[str, Any] = {}
@@ -91,8 +94,23 @@ class CheckpointReader:
         Raises:
             KeyError: There is no tensor of that name.
         """
-        tensor: Tensor = self._shard(self.entries[name].shard).get_tensor(name)
+        if name not in self.entries:
+            raise KeyError(name)
+        return self.stored_tensor(self._tied.stored.get(name, name))
+
+    def stored_tensor(self, name: str) -> "Tensor":
+        """Return a tensor by its name in the files, which may be a second one of a tied tensor.
+
+        Raises:
+            KeyError: There is no tensor of that name.
+        """
+        tensor: Tensor = self._shard(self._stored_entries[name].shard).get_tensor(name)
         return tensor
+
+    @property
+    def duplicates(self) -> Mapping[str, str]:
+        """Name in the files -> name of the tensor that it repeats."""
+        return self._tied.duplicates
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -55,6 +55,11 @@ def match_tokenizers(reference: Path, other: Path) -> TokenizerMatch:
     return _match_content(_Content.read(reference), _Content.read(other))
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Say whether a directory holds a tokenizer."""
+    return bool(_layouts_in(directory))
+
+
 def _layouts_in(directory: Path) -> list[tuple[str, ...]]:
     return [layout for layout in _LAYOUTS if all((directory / f).is_file() for f in layout)]
 
