@@ -27,6 +27,8 @@ from evaluators.manifest import Manifest
 from optimizer.estimate import Estimate, estimate, format_bytes
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies import strategy_factory
+from workers.architecture import architecture_of, is_causal, model_class
+from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible
 from workers.sources import Sources, resolve_sources
 
@@ -117,7 +119,8 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
     sources = checks.attempt(lambda: resolve_sources(job.models))
     pool = None
     if sources is not None:
-        pool = checks.attempt(lambda: check_compatible(sources, job.merge))
+        checks.attempt(lambda: _check_architecture(sources))
+        pool = checks.attempt(lambda: check_compatible(sources, job.merge, job.models.vocabulary))
     suite = checks.attempt(lambda: Suite(job.objectives, job.evaluation))
     checks.attempt(lambda: _check_sandbox(job))
     checks.attempt(lambda: _check_device(job))
@@ -127,7 +130,7 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
         checks.attempt(lambda: _check_unchanged(archive, sources, suite))
     space = None
     if sources is not None and pool is not None:
-        space = SearchSpace(job, sources, dtype=pool.dtype)
+        space = SearchSpace(job, sources, dtype=pool.dtype, vocabulary=pool.vocabulary)
     cost = None
     if pool is not None and space is not None and suite is not None:
         cost = estimate(job, pool, space, suite.manifest, suite.describe())
@@ -145,6 +148,24 @@ def prepare(job: JobConfig, *, archive: "Archive | None" = None) -> Prepared:
         estimate=cost,
         warnings=tuple(warnings),
     )
+
+
+def _check_architecture(sources: Sources) -> None:
+    """Refuse models that no task of lm-eval can be asked of.
+
+    Raises:
+        CheckpointError: The model does not continue texts.
+    """
+    directory = sources.reference.directory
+    with CheckpointReader(directory) as reader:
+        config = reader.config
+    if not is_causal(config):
+        model_class(config)
+        raise CheckpointError(
+            f"{directory}: `{architecture_of(config)}` does not continue texts, so lm-eval cannot "
+            "score its merges; use causal language models",
+            path=str(directory),
+        )
 
 
 def _check_sandbox(job: JobConfig) -> None:

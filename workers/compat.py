@@ -13,13 +13,14 @@ from typing import Self
 import torch
 
 from configs.errors import IncompatibleCheckpointsError, Problem
-from configs.recipe import Group
-from configs.schema import DtypeName, Merge
+from configs.recipe import Group, Vocabulary
+from configs.schema import DtypeName, Merge, VocabularyPolicy
 from workers.checkpoint import CheckpointReader
 from workers.delta_stats import DeltaStats, measure_deltas
 from workers.methods import MergeMethod, get_method
 from workers.sources import Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
+from workers.vocabulary import decide_vocabulary, open_readers
 
 # Deltas of fine-tuned checkpoints are within about 0.002 to 0.005; DARE breaks near 0.03, which
 # continued pre-training reaches (arXiv:2311.03099, section 4.4).
@@ -51,7 +52,8 @@ class PoolReport:
 
     ``dtype``: of the merged tensors. ``bytes_read`` and ``bytes_written``: what one candidate
     moves when every checkpoint contributes. ``largest_tensor_bytes``: merged, the memory that
-    an export needs. ``deltas``: one per checkpoint; empty without a base.
+    an export needs. ``deltas``: one per checkpoint; empty without a base. ``vocabulary``: of
+    every recipe; None where the models' vocabularies are one.
     """
 
     num_tensors: int
@@ -62,9 +64,12 @@ class PoolReport:
     largest_tensor_bytes: int
     deltas: tuple[DeltaStats, ...]
     warnings: tuple[str, ...]
+    vocabulary: Vocabulary | None = None
 
 
-def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
+def check_compatible(
+    sources: Sources, merge: Merge, policy: VocabularyPolicy = "refuse"
+) -> PoolReport:
     """Check a resolved pool against the merge that a job asks for.
 
     Reads headers, tokenizers, and tensors as far as the sizes of task vectors need it.
@@ -72,6 +77,7 @@ def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
     Args:
         sources: From ``resolve_sources``, which has checked each model alone.
         merge: Method, groups and dtype of the job.
+        policy: What becomes of vocabularies that differ.
 
     Raises:
         IncompatibleCheckpointsError: ``problems`` holds one entry per checkpoint or group that
@@ -80,12 +86,12 @@ def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
         CheckpointError: A file cannot be read.
     """
     method = get_method(merge.method)
+    vocabulary = decide_vocabulary(sources, policy)
     with ExitStack() as stack:
-        readers = {
-            source.name: stack.enter_context(CheckpointReader(source.directory))
-            for source in sources.everything
-        }
-        pool = _Pool.of(sources.reference.name, readers)
+        readers = open_readers(sources, vocabulary)
+        for reader in readers.values():
+            stack.enter_context(reader)
+        pool = _Pool.of(sources.reference.name, readers, vocabulary)
         problems, mismatches = _find_problems(pool, merge)
         deltas: list[DeltaStats] = []
         if sources.base is not None and not mismatches:
@@ -118,6 +124,7 @@ def check_compatible(sources: Sources, merge: Merge) -> PoolReport:
             bytes_read=sum(readers[source.name].size_bytes for source in merged_from),
             deltas=deltas,
             warnings=warnings,
+            vocabulary=vocabulary,
         )
 
 
@@ -131,11 +138,20 @@ class _Pool:
     tokenizers: dict[str, TokenizerMatch]
 
     @classmethod
-    def of(cls, reference_name: str, readers: Mapping[str, CheckpointReader]) -> Self:
+    def of(
+        cls,
+        reference_name: str,
+        readers: Mapping[str, CheckpointReader],
+        vocabulary: Vocabulary | None,
+    ) -> Self:
         others = dict(readers)
         reference = others.pop(reference_name)
         tokenizers = {
-            name: match_tokenizers(reference.directory, reader.directory)
+            name: match_tokenizers(
+                reference.directory,
+                reader.directory,
+                shared_below=None if vocabulary is None else vocabulary.rows,
+            )
             for name, reader in others.items()
         }
         return cls(reference_name, reference, others, tokenizers)
@@ -285,6 +301,7 @@ def _report(
     bytes_read: int,
     deltas: Sequence[DeltaStats],
     warnings: Sequence[str],
+    vocabulary: Vocabulary | None,
 ) -> PoolReport:
     entries = reference.entries.values()
     element_bytes = getattr(torch, dtype).itemsize
@@ -300,4 +317,5 @@ def _report(
         largest_tensor_bytes=max(merged),
         deltas=tuple(deltas),
         warnings=tuple(warnings),
+        vocabulary=vocabulary,
     )
