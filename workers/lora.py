@@ -6,6 +6,7 @@ under a name made of everything that it depends on, so that it is made once.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from workers.tokenizer_match import has_tokenizer
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -118,6 +121,7 @@ class Adapter:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f"{target.name}.lock"):
                 if not target.is_dir():
+                    logger.info("merging the adapter %s into %s", self.directory, target)
                     self._write(target, files)
         except OSError as error:
             raise CheckpointError(

@@ -13,10 +13,12 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaForCau
 
 from configs.errors import CheckpointError, IncompatibleCheckpointsError
 from configs.recipe import Group, MergeRecipe, Source, Vocabulary
-from configs.schema import Merge, Models
+from configs.schema import JobConfig, Merge, Models
+from evaluators.manifest import Manifest
 from tests.conftest import TinyPool
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
+from workers.job import WorkerSpec, load_live_model
 from workers.materialize import Materializer, write_checkpoint
 from workers.sources import Sources, resolve_sources
 from workers.vocabulary import companion, decide_vocabulary, open_readers
@@ -268,7 +270,7 @@ def test_linear_merge_without_a_base_takes_missing_rows_from_the_first_that_has_
 
 
 def test_live_model_and_export_have_the_same_bits_and_tokenizer(
-    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+    tiny_pool: TinyPool, tiny_job: Callable[..., JobConfig], grow: Grow, tmp_path: Path
 ) -> None:
     code = grow(tiny_pool.checkpoints["code"], rows=264, tokens=("<a>", "<b>"))
     generation = {"max_length": 99, "eos_token_id": [2, 260], "pad_token_id": 0}
@@ -278,24 +280,40 @@ def test_live_model_and_export_have_the_same_bits_and_tokenizer(
     sources = pool_of(tiny_pool.base, math=tiny_pool.checkpoints["math"], code=code)
     decided = decide_vocabulary(sources, "pad")
     recipe = recipe_of(sources, decided, 0.5, 0.3)
-    model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
-    model.resize_token_embeddings(264, mean_resizing=False)
+    models = {
+        "base": str(tiny_pool.base),
+        "checkpoints": {"math": str(tiny_pool.checkpoints["math"]), "code": str(code)},
+        "vocabulary": "pad",
+    }
+    live = load_live_model(WorkerSpec(tiny_job(models=models), sources, Manifest({}, {})), None)
+    model = live.model
     materializer = Materializer(sources)
     materializer.into(model, recipe)
     assert materializer.digest_of(model) == write_checkpoint(recipe, sources, tmp_path / "out")
     exported = LlamaForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(exported.lm_head.weight, model.lm_head.weight)
-    assert exported.config.vocab_size == 264
-    assert exported.config.eos_token_id == 260
-    assert exported.generation_config.eos_token_id == [2, 260]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("<b>", add_special_tokens=False)["input_ids"] == [260]
-    # The same pool goes back to a recipe of the plain length, and on again.
-    plain = pool_of(tiny_pool.base, math=tiny_pool.checkpoints["math"])
-    other = LlamaForCausalLM.from_pretrained(tiny_pool.base)
-    again = Materializer(plain)
-    again.into(other, recipe_of(plain, None, 0.5))
-    assert again.digest_of(other) != materializer.digest_of(model)
+    for loaded in (exported, model):
+        assert loaded.config.vocab_size == 264
+        assert loaded.config.eos_token_id == 260
+        assert loaded.generation_config.eos_token_id == [2, 260]
+        assert loaded.generation_config.max_length == 99
+    for tokenizer in (AutoTokenizer.from_pretrained(tmp_path / "out"), live.tokenizer):
+        assert tokenizer("<b>", add_special_tokens=False)["input_ids"] == [260]
+
+
+def test_materializer_goes_from_one_vocabulary_to_another_and_back(
+    tiny_pool: TinyPool, grow: Grow
+) -> None:
+    sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=264))
+    materializer, digests = Materializer(sources), []
+    for policy in ("pad", "intersect", "pad"):
+        decided = decide_vocabulary(sources, policy)
+        assert decided is not None
+        model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
+        model.resize_token_embeddings(decided.rows, mean_resizing=False)
+        materializer.into(model, recipe_of(sources, decided, 0.5))
+        digests.append(materializer.digest_of(model))
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_tokens_that_contradict_each_other_are_refused(tiny_pool: TinyPool, grow: Grow) -> None:
