@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Below the user's cache: where adapters that were merged onto their base are kept.
+ADAPTER_CACHE = ("mergefront", "adapters")
 
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
@@ -156,8 +158,14 @@ class CheckpointReader:
 def _find_shards(directory: Path) -> tuple[list[str], Mapping[str, str]]:
     """Return the names of the weight files, and the index's tensor -> shard (may be empty)."""
     if not directory.is_dir():
+        was_made = directory.parts[-3:-1] == ADAPTER_CACHE
+        advice = (
+            "it was made from a LoRA adapter; `mergefront check` on the job makes it again"
+            if was_made
+            else "check the path"
+        )
         raise CheckpointNotFoundError(
-            f"{directory}: no such directory; check the path", path=str(directory)
+            f"{directory}: no such directory; {advice}", path=str(directory)
         )
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE], {}

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from workers.architecture import tied_weights
-from workers.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointReader
+from workers.checkpoint import ADAPTER_CACHE, INDEX_FILE, SINGLE_FILE, CheckpointReader
 from workers.checkpoint_writer import SIDE_FILES, CheckpointWriter
 from workers.digest import DigestCache, source_digest, tensor_bytes
 from workers.lora_config import CONFIG_FILE, LoraConfig
@@ -114,7 +114,7 @@ class Adapter:
         Raises:
             CheckpointError: The disk is full, or the cache cannot be written.
         """
-        root = cache or DigestCache().path.parent / "adapters"
+        root = cache or DigestCache().path.parent / ADAPTER_CACHE[-1]
         files = self._side_files()
         target = root / self._digest(files)
         try:

@@ -77,6 +77,11 @@ def token_ids(directory: Path) -> dict[str, int] | None:
     return None if content is None else content.ids
 
 
+def _lines_of(path: Path) -> list[str]:
+    # Not splitlines: some tokens are characters that it takes for the end of a line.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
 def conflicts_among(vocabularies: Mapping[str, Mapping[str, int]], below: int) -> dict[str, str]:
     """Find models whose tokens contradict those of the models before them.
 
@@ -94,9 +99,9 @@ def conflicts_among(vocabularies: Mapping[str, Mapping[str, int]], below: int) -
         for token, index in sorted(ids.items(), key=lambda item: item[1]):
             known_id, first = id_of.setdefault(token, (index, model))
             known_token, second = token_of.setdefault(index, (token, model))
-            if known_id != index and min(known_id, index) < below:
+            if known_id != index and first != model and min(known_id, index) < below:
                 text = f"{token!r} has id {index} here and {known_id} in `{first}`"
-            elif known_token != token and index < below:
+            elif known_token != token and second != model and index < below:
                 text = f"id {index} is {token!r} here and {known_token!r} in `{second}`"
             else:
                 continue
@@ -128,7 +133,7 @@ class _Content(NamedTuple):
             return cls.read(directory)
         try:
             if (directory / "vocab.txt").is_file():
-                lines = (directory / "vocab.txt").read_text(encoding="utf-8").splitlines()
+                lines = _lines_of(directory / "vocab.txt")
                 return cls({token: index for index, token in enumerate(lines)}, [], {}, {})
             if not (directory / "vocab.json").is_file():
                 return None
@@ -137,7 +142,7 @@ class _Content(NamedTuple):
                 ids |= json.loads(added.read_text(encoding="utf-8"))
             merges: list[tuple[str, ...]] = []
             if (path := directory / "merges.txt").is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = _lines_of(path)
                 merges = [
                     tuple(line.split(" ")) for line in lines if not line.startswith("#version")
                 ]

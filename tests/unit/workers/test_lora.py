@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -23,6 +25,7 @@ from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptChec
 from configs.schema import Models
 from tests.conftest import TinyPool
 from workers.checkpoint import CheckpointReader
+from workers.digest import source_digest
 from workers.lora import Adapter, add_low_rank
 from workers.sources import resolve_sources
 
@@ -123,6 +126,20 @@ def test_merged_adapter_is_what_peft_merges(
             torch.testing.assert_close(reader.tensor(name), tensor, rtol=1e-6, atol=1e-6)
 
 
+def test_embeddings_as_long_as_wide_are_not_transposed(
+    tiny_pool: TinyPool, make_adapter: Make, tmp_path: Path
+) -> None:
+    config = LlamaForCausalLM.from_pretrained(tiny_pool.base).config
+    config.update({"vocab_size": config.hidden_size, "tie_word_embeddings": False})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "square")
+    adapter = make_adapter(tmp_path / "square", r=3, target_modules=["embed_tokens"])
+    expected = merged_by_peft(tmp_path / "square", adapter).get_input_embeddings().weight
+    with CheckpointReader(merged_by_us(tmp_path / "square", adapter)) as reader:
+        torch.testing.assert_close(
+            reader.tensor("model.embed_tokens.weight"), expected.data, rtol=1e-6, atol=1e-6
+        )
+
+
 def test_adapter_of_layers_stored_in_by_out_is_what_peft_merges(
     make_adapter: Make, tmp_path: Path
 ) -> None:
@@ -208,8 +225,9 @@ def test_adapter_is_merged_once_and_keyed_by_what_it_depends_on(
     assert (first / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
-    assert merged_by_us(tiny_pool.base, moved) != first
-    assert merged_by_us(tiny_pool.checkpoints["math"], moved) != first
+    second = merged_by_us(tiny_pool.base, moved)
+    assert second != first
+    assert merged_by_us(tiny_pool.checkpoints["math"], moved) != second
 
 
 def test_processes_that_want_the_same_adapter_make_it_once(
@@ -262,6 +280,50 @@ def test_merged_adapter_has_the_tokenizer_of_the_adapter(
     again = merged_by_us(tiny_pool.base, adapter)
     assert again != merged
     assert AutoTokenizer.from_pretrained(again).chat_template == "{{ messages }}"
+
+
+def test_merged_adapter_that_was_removed_says_how_to_get_it_back(
+    tiny_pool: TinyPool, make_adapter: Make
+) -> None:
+    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
+    merged = merged_by_us(tiny_pool.base, adapter)
+    with CheckpointReader(merged) as reader:
+        before = source_digest(reader)
+    shutil.rmtree(merged)
+    with pytest.raises(CheckpointNotFoundError, match="`mergefront check` on the job makes it"):
+        CheckpointReader(merged)
+    with CheckpointReader(merged_by_us(tiny_pool.base, adapter)) as reader:
+        assert reader.directory == merged
+        assert source_digest(reader) == before
+
+
+def test_adapter_of_an_encoder_with_a_classifier_is_what_peft_merges(
+    make_adapter: Make, tmp_path: Path
+) -> None:
+    config = BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    adapter = make_adapter(
+        tmp_path / "bert",
+        model_class=BertForSequenceClassification,
+        task_type="SEQ_CLS",
+        r=2,
+        target_modules=["query", "value", "word_embeddings"],
+    )
+    model = merged_by_peft(tmp_path / "bert", adapter, BertForSequenceClassification)
+    expected = model.state_dict()
+    base = load_file(tmp_path / "bert" / "model.safetensors")
+    changed = {"classifier.weight", "bert.embeddings.word_embeddings.weight"}
+    with CheckpointReader(merged_by_us(tmp_path / "bert", adapter)) as reader:
+        for name in reader.entries:
+            torch.testing.assert_close(reader.tensor(name), expected[name], rtol=1e-6, atol=1e-6)
+        assert not any(torch.equal(reader.tensor(name), base[name]) for name in changed)
 
 
 REFUSED = {
