@@ -178,7 +178,8 @@ def _find_problems(pool: _Pool, merge: Merge) -> tuple[list[Problem], dict[str, 
                 Problem(
                     name,
                     f"{title}: {len(found)} of {total} tensors differ. {_some(found)}. "
-                    "Resize the vocabulary first, or use checkpoints of the same base",
+                    "Resize the vocabulary first (or set models.vocabulary), or use checkpoints "
+                    "of the same base",
                 )
             )
         if difference := pool.tokenizers[name].difference:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Tables of tokens stand outside the stack of numbered layers, and are called like this in every
-# architecture of transformers; tables of positions and segments are not indexed by tokens.
+# architecture of transformers; positions, segments and inner layers of a head are something else.
 _TABLE = re.compile(
-    r"(?!.*\.\d+\.)(?!.*(?:position|pos_emb|wpe|token_type|segment|[Nn]orm))"
+    r"(?!.*\.\d+\.)(?!.*(?:position|pos_emb|wpe|token_type|segment|[Nn]orm|\.dense\.))"
     r".*(?:embed|wte|shared|head|output|decoder|predictions).*\.(?:weight|bias)"
 )
 # Ids of tokens that a config names; they belong to the tokenizer.
@@ -236,10 +236,13 @@ class FittedReader(CheckpointReader):
         self._copy: tuple[str, Tensor] | None = None
         tables = vocabulary.tables
         self._segments = _segments(digest, tables, vocabulary.rows)
-        self.entries = {
-            name: self._fitted(entry, vocabulary.rows) if self._is_table(entry, tables) else entry
+        fitted = {
+            name: self._fitted(entry, vocabulary.rows)
             for name, entry in reader.entries.items()
+            if self._is_table(entry, tables)
         }
+        self._table_names = frozenset(fitted)
+        self.entries = {**reader.entries, **fitted}
 
     def tensor(self, name: str) -> "Tensor":
         """Return a tensor: a memory map, or the copy of a table that has rows of others.
@@ -247,9 +250,9 @@ class FittedReader(CheckpointReader):
         Raises:
             KeyError: There is no tensor of that name.
         """
-        entry, own = self.entries[name], self._reader.entries[name]
-        if entry == own:
+        if name not in self._table_names:
             return self._reader.tensor(name)
+        entry, own = self.entries[name], self._reader.entries[name]
         if entry.dtype == own.dtype and len(self._segments) == 1:
             segment = self._segments[0]
             return self._donors[segment.donor].tensor(name)[: segment.end]

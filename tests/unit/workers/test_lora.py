@@ -230,6 +230,39 @@ def test_adapter_is_merged_once_and_keyed_by_what_it_depends_on(
     assert merged_by_us(tiny_pool.checkpoints["math"], moved) != second
 
 
+def test_merge_never_holds_the_model(make_checkpoint: Make, tmp_path: Path) -> None:
+    from workers.checkpoint_writer import CheckpointWriter
+
+    side, count = 1024, 30
+    names = [f"layers.{index}.w" for index in range(count)]
+    base = make_checkpoint("large", {f"{name}.weight": torch.zeros(side, side) for name in names})
+    factors = {
+        f"base_model.model.{name}.lora_{factor}.weight": torch.ones(shape)
+        for name in names
+        for factor, shape in (("A", (2, side)), ("B", (side, 2)))
+    }
+    (tmp_path / "small").mkdir()
+    save_file(factors, tmp_path / "small" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (tmp_path / "small" / "adapter_config.json").write_text(json.dumps(config))
+    anonymous: list[int] = []
+    write = CheckpointWriter.write
+
+    def measured(writer: CheckpointWriter, name: str, data: memoryview) -> None:
+        status = Path("/proc/self/status").read_text()
+        anonymous.append(int(status.split("RssAnon:")[1].split()[0]) * 1024)
+        write(writer, name, data)
+
+    with CheckpointReader(base) as reader, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointWriter, "write", measured)
+        merged = Adapter(tmp_path / "small", reader).merge()
+        # A tensor has 4 MiB, the model 120.
+        assert max(anonymous[1:]) - anonymous[0] < 40 * 2**20
+        assert len(anonymous) == count
+    with CheckpointReader(merged) as result:
+        assert bool((result.tensor(f"{names[3]}.weight") == 4.0).all())
+
+
 def test_processes_that_want_the_same_adapter_make_it_once(
     tiny_pool: TinyPool, make_adapter: Make
 ) -> None:

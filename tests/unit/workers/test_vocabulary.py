@@ -48,7 +48,8 @@ def grow(tmp_path: Path) -> Grow:
             model.config.tie_word_embeddings = False
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 0.5)
         model.resize_token_embeddings(rows, mean_resizing=False)
-        draw = torch.Generator().manual_seed(rows)
+        # Rows of two models must differ, or a test could not tell whose they are.
+        draw = torch.Generator().manual_seed(sum(directory.name.encode()))
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             table.weight.data[ROWS:] = torch.randn(rows - ROWS, 32, generator=draw)
         model.to(dtype).save_pretrained(directory)
@@ -218,6 +219,37 @@ def test_head_with_a_bias_is_resized_in_encoders(tmp_path: Path) -> None:
     materializer = Materializer(sources)
     materializer.into(live, recipe)
     assert torch.equal(live.cls.predictions.decoder.bias, model.cls.predictions.decoder.bias)
+
+
+def test_tensors_that_only_happen_to_be_as_long_are_no_tables_of_tokens(tmp_path: Path) -> None:
+    directories = {}
+    for name, tokens in (("base", 38), ("tuned", 40)):
+        directories[name] = tmp_path / name
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=40,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=40,
+            type_vocab_size=40,
+        )
+        model = BertForMaskedLM(config)
+        for parameter in model.parameters():
+            parameter.data.normal_()
+        model.save_pretrained(directories[name])
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(tokens - 5))]
+        (directories[name] / "vocab.txt").write_text("\n".join(words) + "\n")
+    sources = pool_of(directories["base"], tuned=directories["tuned"])
+    decided = decide_vocabulary(sources, "pad")
+    tensors = merged(sources, recipe_of(sources, decided, 0.5), tmp_path / "out")
+    taken = set()
+    for name, tensor in tensors.items():
+        base, tuned = table(directories["base"], name), table(directories["tuned"], name)
+        torch.testing.assert_close(tensor[:38], (base + tuned)[:38] / 2)
+        if torch.equal(tensor[38:], tuned[38:]):
+            taken.add(name)
+    assert taken == {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"}
 
 
 def test_rows_of_a_wider_dtype_widen_the_table_exactly(
