@@ -111,6 +111,7 @@ def check_compatible(
                 "the checkpoints cannot be merged", problems, mismatches=mismatches
             )
         warnings = [
+            *_vocabulary_warnings(vocabulary),
             *_config_warnings(pool),
             *_tokenizer_warnings(pool),
             *_identity_warnings(sources),
@@ -245,6 +246,15 @@ def _group_warnings(pool: _Pool, merge: Merge) -> Iterator[str]:
     for group in _groups(merge):
         if not any(map(group.holds, names)):
             yield f"group `{group.name}` holds no tensor; its genes change nothing"
+
+
+def _vocabulary_warnings(vocabulary: Vocabulary | None) -> Iterator[str]:
+    if vocabulary is not None:
+        lengths = ", ".join(str(table.rows) for table in vocabulary.tables)
+        yield (
+            f"the models have tables of {lengths} tokens; merges have {vocabulary.rows} "
+            f"({vocabulary.policy}), and the tokenizer of `{vocabulary.source.name}`"
+        )
 
 
 def _config_warnings(pool: _Pool) -> Iterator[str]:

@@ -120,6 +120,10 @@ def test_policy_decides_rows_and_tokenizer(
     assert companion(sources, decided).name == source
     report = check_compatible(sources, Merge(), policy)
     assert report.vocabulary == decided
+    assert report.warnings == (
+        f"the models have tables of 259, 264, 262 tokens; merges have {rows} ({policy}), and the "
+        f"tokenizer of `{source}`",
+    )
     assert report.num_parameters == sum(
         tensor.numel() for name, tensor in model_tensors(tiny_pool.base).items()
     ) + 32 * (rows - ROWS)
