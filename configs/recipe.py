@@ -56,17 +56,30 @@ class Group(_Part):
         return any(_compiled(pattern).fullmatch(tensor_name) for pattern in self.patterns)
 
 
+class TokenTable(_Part):
+    """Length of one model's tables of tokens: all rows, and those that stand for a token.
+
+    Rows beyond ``tokens`` are padding.
+    """
+
+    digest: str
+    rows: int = Field(gt=0)
+    tokens: int = Field(ge=0)
+
+
 class Vocabulary(_Part):
     """How tables of tokens (embeddings, output head) of different lengths become one.
 
     ``rows`` is the length of the merged tables. ``intersect`` keeps the rows that every model
     has; ``pad`` keeps all, and a checkpoint contributes nothing to the rows that it lacks.
-    ``source`` is the model whose tokenizer goes with them.
+    ``source`` is the model whose tokenizer goes with them. ``tables`` are those of the models,
+    the base first; where a model lacks a row, the first that has it gives its own.
     """
 
     policy: Literal["intersect", "pad"]
     rows: int = Field(gt=0)
     source: Source
+    tables: tuple[TokenTable, ...] = Field(min_length=1)
 
 
 class MergeRecipe(_Part):

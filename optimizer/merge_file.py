@@ -49,8 +49,16 @@ def plan_merge(file: RecipeFile) -> MergePlan:
     groups = {group.name: list(group.patterns) for group in recipe.groups}
     if len(groups) < len(recipe.groups):
         groups = {f"{g.name}-{n}": list(g.patterns) for n, g in enumerate(recipe.groups)}
-    merge = Merge(method=recipe.method, options=recipe.options, groups=groups, dtype=recipe.dtype)
-    return MergePlan(file, check_compatible(file.sources, merge))
+    merge = Merge.model_validate(
+        {
+            "method": recipe.method,
+            "options": recipe.options,
+            "groups": groups,
+            "dtype": recipe.dtype,
+        }
+    )
+    policy = "refuse" if recipe.vocabulary is None else recipe.vocabulary.policy
+    return MergePlan(file, check_compatible(file.sources, merge, policy))
 
 
 def write_merge(

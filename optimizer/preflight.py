@@ -34,6 +34,7 @@ from optimizer.estimate import (
 )
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies import strategy_factory
+from workers.architecture import architecture_of, is_causal, model_class
 from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible
 from workers.digest import undigested_bytes
@@ -142,8 +143,11 @@ def prepare(
         sources = checks.attempt(lambda: resolve_sources(job.models))
     pool = None
     if sources is not None:
+        checks.attempt(lambda: _check_architecture(sources))
         pool = checks.attempt(
-            lambda: check_compatible(sources, job.merge, headers_only=headers_only)
+            lambda: check_compatible(
+                sources, job.merge, job.models.vocabulary, headers_only=headers_only
+            )
         )
     suite = checks.attempt(lambda: Suite(job.objectives, job.evaluation))
     checks.attempt(lambda: _check_sandbox(job))
@@ -154,7 +158,7 @@ def prepare(
         checks.attempt(lambda: _check_unchanged(archive, sources, suite))
     space = None
     if sources is not None and pool is not None:
-        space = SearchSpace(job, sources, dtype=pool.dtype)
+        space = SearchSpace(job, sources, dtype=pool.dtype, vocabulary=pool.vocabulary)
     cost = None
     if pool is not None and space is not None and suite is not None:
         cost = estimate(
@@ -189,6 +193,24 @@ def announce_digests(sources: Sources, announce: Callable[[str], None]) -> None:
             f"reading {format_bytes(size)} of checkpoints once for their digests, which may take "
             f"{format_seconds(digest_seconds(size))}; they are remembered from then on "
             "(`mergefront check --headers-only` does without)"
+        )
+
+
+def _check_architecture(sources: Sources) -> None:
+    """Refuse models that no task of lm-eval can be asked of.
+
+    Raises:
+        CheckpointError: The model does not continue texts.
+    """
+    directory = sources.reference.directory
+    with CheckpointReader(directory) as reader:
+        config = reader.config
+    if not is_causal(config):
+        model_class(config)
+        raise CheckpointError(
+            f"{directory}: `{architecture_of(config)}` does not continue texts, so lm-eval cannot "
+            "score its merges; use causal language models",
+            path=str(directory),
         )
 
 

@@ -29,6 +29,7 @@ from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
 from optimizer.verdict import Verdict, verdict
 from workers.checkpoint import CheckpointReader
+from workers.vocabulary import decide_vocabulary
 
 if TYPE_CHECKING:
     from configs.schema import DtypeName
@@ -68,10 +69,14 @@ def recorded_space(archive: "Archive") -> SearchSpace:
     """
     candidates = archive.candidates()
     if candidates:
-        return SearchSpace(archive.job, archive.sources, dtype=candidates[0].recipe.dtype)
+        recipe = candidates[0].recipe
+        return SearchSpace(
+            archive.job, archive.sources, dtype=recipe.dtype, vocabulary=recipe.vocabulary
+        )
     with CheckpointReader(archive.sources.reference.directory) as reader:
         dtype: DtypeName = reader.dtype
-    return SearchSpace(archive.job, archive.sources, dtype=dtype)
+    vocabulary = decide_vocabulary(archive.sources, archive.job.models.vocabulary)
+    return SearchSpace(archive.job, archive.sources, dtype=dtype, vocabulary=vocabulary)
 
 
 def report_of(archive: "Archive") -> Report:

@@ -22,12 +22,15 @@ from configs.errors import (
 )
 from configs.schema import DtypeName
 from workers.shard_header import REFUSED_BITS, TensorEntry, read_header
+from workers.tied_weights import unify_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Below the user's cache: where adapters that were merged onto their base are kept.
+ADAPTER_CACHE = ("mergefront", "adapters")
 
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
@@ -41,7 +44,7 @@ class CheckpointReader:
     Attributes:
         directory: Where the checkpoint is.
         config: Content of ``config.json``.
-        entries: Name -> tensor, sorted by name.
+        entries: Name -> tensor, sorted by name; a tied tensor is there once.
 
     Raises:
         CheckpointNotFoundError: No such directory, or no safetensors weights in it.
@@ -76,7 +79,9 @@ class CheckpointReader:
                 problems=problems,
             )
         _refuse_quantized(directory, self.config, entries)
-        self.entries = dict(sorted(entries.items()))
+        self._stored_entries = entries
+        unified, self._tied = unify_names(self.config, entries)
+        self.entries = dict(sorted(unified.items()))
         self._shard_names = tuple(shard_names)
         self._files = ExitStack()
         self._open_shards: dict[str, Any] = {}
@@ -91,8 +96,23 @@ class CheckpointReader:
         Raises:
             KeyError: There is no tensor of that name.
         """
-        tensor: Tensor = self._shard(self.entries[name].shard).get_tensor(name)
+        if name not in self.entries:
+            raise KeyError(name)
+        return self.stored_tensor(self._tied.stored.get(name, name))
+
+    def stored_tensor(self, name: str) -> "Tensor":
+        """Return a tensor by its name in the files, which may be a second one of a tied tensor.
+
+        Raises:
+            KeyError: There is no tensor of that name.
+        """
+        tensor: Tensor = self._shard(self._stored_entries[name].shard).get_tensor(name)
         return tensor
+
+    @property
+    def duplicates(self) -> Mapping[str, str]:
+        """Name in the files -> name of the tensor that it repeats."""
+        return self._tied.duplicates
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,8 +158,14 @@ class CheckpointReader:
 def _find_shards(directory: Path) -> tuple[list[str], Mapping[str, str]]:
     """Return the names of the weight files, and the index's tensor -> shard (may be empty)."""
     if not directory.is_dir():
+        was_made = directory.parts[-3:-1] == ADAPTER_CACHE
+        advice = (
+            "it was made from a LoRA adapter; `mergefront check` on the job makes it again"
+            if was_made
+            else "check the path"
+        )
         raise CheckpointNotFoundError(
-            f"{directory}: no such directory; check the path", path=str(directory)
+            f"{directory}: no such directory; {advice}", path=str(directory)
         )
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE], {}

@@ -6,13 +6,14 @@ suspicious becomes a warning in its report.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
 
 from configs.errors import IncompatibleCheckpointsError, Problem
-from configs.schema import DtypeName, Merge
+from configs.recipe import Vocabulary
+from configs.schema import DtypeName, Merge, VocabularyPolicy
 from workers.chat_template import read_chat_template
 from workers.checkpoint import CheckpointReader
 from workers.delta_stats import DeltaStats, measure_deltas
@@ -35,6 +36,7 @@ from workers.pool_warnings import (
 from workers.similarity import Similarity, measure_similarity
 from workers.sources import Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
+from workers.vocabulary import decide_vocabulary, open_readers
 
 Sameness = Literal["reference", "same", "other", "none", "unknown"]
 """How a file of a model compares with the reference's: it is the reference, has the same content
@@ -65,7 +67,8 @@ class PoolReport:
     moves when every checkpoint contributes. ``largest_tensor_bytes``: merged, the memory that
     an export needs. ``deltas``: one per checkpoint; empty without a base. ``similarity``: of the
     checkpoints, None where it was not measured. ``headers_only``: no tensor was read.
-    ``undigested_bytes``: what naming the sources will still read, once.
+    ``undigested_bytes``: what naming the sources will still read, once. ``vocabulary``: of every
+    recipe; None where the models' vocabularies are one.
     """
 
     num_tensors: int
@@ -81,9 +84,16 @@ class PoolReport:
     similarity: Similarity | None = None
     headers_only: bool = False
     undigested_bytes: int = 0
+    vocabulary: Vocabulary | None = None
 
 
-def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = False) -> PoolReport:
+def check_compatible(
+    sources: Sources,
+    merge: Merge,
+    policy: VocabularyPolicy = "refuse",
+    *,
+    headers_only: bool = False,
+) -> PoolReport:
     """Check a resolved pool against the merge that a job asks for.
 
     Reads headers, tokenizers, chat templates, and tensors as far as the sizes and directions of
@@ -92,6 +102,7 @@ def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = Fal
     Args:
         sources: From ``resolve_sources``, which has checked each model alone.
         merge: Method, groups and dtype of the job.
+        policy: What becomes of vocabularies that differ.
         headers_only: Read no tensor: leaves out deltas, similarity and the search for NaN.
 
     Raises:
@@ -101,12 +112,13 @@ def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = Fal
         CheckpointError: A file cannot be read.
     """
     method = get_method(merge.method)
+    named = _named(sources) if headers_only else sources
+    vocabulary = decide_vocabulary(named, policy)
     with ExitStack() as stack:
-        readers = {
-            source.name: stack.enter_context(CheckpointReader(source.directory))
-            for source in sources.everything
-        }
-        pool = _Pool.of(sources.reference.name, readers)
+        readers = open_readers(named, vocabulary)
+        for reader in readers.values():
+            stack.enter_context(reader)
+        pool = _Pool.of(sources.reference.name, readers, vocabulary)
         problems, mismatches = _find_problems(pool, merge, headers_only=headers_only)
         measured = _Measured()
         if not mismatches and not headers_only:
@@ -118,6 +130,7 @@ def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = Fal
             )
         groups = measure_groups(pool.reference.entries.values(), merge)
         warnings = [
+            *_vocabulary_warnings(vocabulary),
             *config_warnings(pool.reference_name, pool.reference, pool.others),
             *_tokenizer_warnings(pool),
             *template_warnings(pool.reference_name, pool.templates),
@@ -144,7 +157,15 @@ def check_compatible(sources: Sources, merge: Merge, *, headers_only: bool = Fal
             similarity=measured.similarity,
             headers_only=headers_only,
             undigested_bytes=undigested_bytes(readers.values()),
+            vocabulary=vocabulary,
         )
+
+
+def _named(sources: Sources) -> Sources:
+    """Let names stand in for the digests that were not computed."""
+    base = None if sources.base is None else replace(sources.base, digest=sources.base.name)
+    checkpoints = tuple(replace(source, digest=source.name) for source in sources.checkpoints)
+    return Sources(base, checkpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +179,20 @@ class _Pool:
     templates: dict[str, str | None]
 
     @classmethod
-    def of(cls, reference_name: str, readers: Mapping[str, CheckpointReader]) -> Self:
+    def of(
+        cls,
+        reference_name: str,
+        readers: Mapping[str, CheckpointReader],
+        vocabulary: Vocabulary | None,
+    ) -> Self:
         others = dict(readers)
         reference = others.pop(reference_name)
         tokenizers = {
-            name: match_tokenizers(reference.directory, reader.directory)
+            name: match_tokenizers(
+                reference.directory,
+                reader.directory,
+                shared_below=None if vocabulary is None else vocabulary.rows,
+            )
             for name, reader in others.items()
         }
         templates = {name: read_chat_template(r.directory) for name, r in readers.items()}
@@ -221,7 +251,8 @@ def _find_problems(
                 Problem(
                     name,
                     f"{title}: {len(found)} of {total} tensors differ. {some(found)}. "
-                    "Resize the vocabulary first, or use checkpoints of the same base",
+                    "Resize the vocabulary first (or set models.vocabulary), or use checkpoints "
+                    "of the same base",
                 )
             )
         if difference := pool.tokenizers[name].difference:
@@ -250,6 +281,15 @@ def _tensor_mismatches(
             continue
         elif not torch.equal(here.tensor(name), there.tensor(name)):
             yield f"`{name}` ({expected.dtype}) cannot be merged and has other values"
+
+
+def _vocabulary_warnings(vocabulary: Vocabulary | None) -> Iterator[str]:
+    if vocabulary is not None:
+        lengths = ", ".join(str(table.rows) for table in vocabulary.tables)
+        yield (
+            f"the models have tables of {lengths} tokens; merges have {vocabulary.rows} "
+            f"({vocabulary.policy}), and the tokenizer of `{vocabulary.source.name}`"
+        )
 
 
 def _tokenizer_warnings(pool: _Pool) -> Iterator[str]:

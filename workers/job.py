@@ -180,6 +180,10 @@ def failure_of(
 def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
     """Load the model and tokenizer that recipes are written into.
 
+    The class is the one that config.json names: a causal language model, or an encoder. Where
+    the job merges vocabularies of different lengths, the model is resized, and tokenizer and
+    generation settings are those that an export has.
+
     Args:
         spec: Names the device, and the directory: that of the base or the first checkpoint.
         dtype: Data type of all parameters; None is the one that the checkpoint declares.
@@ -191,16 +195,23 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
         CheckpointError: Transformers cannot load the model or the tokenizer.
     """
     import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
     from configs.errors import CheckpointError  # noqa: PLC0415
     from evaluators.evaluator import LiveModel  # noqa: PLC0415
+    from workers.architecture import architecture_of, model_class  # noqa: PLC0415
+    from workers.checkpoint import CheckpointReader  # noqa: PLC0415
+    from workers.vocabulary import companion, decide_vocabulary, fit_live_model  # noqa: PLC0415
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     directory = spec.sources.reference.directory
+    vocabulary = decide_vocabulary(spec.sources, spec.job.models.vocabulary)
+    home = companion(spec.sources, vocabulary).directory
+    with CheckpointReader(directory) as reader:
+        config = reader.config
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = model_class(config).from_pretrained(
             directory,
             dtype="auto" if dtype is None else getattr(torch, dtype),
             trust_remote_code=False,
@@ -208,14 +219,17 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
+            home, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{directory}: cannot be loaded as a causal language model: {error}. "
+            f"{directory}: cannot be loaded as "
+            f"{architecture_of(config) or 'a causal language model'}: {error}. "
             "Check config.json and the tokenizer files there",
             directory=str(directory),
         ) from error
+    if vocabulary is not None:
+        fit_live_model(model, directory, home, vocabulary)
     torch.nn.Module.to(model, torch.device(spec.job.workers.device))
     model.requires_grad_(requires_grad=False)
     model.train(mode=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import IncompatibleCheckpointsError, Problem
 from configs.recipe import MergeRecipe
+from workers.architecture import unused_tensors
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import (
     DEFAULT_SHARD_BYTES,
@@ -25,6 +26,7 @@ from workers.digest import WeightsDigest, tensor_bytes, weights_digest
 from workers.shard_header import TensorEntry
 from workers.source_pool import BackendChoice, SourcePool
 from workers.sources import Sources
+from workers.vocabulary import companion
 
 
 class Materializer:
@@ -39,8 +41,10 @@ class Materializer:
     """
 
     def __init__(self, sources: Sources, *, backend: BackendChoice = "auto") -> None:
+        self._sources = sources
+        self._backend: BackendChoice = backend
         self._pool = SourcePool(sources, backend=backend)
-        self._dtype: str | None = None
+        self._recipe: MergeRecipe | None = None
 
     def into(self, model: nn.Module, recipe: MergeRecipe) -> None:
         """Write the merge that a recipe names into a model's parameters, in place.
@@ -59,9 +63,14 @@ class Materializer:
             IncompatibleCheckpointsError: The model's tensors are not those of the checkpoints.
             CheckpointError: The recipe names a checkpoint that is not in the pool.
         """
+        if recipe.vocabulary != self._pool.vocabulary:
+            self._pool.close()
+            self._pool = SourcePool(
+                self._sources, backend=self._backend, vocabulary=recipe.vocabulary
+            )
         merged_dtype = getattr(torch, recipe.dtype)
         targets = self._bind(model, merged_dtype)
-        self._dtype = None
+        self._recipe = None
         with torch.no_grad():
             for name, target in targets.items():
                 direct = target.is_contiguous() and (
@@ -73,7 +82,7 @@ class Materializer:
                     merged = torch.empty(target.numel(), dtype=merged_dtype, device=target.device)
                     self._pool.merge(recipe, name, merged)
                     target.copy_(merged.view(target.shape))
-        self._dtype = recipe.dtype
+        self._recipe = recipe
 
     def digest_of(self, model: nn.Module) -> str:
         """Return the digest of the weights that :meth:`into` wrote last.
@@ -83,13 +92,21 @@ class Materializer:
         Raises:
             ValueError: Nothing was written yet, or the last attempt failed.
         """
-        if self._dtype is None:
+        if (recipe := self._recipe) is None:
             raise ValueError("nothing was materialized; call `into` first")
-        state, entries = model.state_dict(), _merged_entries(self._pool.reference, self._dtype)
-        # Narrowing back is exact: `into` refuses models that do not hold the merged values.
-        return weights_digest(
-            (entry.name, state[entry.name].to(getattr(torch, entry.dtype))) for entry in entries
-        )
+        state: dict[str, Tensor] = model.state_dict()
+
+        def merged(entry: TensorEntry) -> Tensor:
+            dtype: torch.dtype = getattr(torch, entry.dtype)
+            if entry.name in state:
+                # Narrowing back is exact: `into` refuses models that do not hold merged values.
+                return state[entry.name].to(dtype)
+            tensor = torch.empty(entry.numel, dtype=dtype)
+            self._pool.merge(recipe, entry.name, tensor)
+            return tensor.view(entry.shape)
+
+        entries = _merged_entries(self._pool.reference, recipe.dtype)
+        return weights_digest((entry.name, merged(entry)) for entry in entries)
 
     def close(self) -> None:
         """Close the checkpoints."""
@@ -100,10 +117,11 @@ class Materializer:
         state: dict[str, Tensor] = model.state_dict()
         entries = self._pool.reference.entries
         targets = {name: state[name] for name in entries if name in state}
+        unused = unused_tensors(model)
         problems = [
             Problem(name, "is in the checkpoints, but the model has no tensor of that name")
             for name in entries
-            if name not in state
+            if name not in state and not unused.search(name)
         ]
         written: dict[int, str] = {}
         for name, target in targets.items():
@@ -144,7 +162,8 @@ def write_checkpoint(
     """Write the merge that a recipe names as a Hugging Face checkpoint directory.
 
     Streams: never holds more than one merged tensor. Configuration, tokenizer and chat template
-    are those of the base, or of the first checkpoint. The same arguments give the same bytes.
+    are those of the base, or of the first checkpoint; where vocabularies differ, tokenizer and
+    template are those that the recipe names. The same arguments give the same bytes.
 
     Args:
         recipe: Names sources of the pool.
@@ -164,12 +183,13 @@ def write_checkpoint(
     refuse_used(out_dir)
     extra = dict(extra_files or {})
     digest = WeightsDigest()
-    with SourcePool(sources, backend=backend) as pool:
+    home = companion(sources, recipe.vocabulary).directory
+    with SourcePool(sources, backend=backend, vocabulary=recipe.vocabulary) as pool:
         reference = pool.reference
         extra.setdefault("config.json", config_with_dtype(reference.config, recipe.dtype))
         for name in SIDE_FILES:
-            if name not in extra and (reference.directory / name).is_file():
-                extra[name] = (reference.directory / name).read_bytes()
+            if name not in extra and (home / name).is_file():
+                extra[name] = (home / name).read_bytes()
         entries = {entry.name: entry for entry in _merged_entries(reference, recipe.dtype)}
         with CheckpointWriter(
             out_dir, list(entries.values()), max_shard_bytes=max_shard_bytes

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from configs.errors import CheckpointError
-from configs.recipe import MergeRecipe, Source
-from workers.checkpoint import CheckpointReader
+from configs.recipe import MergeRecipe, Source, Vocabulary
 from workers.compiled import is_compiler_failure, is_worthwhile
 from workers.kernels import Backend, MergeTerm, TensorMerge, merge_flat
 from workers.methods import get_method
 from workers.sources import Sources
 from workers.statistics import StatisticsCache
+from workers.vocabulary import open_readers
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +27,25 @@ class SourcePool:
     Args:
         sources: From :func:`workers.sources.resolve_sources`.
         backend: How tensors are merged; does not change the bits.
+        vocabulary: Of the recipes that will be merged.
 
     Attributes:
+        vocabulary: As given.
         reference: Reader of the base, or of the first checkpoint: it decides the tensors.
     """
 
-    def __init__(self, sources: Sources, *, backend: BackendChoice = "auto") -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        *,
+        backend: BackendChoice = "auto",
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self._backend: BackendChoice = backend
+        self.vocabulary = vocabulary
         self._statistics = StatisticsCache()
-        self._readers: dict[str, CheckpointReader] = {}
-        try:
-            for source in sources.everything:
-                if source.digest not in self._readers:
-                    self._readers[source.digest] = CheckpointReader(source.directory)
-        except BaseException:
-            self.close()
-            raise
+        readers = open_readers(sources, vocabulary)
+        self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
         self.reference = self._readers[sources.reference.digest]
         self._num_elements = sum(entry.numel for entry in self.reference.entries.values())
 

@@ -1,6 +1,8 @@
 """Where the models of a job are: hub ids and paths become local directories with digests."""
 
 import re
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from configs.schema import Models, ModelSource
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
+from workers.lora import Adapter, is_adapter
+from workers.tied_weights import check_duplicates
 
 BASE_NAME = "base"
 """What the base is called in recipes and tables."""
@@ -51,11 +55,13 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
 
     Directories are taken as they are; hub ids are downloaded into the Hugging Face cache
     (``HF_HUB_OFFLINE=1`` takes only what is there already). The headers of all weights are
-    checked before any digest is computed.
+    checked before any digest is computed. A LoRA adapter becomes the directory of the base with
+    the adapter merged onto it (``workers.lora``).
 
     Args:
         models: The pool.
-        with_digests: False leaves all digests empty, and reads no tensor.
+        with_digests: False leaves all digests empty, and reads no tensor but those that an
+            adapter is merged onto.
 
     Raises:
         ConfigError: A checkpoint is called ``base``, beside a base.
@@ -68,25 +74,61 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
         )
     pool = [(BASE_NAME, models.base)] if models.base else []
     pool += models.checkpoints.items()
-    readers: list[CheckpointReader] = []
+    found: dict[str, CheckpointReader | Adapter] = {}
     errors: list[CheckpointError] = []
-    try:
+    with ExitStack() as stack:
         for name, source in pool:
             try:
-                readers.append(CheckpointReader(_directory_of(name, source)))
+                opened = _open(name, _directory_of(name, source), models, found)
             except CheckpointError as error:
                 errors.append(error)
+                continue
+            if isinstance(opened, CheckpointReader):
+                stack.enter_context(opened)
+            if opened is not None:
+                found[name] = opened
         if errors:
             raise _combined(errors)
         resolved = [
-            ResolvedSource(name, reader.directory, source_digest(reader) if with_digests else "")
-            for (name, _), reader in zip(pool, readers, strict=True)
+            _resolve(name, opened, with_digests=with_digests) for name, opened in found.items()
         ]
-    finally:
-        for reader in readers:
-            reader.close()
     base = resolved.pop(0) if models.base else None
     return Sources(base, tuple(resolved))
+
+
+def _open(
+    name: str,
+    directory: Path,
+    models: Models,
+    found: Mapping[str, CheckpointReader | Adapter],
+) -> CheckpointReader | Adapter | None:
+    """Open a checkpoint, or an adapter on the base; None where the base has failed already."""
+    if not is_adapter(directory):
+        reader = CheckpointReader(directory)
+        check_duplicates(reader)
+        return reader
+    if models.base is None:
+        raise CheckpointError(
+            f"{directory}: `{name}` is a LoRA adapter, which needs what it was trained on; name "
+            "it in models.base",
+            path=str(directory),
+        )
+    if name == BASE_NAME:
+        raise CheckpointError(
+            f"{directory}: the base is a LoRA adapter; name the model that it was trained on",
+            path=str(directory),
+        )
+    base = found.get(BASE_NAME)
+    return Adapter(directory, base) if isinstance(base, CheckpointReader) else None
+
+
+def _resolve(
+    name: str, opened: CheckpointReader | Adapter, *, with_digests: bool
+) -> ResolvedSource:
+    if isinstance(opened, Adapter):
+        with CheckpointReader(opened.merge()) as reader:
+            return _resolve(name, reader, with_digests=with_digests)
+    return ResolvedSource(name, opened.directory, source_digest(opened) if with_digests else "")
 
 
 def _combined(errors: list[CheckpointError]) -> CheckpointError:

@@ -28,12 +28,20 @@ class TokenizerMatch(NamedTuple):
     warning: str | None = None
 
 
-def match_tokenizers(reference: Path, other: Path) -> TokenizerMatch:
+def match_tokenizers(
+    reference: Path, other: Path, *, shared_below: int | None = None
+) -> TokenizerMatch:
     """Compare the tokenizers of two checkpoint directories.
 
     Token ids must agree, since a merge averages the rows of the embeddings; so must the merges
     or scores that pick the tokens. How a file spells them does not matter, nor which tokens
     are marked as special, nor chat templates.
+
+    Args:
+        reference: Directory of one checkpoint.
+        other: Directory of the other.
+        shared_below: Compare only what both have, of the tokens with smaller ids; None wants
+            the same tokens.
 
     Raises:
         CorruptCheckpointError: A tokenizer file cannot be read.
@@ -49,10 +57,61 @@ def match_tokenizers(reference: Path, other: Path) -> TokenizerMatch:
             warning=f"its tokenizer ({there[0][0]}) cannot be compared with {here[0][0]}; "
             "check that they are the same"
         )
-    if common != ("tokenizer.json",):
-        same = all((reference / f).read_bytes() == (other / f).read_bytes() for f in common)
-        return TokenizerMatch(None if same else f"{' and '.join(common)} differ")
-    return _match_content(_Content.read(reference), _Content.read(other))
+    if shared_below is not None:
+        contents = [_Content.of(path) for path in (reference, other)]
+        if contents[0] is not None and contents[1] is not None:
+            return _match_shared(contents[0], contents[1], shared_below)
+    if common == ("tokenizer.json",):
+        return _match_content(_Content.read(reference), _Content.read(other))
+    same = all((reference / f).read_bytes() == (other / f).read_bytes() for f in common)
+    return TokenizerMatch(None if same else f"{' and '.join(common)} differ")
+
+
+def token_ids(directory: Path) -> dict[str, int] | None:
+    """Return token -> id of a checkpoint's tokenizer; None where it has none that is text.
+
+    Raises:
+        CorruptCheckpointError: The file cannot be read.
+    """
+    content = _Content.of(directory)
+    return None if content is None else content.ids
+
+
+def _lines_of(path: Path) -> list[str]:
+    # Not splitlines: some tokens are characters that it takes for the end of a line.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def conflicts_among(vocabularies: Mapping[str, Mapping[str, int]], below: int) -> dict[str, str]:
+    """Find models whose tokens contradict those of the models before them.
+
+    Args:
+        vocabularies: Model -> token -> id.
+        below: Ids from here on do not count.
+
+    Returns:
+        Model -> its first contradiction, in words.
+    """
+    id_of: dict[str, tuple[int, str]] = {}
+    token_of: dict[int, tuple[str, str]] = {}
+    found: dict[str, str] = {}
+    for model, ids in vocabularies.items():
+        for token, index in sorted(ids.items(), key=lambda item: item[1]):
+            known_id, first = id_of.setdefault(token, (index, model))
+            known_token, second = token_of.setdefault(index, (token, model))
+            if known_id != index and first != model and min(known_id, index) < below:
+                text = f"{token!r} has id {index} here and {known_id} in `{first}`"
+            elif known_token != token and second != model and index < below:
+                text = f"id {index} is {token!r} here and {known_token!r} in `{second}`"
+            else:
+                continue
+            found.setdefault(model, text)
+    return found
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Say whether a directory holds a tokenizer."""
+    return bool(_layouts_in(directory))
 
 
 def _layouts_in(directory: Path) -> list[tuple[str, ...]]:
@@ -66,6 +125,33 @@ class _Content(NamedTuple):
     merges: list[tuple[str, ...]]
     scores: dict[str, float]
     pipeline: dict[str, object]
+
+    @classmethod
+    def of(cls, directory: Path) -> "_Content | None":
+        """Read the tokenizer of a checkpoint; None where it has none that is text."""
+        if (directory / "tokenizer.json").is_file():
+            return cls.read(directory)
+        try:
+            if (directory / "vocab.txt").is_file():
+                lines = _lines_of(directory / "vocab.txt")
+                return cls({token: index for index, token in enumerate(lines)}, [], {}, {})
+            if not (directory / "vocab.json").is_file():
+                return None
+            ids = dict(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
+            if (added := directory / "added_tokens.json").is_file():
+                ids |= json.loads(added.read_text(encoding="utf-8"))
+            merges: list[tuple[str, ...]] = []
+            if (path := directory / "merges.txt").is_file():
+                lines = _lines_of(path)
+                merges = [
+                    tuple(line.split(" ")) for line in lines if not line.startswith("#version")
+                ]
+        except (OSError, ValueError, TypeError) as error:
+            raise CorruptCheckpointError(
+                f"{directory}: its vocabulary is not readable ({error}); copy it again",
+                path=str(directory),
+            ) from error
+        return cls(ids, merges, {}, {})
 
     @classmethod
     def read(cls, directory: Path) -> "_Content":
@@ -93,6 +179,20 @@ class _Content(NamedTuple):
             ) from error
         steps = ("normalizer", "pre_tokenizer", "post_processor")
         return cls(ids, merges, scores, {step: content.get(step) for step in steps})
+
+
+def _match_shared(here: _Content, there: _Content, below: int) -> TokenizerMatch:
+    """Compare what two vocabularies share; one of them may go on where the other ends."""
+    found = conflicts_among({"reference": here.ids, "other": there.ids}, below)
+    if found:
+        return TokenizerMatch(found["other"].replace("in `reference`", "in the reference"))
+    common = min(len(here.merges), len(there.merges))
+    if here.merges[:common] != there.merges[:common]:
+        return TokenizerMatch("the merges that both have differ")
+    shared = here.scores.keys() & there.scores.keys()
+    if any(here.scores[token] != there.scores[token] for token in shared):
+        return TokenizerMatch("the same tokens have other scores")
+    return TokenizerMatch()
 
 
 def _match_content(here: _Content, there: _Content) -> TokenizerMatch:

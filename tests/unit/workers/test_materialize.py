@@ -269,6 +269,42 @@ def test_encoder_model_materializes_with_its_counters(
     assert digest == materializer.digest_of(model)
 
 
+def test_sources_of_different_dtypes_merge_as_their_values_do(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    kinds = ("float32", "bfloat16", "float16")
+    mixed = Sources(
+        pools("float32").base,
+        tuple(pools(kind).checkpoints[index] for index, kind in enumerate(kinds)),
+    )
+    weights, drops = [0.7, -0.2, 0.9], [0.5, 0.0, 0.9]
+    recipe = recipe_of(mixed, weights, drop_ratios=drops, dtype="bfloat16")
+    model, materializer = live_model(mixed, "bfloat16"), Materializer(mixed)
+    materializer.into(model, recipe)
+    assert materializer.digest_of(model) == write_checkpoint(recipe, mixed, tmp_path / "out")
+    readers = [CheckpointReader(source.directory) for source in mixed.everything]
+    assert [reader.dtype for reader in readers[1:]] == list(kinds)
+    terms = [
+        MergeTerm(w, p, source.digest)
+        for w, p, source in zip(weights, drops, mixed.checkpoints, strict=True)
+    ]
+    for name, merged in saved_tensors(model).items():
+        # Every value of a half-precision source is one of float32.
+        base, *tuned = (reader.tensor(name).reshape(-1).float() for reader in readers)
+        masks = [
+            keep_mask(
+                base.numel(),
+                mask_seed=0,
+                digest=term.digest,
+                tensor_name=name,
+                drop_ratio=term.drop_ratio,
+            )
+            for term in terms
+        ]
+        expected = merge_in_numpy(base, tuned, terms, masks).bfloat16()
+        assert torch.equal(merged.reshape(-1), expected), name
+
+
 def test_model_of_another_shape_is_refused_with_every_tensor(
     pools: Callable[..., Sources], tmp_path: Path
 ) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from configs.errors import CorruptCheckpointError
-from workers.tokenizer_match import TokenizerMatch, match_tokenizers
+from workers.tokenizer_match import (
+    TokenizerMatch,
+    conflicts_among,
+    has_tokenizer,
+    match_tokenizers,
+    token_ids,
+)
 
 
 def bpe(**changes: Any) -> dict[str, Any]:
@@ -103,3 +109,79 @@ def test_absent_tokenizers_are_a_warning(tmp_path: Path) -> None:
 def test_damaged_tokenizer_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(CorruptCheckpointError, match=r"there/tokenizer\.json: not readable"):
         match(tmp_path, bpe(), content)
+
+
+def match_shared(tmp_path: Path, here: object, there: object, below: int = 99) -> TokenizerMatch:
+    for name, content in (("here", here), ("there", there)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+    return match_tokenizers(tmp_path / "here", tmp_path / "there", shared_below=below)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        bpe(model={"vocab": {"a": 0, "b": 1, "ab": 2, "c": 4}}),
+        bpe(added_tokens=[]),
+        bpe(model={"vocab": {"a": 0, "b": 1, "ab": 2, "aba": 4}, "merges": ["a b", "ab a"]}),
+    ],
+    ids=["new token", "lost token", "new merge"],
+)
+def test_what_only_one_has_is_no_difference_of_what_is_shared(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    assert match_shared(tmp_path, bpe(), other) == TokenizerMatch()
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (bpe(model={"vocab": {"a": 1, "b": 0, "ab": 2}}), "'b' has id 0 here and 1 in the ref"),
+        (bpe(added_tokens=[{"id": 3, "content": "<x>"}]), "id 3 is '<x>' here and '<s>' in the"),
+        (bpe(model={"merges": ["b a"]}), "the merges that both have differ"),
+    ],
+    ids=["ids", "token of an id", "merges"],
+)
+def test_what_is_shared_must_agree(tmp_path: Path, other: dict[str, Any], difference: str) -> None:
+    assert difference in str(match_shared(tmp_path, bpe(), other).difference)
+
+
+def test_ids_beyond_the_rows_do_not_count(tmp_path: Path) -> None:
+    other = bpe(added_tokens=[{"id": 3, "content": "<x>"}])
+    assert match_shared(tmp_path, bpe(), other, below=3) == TokenizerMatch()
+
+
+def test_scores_of_shared_pieces_must_agree(tmp_path: Path) -> None:
+    here, there = (
+        bpe(model={"type": "Unigram", "vocab": [["a", -1.0], ["b", score]], "merges": []})
+        for score in (-2.0, -3.0)
+    )
+    found = match_shared(tmp_path, here, there)
+    assert found.difference == "the same tokens have other scores"
+
+
+def test_later_models_are_compared_with_all_before_them() -> None:
+    vocabularies = {"one": {"a": 0}, "two": {"a": 0, "x": 1}, "three": {"a": 0, "y": 1}}
+    assert conflicts_among(vocabularies, below=9) == {"three": "id 1 is 'y' here and 'x' in `two`"}
+    assert conflicts_among(vocabularies, below=1) == {}
+    assert conflicts_among({"alias": {"a": 0, "b": 0}}, below=9) == {}
+
+
+def test_token_ids_are_read_from_every_layout_that_is_text(tmp_path: Path) -> None:
+    for name in ("json", "words", "pairs", "binary"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "json" / "tokenizer.json").write_text(json.dumps(bpe()))
+    # A line separator of Unicode is a token of some vocabularies.
+    (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n\u2028\nc\n", encoding="utf-8")
+    (tmp_path / "pairs" / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "pairs" / "added_tokens.json").write_text('{"<s>": 2}')
+    (tmp_path / "pairs" / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "binary" / "tokenizer.model").write_bytes(b"\x00")
+    assert token_ids(tmp_path / "json") == {"a": 0, "b": 1, "ab": 2, "<s>": 3}
+    assert token_ids(tmp_path / "words") == {"[PAD]": 0, "\u2028": 1, "c": 2}
+    assert token_ids(tmp_path / "pairs") == {"a": 0, "b": 1, "<s>": 2}
+    assert token_ids(tmp_path / "binary") is None
+    assert has_tokenizer(tmp_path / "binary")
+    (tmp_path / "pairs" / "vocab.json").write_text("{")
+    with pytest.raises(CorruptCheckpointError, match="its vocabulary is not readable"):
+        token_ids(tmp_path / "pairs")

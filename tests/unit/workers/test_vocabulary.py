@@ -1,0 +1,424 @@
+"""Models with tables of tokens of different lengths: what is decided, and what is merged."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaForCausalLM
+
+from configs.errors import CheckpointError, IncompatibleCheckpointsError
+from configs.recipe import Group, MergeRecipe, Source, Vocabulary
+from configs.schema import JobConfig, Merge, Models
+from evaluators.manifest import Manifest
+from tests.conftest import TinyPool
+from workers.checkpoint import CheckpointReader
+from workers.compat import check_compatible
+from workers.job import WorkerSpec, load_live_model
+from workers.materialize import Materializer, write_checkpoint
+from workers.sources import Sources, resolve_sources
+from workers.vocabulary import companion, decide_vocabulary, open_readers
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROWS = 259
+
+Grow = Callable[..., Path]
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Grow:
+    """Copy a model with more rows, tokens of its own, another dtype, or a head of its own."""
+
+    def grown(
+        source: Path,
+        *,
+        rows: int = ROWS,
+        tokens: tuple[str, ...] = (),
+        tied: bool = True,
+        dtype: torch.dtype = torch.float32,
+        name: str | None = None,
+    ) -> Path:
+        directory = tmp_path / (name or source.name)
+        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+        if not tied:
+            model.config.tie_word_embeddings = False
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 0.5)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        # Rows of two models must differ, or a test could not tell whose they are.
+        draw = torch.Generator().manual_seed(sum(directory.name.encode()))
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight.data[ROWS:] = torch.randn(rows - ROWS, 32, generator=draw)
+        model.to(dtype).save_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.add_tokens(list(tokens), special_tokens=True)
+        tokenizer.save_pretrained(directory)
+        return directory
+
+    return grown
+
+
+def pool_of(base: Path | None, **checkpoints: Path) -> Sources:
+    named = {name: str(path) for name, path in checkpoints.items()}
+    return resolve_sources(Models(base=base and str(base), checkpoints=named))
+
+
+def recipe_of(
+    sources: Sources, vocabulary: Vocabulary | None, *weights: float, **changes: Any
+) -> MergeRecipe:
+    content: dict[str, Any] = {
+        "method": "task_arithmetic" if sources.base else "linear",
+        "base": sources.base and Source(name="base", digest=sources.base.digest),
+        "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
+        "groups": (Group(name="all", patterns=(".*",)),),
+        "weights": tuple((weight,) for weight in weights),
+        "drop_ratios": ((0.0,),) * len(weights),
+        "dtype": "float32",
+        "vocabulary": vocabulary,
+    }
+    return MergeRecipe(**(content | changes))
+
+
+def table(directory: Path, name: str = EMBEDDINGS) -> torch.Tensor:
+    with CheckpointReader(directory) as reader:
+        return reader.tensor(name).float()
+
+
+def merged(sources: Sources, recipe: MergeRecipe, out: Path) -> dict[str, torch.Tensor]:
+    write_checkpoint(recipe, sources, out)
+    with CheckpointReader(out) as reader:
+        return {name: reader.tensor(name) for name in reader.entries}
+
+
+def test_refuse_and_equal_vocabularies_decide_nothing(tiny_pool: TinyPool, grow: Grow) -> None:
+    sources = pool_of(tiny_pool.base, math=grow(tiny_pool.checkpoints["math"], rows=264))
+    assert decide_vocabulary(sources, "refuse") is None
+    with pytest.raises(IncompatibleCheckpointsError, match=r"expected \(259, 32\), found \(264"):
+        check_compatible(sources, Merge())
+    equal = pool_of(tiny_pool.base, math=tiny_pool.checkpoints["math"])
+    assert decide_vocabulary(equal, "pad") is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "source"), [("pad", 264, "code"), ("intersect", 259, "base")]
+)
+def test_policy_decides_rows_and_tokenizer(
+    tiny_pool: TinyPool, grow: Grow, policy: Any, rows: int, source: str
+) -> None:
+    sources = pool_of(
+        tiny_pool.base,
+        math=grow(tiny_pool.checkpoints["math"], rows=264),
+        code=grow(tiny_pool.checkpoints["code"], rows=262, tokens=("<a>", "<b>")),
+    )
+    decided = decide_vocabulary(sources, policy)
+    assert decided is not None
+    assert (decided.rows, decided.source.name) == (rows, source)
+    assert [(t.rows, t.tokens) for t in decided.tables] == [(259, 259), (264, 259), (262, 261)]
+    assert companion(sources, decided).name == source
+    report = check_compatible(sources, Merge(), policy)
+    assert report.vocabulary == decided
+    assert report.warnings == (
+        f"the models have tables of 259, 264, 262 tokens; merges have {rows} ({policy}), and the "
+        f"tokenizer of `{source}`",
+    )
+    assert report.num_parameters == sum(
+        tensor.numel() for name, tensor in model_tensors(tiny_pool.base).items()
+    ) + 32 * (rows - ROWS)
+
+
+def model_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    with CheckpointReader(directory) as reader:
+        return {name: reader.tensor(name) for name in reader.entries}
+
+
+def test_pad_keeps_all_rows_and_lets_a_checkpoint_add_nothing_where_it_has_none(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    math = grow(tiny_pool.checkpoints["math"], rows=261, tokens=("<a>",))
+    code = grow(tiny_pool.checkpoints["code"], rows=264, tokens=("<a>", "<b>", "<c>"))
+    sources = pool_of(tiny_pool.base, math=math, code=code)
+    decided = decide_vocabulary(sources, "pad")
+    tensors = merged(sources, recipe_of(sources, decided, 0.5, 0.3), tmp_path / "out")
+    found, base = tensors[EMBEDDINGS], table(tiny_pool.base)
+    assert found.shape == (264, 32)
+    shared = base + 0.5 * (table(math)[:ROWS] - base) + 0.3 * (table(code)[:ROWS] - base)
+    torch.testing.assert_close(found[:ROWS], shared)
+    # <a>: the base lacks it, so `math`, the first that has it, stands for the base.
+    row_a = table(math)[259] + 0.3 * (table(code)[259] - table(math)[259])
+    torch.testing.assert_close(found[259], row_a)
+    # <b>: a padding row of `math`, a token of `code` alone, which no weight can change.
+    assert torch.equal(found[260], table(code)[260])
+    assert torch.equal(found[261:], table(code)[261:])
+    other = model_tensors(tiny_pool.base)["model.layers.0.mlp.up_proj.weight"]
+    assert tensors["model.layers.0.mlp.up_proj.weight"].shape == other.shape
+
+
+def test_intersect_keeps_the_rows_of_all_and_merges_them_as_if_nothing_was_longer(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    names = ("math", "code")
+    plain = pool_of(tiny_pool.base, **{name: tiny_pool.checkpoints[name] for name in names})
+    longer = pool_of(
+        tiny_pool.base,
+        math=grow(tiny_pool.checkpoints["math"], rows=264, tokens=("<a>",)),
+        code=grow(tiny_pool.checkpoints["code"], rows=262, tokens=("<other>",)),
+    )
+    decided = decide_vocabulary(longer, "intersect")
+    expected = merged(plain, recipe_of(plain, None, 0.5, 0.3), tmp_path / "plain")
+    found = merged(longer, recipe_of(longer, decided, 0.5, 0.3), tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == ROWS
+
+
+def test_untied_heads_get_the_same_length(tiny_pool: TinyPool, grow: Grow, tmp_path: Path) -> None:
+    base = grow(tiny_pool.base, tied=False)
+    code = grow(tiny_pool.checkpoints["code"], tied=False, rows=262, tokens=("<a>", "<b>", "<c>"))
+    sources = pool_of(base, code=code)
+    decided = decide_vocabulary(sources, "pad")
+    tensors = merged(sources, recipe_of(sources, decided, 0.5), tmp_path / "out")
+    for name in (EMBEDDINGS, HEAD):
+        torch.testing.assert_close(
+            tensors[name][:ROWS], (table(base, name) + table(code, name)[:ROWS]) / 2
+        )
+        assert torch.equal(tensors[name][ROWS:], table(code, name)[ROWS:])
+
+
+def test_head_with_a_bias_is_resized_in_encoders(tmp_path: Path) -> None:
+    directories = []
+    for name, rows in (("base", 40), ("tuned", 44)):
+        config = BertConfig(
+            vocab_size=rows,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=44,
+        )
+        model = BertForMaskedLM(config)
+        model.cls.predictions.bias.data.normal_()
+        model.save_pretrained(tmp_path / name)
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(rows - 5))]
+        (tmp_path / name / "vocab.txt").write_text("\n".join(tokens) + "\n")
+        directories.append(tmp_path / name)
+    with CheckpointReader(directories[0]) as reader, CheckpointReader(directories[1]) as other:
+        # Positions do not count tokens, even where there are as many of them.
+        positions = "bert.embeddings.position_embeddings.weight"
+        assert reader.entries[positions].shape == other.entries[positions].shape
+    sources = pool_of(directories[0], tuned=directories[1])
+    decided = decide_vocabulary(sources, "pad")
+    assert decided is not None
+    assert (decided.rows, decided.source.name) == (44, "tuned")
+    recipe = recipe_of(sources, decided, 0.5)
+    tensors = merged(sources, recipe, tmp_path / "out")
+    assert tensors["cls.predictions.bias"].shape == (44,)
+    model = BertForMaskedLM.from_pretrained(tmp_path / "out")
+    assert model.cls.predictions.decoder.weight.shape == (44, 16)
+    live = BertForMaskedLM.from_pretrained(directories[0])
+    live.resize_token_embeddings(44, mean_resizing=False)
+    materializer = Materializer(sources)
+    materializer.into(live, recipe)
+    assert torch.equal(live.cls.predictions.decoder.bias, model.cls.predictions.decoder.bias)
+
+
+def test_tensors_that_only_happen_to_be_as_long_are_no_tables_of_tokens(tmp_path: Path) -> None:
+    directories = {}
+    for name, tokens in (("base", 38), ("tuned", 40)):
+        directories[name] = tmp_path / name
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=40,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=40,
+            type_vocab_size=40,
+        )
+        model = BertForMaskedLM(config)
+        for parameter in model.parameters():
+            parameter.data.normal_()
+        model.save_pretrained(directories[name])
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(tokens - 5))]
+        (directories[name] / "vocab.txt").write_text("\n".join(words) + "\n")
+    sources = pool_of(directories["base"], tuned=directories["tuned"])
+    decided = decide_vocabulary(sources, "pad")
+    tensors = merged(sources, recipe_of(sources, decided, 0.5), tmp_path / "out")
+    taken = set()
+    for name, tensor in tensors.items():
+        base, tuned = table(directories["base"], name), table(directories["tuned"], name)
+        torch.testing.assert_close(tensor[:38], (base + tuned)[:38] / 2)
+        if torch.equal(tensor[38:], tuned[38:]):
+            taken.add(name)
+    assert taken == {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"}
+
+
+def test_rows_of_a_wider_dtype_widen_the_table_exactly(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    # The rows that `math` lacks must equal those of `code`, which bfloat16 cannot hold.
+    math = grow(tiny_pool.checkpoints["math"], dtype=torch.bfloat16)
+    code = grow(tiny_pool.checkpoints["code"], rows=262, tokens=("<a>", "<b>", "<c>"))
+    sources = pool_of(tiny_pool.base, math=math, code=code)
+    decided = decide_vocabulary(sources, "pad")
+    readers = open_readers(sources, decided)
+    assert readers["math"].entries[EMBEDDINGS].dtype == "float32"
+    assert torch.equal(readers["math"].tensor(EMBEDDINGS)[ROWS:], table(code)[ROWS:])
+    tensors = merged(sources, recipe_of(sources, decided, 5.0, 0.0), tmp_path / "out")
+    assert torch.equal(tensors[EMBEDDINGS][ROWS:], table(code)[ROWS:])
+
+
+def test_padded_tables_of_one_length_take_the_token_from_who_has_it(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    base = grow(tiny_pool.base, rows=264, name="padded")
+    code = grow(tiny_pool.checkpoints["code"], rows=264, tokens=("<a>",))
+    sources = pool_of(base, code=code)
+    with pytest.raises(IncompatibleCheckpointsError, match="1 of 260 tokens differ"):
+        check_compatible(sources, Merge())
+    decided = decide_vocabulary(sources, "pad")
+    assert decided is not None
+    assert (decided.rows, decided.source.name) == (264, "code")
+    tensors = merged(sources, recipe_of(sources, decided, 0.25), tmp_path / "out")
+    assert torch.equal(tensors[EMBEDDINGS][259], table(code)[259])
+    padding = table(base)[260:] + 0.25 * (table(code)[260:] - table(base)[260:])
+    torch.testing.assert_close(tensors[EMBEDDINGS][260:], padding)
+    kept = merged(
+        sources,
+        recipe_of(sources, decide_vocabulary(sources, "intersect"), 0.25),
+        tmp_path / "intersect",
+    )
+    assert kept[EMBEDDINGS].shape == (264, 32)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "intersect")) == 259
+
+
+def test_linear_merge_without_a_base_takes_missing_rows_from_the_first_that_has_them(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=260, tokens=("<a>",))
+    sources = pool_of(None, math=tiny_pool.checkpoints["math"], code=code)
+    decided = decide_vocabulary(sources, "pad")
+    tensors = merged(sources, recipe_of(sources, decided, 0.5, 0.5), tmp_path / "out")
+    assert torch.equal(tensors[EMBEDDINGS][259], table(code)[259])
+
+
+def test_live_model_and_export_have_the_same_bits_and_tokenizer(
+    tiny_pool: TinyPool, tiny_job: Callable[..., JobConfig], grow: Grow, tmp_path: Path
+) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=264, tokens=("<a>", "<b>"))
+    generation = {"max_length": 99, "eos_token_id": [2, 260], "pad_token_id": 0}
+    (code / "generation_config.json").write_text(json.dumps(generation))
+    config = json.loads((code / "config.json").read_text())
+    (code / "config.json").write_text(json.dumps(config | {"eos_token_id": 260}))
+    sources = pool_of(tiny_pool.base, math=tiny_pool.checkpoints["math"], code=code)
+    decided = decide_vocabulary(sources, "pad")
+    recipe = recipe_of(sources, decided, 0.5, 0.3)
+    models = {
+        "base": str(tiny_pool.base),
+        "checkpoints": {"math": str(tiny_pool.checkpoints["math"]), "code": str(code)},
+        "vocabulary": "pad",
+    }
+    live = load_live_model(WorkerSpec(tiny_job(models=models), sources, Manifest({}, {})), None)
+    model = live.model
+    materializer = Materializer(sources)
+    materializer.into(model, recipe)
+    assert materializer.digest_of(model) == write_checkpoint(recipe, sources, tmp_path / "out")
+    exported = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(exported.lm_head.weight, model.lm_head.weight)
+    for loaded in (exported, model):
+        assert loaded.config.vocab_size == 264
+        assert loaded.config.eos_token_id == 260
+        assert loaded.generation_config.eos_token_id == [2, 260]
+        assert loaded.generation_config.max_length == 99
+    for tokenizer in (AutoTokenizer.from_pretrained(tmp_path / "out"), live.tokenizer):
+        assert tokenizer("<b>", add_special_tokens=False)["input_ids"] == [260]
+
+
+def test_materializer_goes_from_one_vocabulary_to_another_and_back(
+    tiny_pool: TinyPool, grow: Grow
+) -> None:
+    sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=264))
+    materializer, digests = Materializer(sources), []
+    for policy in ("pad", "intersect", "pad"):
+        decided = decide_vocabulary(sources, policy)
+        assert decided is not None
+        model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
+        model.resize_token_embeddings(decided.rows, mean_resizing=False)
+        materializer.into(model, recipe_of(sources, decided, 0.5))
+        digests.append(materializer.digest_of(model))
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_tokens_that_contradict_each_other_are_refused(tiny_pool: TinyPool, grow: Grow) -> None:
+    sources = pool_of(
+        tiny_pool.base,
+        math=grow(tiny_pool.checkpoints["math"], rows=260, tokens=("<math>",)),
+        code=grow(tiny_pool.checkpoints["code"], rows=260, tokens=("<code>",)),
+    )
+    with pytest.raises(IncompatibleCheckpointsError) as caught:
+        decide_vocabulary(sources, "pad")
+    assert "code: id 259 is '<code>' here and '<math>' in `math`" in caught.value.message
+    # Where the rows are dropped anyway, nothing contradicts.
+    assert decide_vocabulary(sources, "intersect") is not None
+    check_compatible(sources, Merge(), "intersect")
+
+
+def test_tokenizer_with_more_tokens_than_rows_is_refused(tiny_pool: TinyPool, grow: Grow) -> None:
+    code = grow(tiny_pool.checkpoints["code"], tokens=("<a>", "<b>"))
+    sources = pool_of(tiny_pool.base, code=code)
+    with pytest.raises(IncompatibleCheckpointsError, match="ids up to 260, its tables have 259"):
+        decide_vocabulary(sources, "pad")
+
+
+def test_tensor_that_is_no_table_of_tokens_is_still_refused(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=262)
+    model = LlamaForCausalLM.from_pretrained(code)
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(66, 32))
+    shutil.rmtree(code)
+    model.save_pretrained(code)
+    sources = pool_of(tiny_pool.base, code=code)
+    with pytest.raises(IncompatibleCheckpointsError, match=r"1 of 20 tensors differ.*up_proj"):
+        check_compatible(sources, Merge(), "pad")
+
+
+def test_recipe_whose_vocabulary_is_of_other_checkpoints_is_refused(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=262))
+    decided = decide_vocabulary(sources, "pad")
+    fewer = replace(sources, checkpoints=())
+    with pytest.raises(CheckpointError, match="1 of them are missing here"):
+        open_readers(fewer, decided)
+
+
+def test_recipe_id_depends_on_the_vocabulary_and_not_on_its_names(
+    tiny_pool: TinyPool, grow: Grow
+) -> None:
+    sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=262))
+    pad, intersect = (decide_vocabulary(sources, policy) for policy in ("pad", "intersect"))
+    assert pad is not None
+    recipe = recipe_of(sources, pad, 0.5)
+    renamed = pad.model_copy(update={"source": pad.source.model_copy(update={"name": "x"})})
+    assert recipe.model_copy(update={"vocabulary": renamed}).recipe_id == recipe.recipe_id
+    assert recipe.model_copy(update={"vocabulary": intersect}).recipe_id != recipe.recipe_id
+    assert MergeRecipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_rows_that_are_only_cut_stay_memory_mapped(tiny_pool: TinyPool, grow: Grow) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=264)
+    sources = pool_of(tiny_pool.base, code=code)
+    readers = open_readers(sources, decide_vocabulary(sources, "intersect"))
+    tensor = readers["code"].tensor(EMBEDDINGS)
+    assert tensor.shape == (ROWS, 32)
+    whole = CheckpointReader(code).tensor(EMBEDDINGS)
+    assert tensor.untyped_storage().nbytes() == whole.untyped_storage().nbytes()
+    assert torch.equal(tensor, table(code)[:ROWS])
+    padded = open_readers(sources, decide_vocabulary(sources, "pad"))["base"]
+    assert padded.tensor(EMBEDDINGS) is padded.tensor(EMBEDDINGS)
+    for reader in (*readers.values(), padded):
+        reader.close()
