@@ -5,8 +5,6 @@ digests, and the written weights must have the digest that the worker recorded.
 """
 
 import json
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,17 +66,8 @@ def export(
         "README.md": model_card(archive, choice, out_name=out_dir.name).encode(),
         RECIPE_FILE: recipe_json(archive, choice).encode(),
     }
-    # Written beside the target and renamed only after the digest was compared.
-    staging = out_dir.with_name(f".{out_dir.name}.unverified-{secrets.token_hex(4)}")
-    try:
-        digest = write_checkpoint(
-            choice.candidate.recipe,
-            archive.sources,
-            staging,
-            max_shard_bytes=max_shard_bytes,
-            extra_files=extra_files,
-            device=_device_of(archive),
-        )
+
+    def verify(digest: str) -> None:
         if digest != expected:
             raise CheckpointError(
                 f"{out_dir}: the merge has weights digest {digest}, but {expected} was scored; "
@@ -87,9 +76,16 @@ def export(
                 expected=expected,
                 found=digest,
             )
-        _publish(staging, out_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+    digest = write_checkpoint(
+        choice.candidate.recipe,
+        archive.sources,
+        out_dir,
+        max_shard_bytes=max_shard_bytes,
+        extra_files=extra_files,
+        device=_device_of(archive),
+        verify=verify,
+    )
     size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
     return Exported(out_dir, choice.candidate.recipe.recipe_id, digest, size_bytes)
 
@@ -138,15 +134,3 @@ def _device_of(archive: "Archive") -> str:
 
     wanted = archive.job.workers.device
     return wanted if wanted == "cuda" and torch.cuda.is_available() else "cpu"
-
-
-def _publish(staging: Path, out_dir: Path) -> None:
-    try:
-        # Replaces an empty directory, and fails where someone filled it meanwhile.
-        staging.rename(out_dir)
-    except OSError as error:
-        raise CheckpointError(
-            f"{out_dir}: the finished checkpoint could not be moved there: {error.strerror}; "
-            "choose another path",
-            path=str(out_dir),
-        ) from error

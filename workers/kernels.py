@@ -150,12 +150,14 @@ class TensorFacts:
     """What a merge needs to know of whole tensors; nothing for most methods.
 
     One entry per contributing checkpoint: ``scales`` where the method has coefficients,
-    ``trims`` where it trims, ``ratios`` (``(n,)`` float32, the whole tensor's) where it ranks.
+    ``trims`` where it trims, ``ratios`` (``(n,)`` float32, of the whole tensor, or of consecutive
+    elements of it from index ``first_ratio``) where it ranks.
     """
 
     scales: tuple[float, ...]
     trims: tuple[Trim, ...] = ()
     ratios: tuple[Tensor, ...] = ()
+    first_ratio: int = 0
 
 
 def whole_facts(
@@ -292,9 +294,9 @@ def _drops(
     rows = [key_row(plan.mask_seed, t.digest, plan.tensor_name, block, t.drop_ratio) for t in terms]
     if plan.method.drop == "random":
         return RandomDrops(span, words(rows), applies)
+    strides = (window.stride, 1) if out.dim() == 2 else (1,)
     ratios = [
-        ratio.as_strided(out.shape, (window.stride, 1) if out.dim() == 2 else (1,), start)
-        for ratio in facts.ratios
+        ratio.as_strided(out.shape, strides, start - facts.first_ratio) for ratio in facts.ratios
     ]
     return RankedDrops(span, words(rows), ratios, applies)
 
