@@ -31,9 +31,8 @@ _SPARED_GPU_SHARE = 0.25
 _PINNED_HOST_SHARE = 0.5
 _MAPPED_HOST_SHARE = 0.8
 
-# linux/mman.h. Unlike MADV_DONTNEED, neither can lose what is in a page.
+# linux/mman.h. Unlike MADV_DONTNEED it cannot lose what is in a page.
 _MADV_PAGEOUT = 21
-_MADV_POPULATE_READ = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,22 +166,13 @@ def page_out(tensor: Tensor) -> None:
     Pages that other processes use stay. Nothing can be lost: a page that is not a file's is
     swapped or kept.
     """
-    _advise(tensor, _MADV_PAGEOUT)
-
-
-def populate(tensor: Tensor) -> None:
-    """Bring the pages of a memory-mapped tensor, consecutive elements, into memory at once."""
-    _advise(tensor, _MADV_POPULATE_READ)
-
-
-def _advise(tensor: Tensor, advice: int) -> None:
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         return
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end and (madvise := _madvise()) is not None:
         # It is advice: a kernel that does not know it says so, and nothing is wrong.
-        madvise(begin, end - begin, advice)
+        madvise(begin, end - begin, _MADV_PAGEOUT)
 
 
 @cache

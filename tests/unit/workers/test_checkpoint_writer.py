@@ -144,7 +144,7 @@ def test_incomplete_checkpoint_never_appears(tmp_path: Path) -> None:
 def test_tensors_out_of_turn_or_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="comes next, found `b`"), _writer(tmp_path) as writer:
         writer.write("b", tensor_bytes(TENSORS["b"]))
-    with pytest.raises(ValueError, match="`a`, 8 bytes of it, comes next"), _writer(tmp_path) as writer:
+    with pytest.raises(ValueError, match="`a`, 8 bytes of it, comes"), _writer(tmp_path) as writer:
         writer.write("a", tensor_bytes(torch.zeros(3)))
 
 
