@@ -150,11 +150,6 @@ class TensorStore:
         if self.placement == "streamed":
             page_out(tensor)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of all copies."""
-        return sum(tensor.nbytes for tensor in self._kept.values())
-
     def clear(self) -> None:
         """Forget all copies."""
         self._kept.clear()
