@@ -215,6 +215,7 @@ def measure_export(root: Path, *, method: str, shard_bytes: int) -> dict[str, ob
     result_bytes = 2 * num_elements(shapes)
     exports: list[float] = []
     copies: list[float] = []
+    own_cpu_s = 0.0
     with AnonPeak() as peak:
         # Compiles, or reads torch's cache of it.
         first_s = export_seconds(recipe, sources, root / "result", shard_bytes)
@@ -222,9 +223,11 @@ def measure_export(root: Path, *, method: str, shard_bytes: int) -> dict[str, ob
     with AnonPeak() as later:
         for _ in range(REPEATS):
             shutil.rmtree(root / "again", ignore_errors=True)
+            cpu_before_s = time.process_time()
             exports.append(export_seconds(recipe, sources, root / "again", shard_bytes))
+            own_cpu_s += time.process_time() - cpu_before_s
             copies.append(copy_seconds(root / "result", root / "copy"))
-    report: dict[str, object] = {
+    return {
         "elements": num_elements(shapes),
         "method": method,
         "result_bytes": result_bytes,
@@ -237,8 +240,9 @@ def measure_export(root: Path, *, method: str, shard_bytes: int) -> dict[str, ob
         "export_peak_anon_mib": round(max(first_mib, later.grown_mib)),
         "later_peak_anon_mib": round(later.grown_mib),
         "bound_mib": round(2 * min(shard_bytes, result_bytes) / 2**20 + ANON_BOUND_MIB),
+        "export_cpu_s": round(own_cpu_s / REPEATS, 2),
+        "load_average": round(os.getloadavg()[0], 1),
     }
-    return report
 
 
 def measure_larger_than_memory(root: Path, *, method: str, shard_bytes: int) -> dict[str, object]:
