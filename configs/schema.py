@@ -264,6 +264,10 @@ class WorkerSettings(_Section):
     def _gpu_has_device(self) -> Self:
         if self.device == "cuda" and self.gpus == 0:
             raise ValueError("device is `cuda` but gpus is 0; reserve at least a share of a GPU")
+        if self.residency == "gpu" and self.device != "cuda":
+            raise ValueError(
+                f"residency is `gpu` but device is `{self.device}`; choose `auto`, `host` or `disk`"
+            )
         return self
 
 

@@ -5,8 +5,7 @@ digests, and the written weights must have the digest that the worker recorded.
 """
 
 import json
-import secrets
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,21 +63,8 @@ def export(
     expected = archive.weights_digest(choice.candidate.index)
     refuse_used(out_dir)
     verify_sources(archive.sources)
-    extra_files = {
-        "README.md": model_card(archive, choice, out_name=out_dir.name).encode(),
-        RECIPE_FILE: recipe_json(archive, choice).encode(),
-    }
-    # Written beside the target and renamed only after the digest was compared.
-    staging = out_dir.with_name(f".{out_dir.name}.unverified-{secrets.token_hex(4)}")
-    try:
-        digest = write_checkpoint(
-            choice.candidate.recipe,
-            archive.sources,
-            staging,
-            max_shard_bytes=max_shard_bytes,
-            extra_files=extra_files,
-            device=_device_of(archive),
-        )
+
+    def finish(digest: str) -> Mapping[str, bytes]:
         if digest != expected:
             raise CheckpointError(
                 f"{out_dir}: the merge has weights digest {digest}, but {expected} was scored; "
@@ -87,9 +73,19 @@ def export(
                 expected=expected,
                 found=digest,
             )
-        publish(staging, out_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        return {
+            "README.md": model_card(archive, choice, out_name=out_dir.name).encode(),
+            RECIPE_FILE: recipe_json(archive, choice).encode(),
+        }
+
+    digest = write_checkpoint(
+        choice.candidate.recipe,
+        archive.sources,
+        out_dir,
+        max_shard_bytes=max_shard_bytes,
+        device=_device_of(archive),
+        finish=finish,
+    )
     size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
     return Exported(out_dir, choice.candidate.recipe.recipe_id, digest, size_bytes)
 
@@ -138,20 +134,3 @@ def _device_of(archive: "Archive") -> str:
 
     wanted = archive.job.workers.device
     return wanted if wanted == "cuda" and torch.cuda.is_available() else "cpu"
-
-
-def publish(staging: Path, out_dir: Path) -> None:
-    """Give a finished directory its name.
-
-    Raises:
-        CheckpointError: Somebody filled the target meanwhile.
-    """
-    try:
-        # Replaces an empty directory, and fails where someone filled it meanwhile.
-        staging.rename(out_dir)
-    except OSError as error:
-        raise CheckpointError(
-            f"{out_dir}: the finished checkpoint could not be moved there: {error.strerror}; "
-            "choose another path",
-            path=str(out_dir),
-        ) from error

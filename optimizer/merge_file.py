@@ -1,9 +1,6 @@
 """One merge without a search: what it reads and writes, and the directory that it becomes."""
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +12,7 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
 from configs.schema import Merge
 from optimizer.archive_schema import mergefront_version
-from optimizer.export import RECIPE_FILE, Exported, publish
+from optimizer.export import RECIPE_FILE, Exported
 from optimizer.recipe_file import RecipeFile
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
 from workers.compat import PoolReport, check_compatible
@@ -79,16 +76,9 @@ def write_merge(
 
     out_dir = out_dir.expanduser().absolute()
     refuse_used(out_dir)
-    staging = out_dir.with_name(f".{out_dir.name}.unverified-{secrets.token_hex(4)}")
     file, expected = plan.file, plan.file.weights_digest
-    try:
-        digest = write_checkpoint(
-            file.recipe,
-            file.sources,
-            staging,
-            max_shard_bytes=max_shard_bytes,
-            extra_files={"README.md": b"", RECIPE_FILE: b""},
-        )
+
+    def finish(digest: str) -> Mapping[str, bytes]:
         if expected not in (None, digest):
             raise CheckpointError(
                 f"{out_dir}: the merge has weights digest {digest}, the recipe's file records "
@@ -97,21 +87,16 @@ def write_merge(
                 expected=expected,
                 found=digest,
             )
-        _write_synced(staging / "README.md", _card(file, digest, out_dir.name))
-        _write_synced(staging / RECIPE_FILE, _recipe_json(file, digest))
-        publish(staging, out_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        return {
+            "README.md": _card(file, digest, out_dir.name).encode(),
+            RECIPE_FILE: _recipe_json(file, digest).encode(),
+        }
+
+    digest = write_checkpoint(
+        file.recipe, file.sources, out_dir, max_shard_bytes=max_shard_bytes, finish=finish
+    )
     size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
     return Exported(out_dir, file.recipe.recipe_id, digest, size_bytes)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """Replace a file that the checkpoint's writer left room for, down to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def recipe_record(file: RecipeFile) -> dict[str, object]:

@@ -1,13 +1,13 @@
-"""Writing a Hugging Face checkpoint directory, tensor by tensor, whole or not at all.
+"""Writing a Hugging Face checkpoint directory, part by part, whole or not at all.
 
-:class:`CheckpointWriter` streams tensors into safetensors shards: it never holds more than the
-tensor in hand. Equal tensors and files give equal bytes, whoever writes them.
+:class:`CheckpointWriter` streams tensors into preallocated safetensors shards: it holds nothing of
+them. Equal tensors and files give equal bytes, whoever writes them.
 """
 
+import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from typing import BinaryIO, Self
 from configs.errors import CheckpointError
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
 from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
+from workers.work_directory import WorkDirectory, remove_leftovers
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -38,8 +39,9 @@ SIDE_FILES = (
     "chat_template.json",
 )
 
-# Linux writes at most 2 GiB per call; smaller pieces let writeback start early.
-_WRITE_BYTES = 64 * 2**20
+# Linux writes at most 2 GiB per call. The disk is told to begin after each piece: a disk that
+# waits for the end of a shard is idle while the shard is merged.
+_WRITE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class CheckpointWriter:
 
     Everything goes into a hidden directory beside the target, which is synced to disk and
     renamed when the block ends without an error, and removed otherwise. A killed process leaves
-    at most the hidden directory, never a half-written target.
+    at most the hidden directory, never a half-written target, and the next writer to the same
+    target removes that.
 
     Args:
         out_dir: The target; must not exist, or be an empty directory.
@@ -80,41 +83,59 @@ class CheckpointWriter:
         self._plan = [(shard, entry) for shard in self._shards for entry in shard.entries]
         self.order = tuple(entry.name for _, entry in self._plan)
         self._num_written = 0
+        self._part_bytes = 0
         self._file: BinaryIO | None = None
         self._total_bytes = sum(entry.size_bytes for entry in tensors)
         try:
             out_dir.parent.mkdir(parents=True, exist_ok=True)
+            # First, since what killed exports left takes space.
+            remove_leftovers(out_dir)
             self._require_space()
-            self._work_dir = out_dir.parent / f".{out_dir.name}.partial-{secrets.token_hex(4)}"
-            self._work_dir.mkdir()
+            self._hidden = WorkDirectory(out_dir)
         except OSError as error:
             raise self._disk_error(error) from error
+        self._work_dir = self._hidden.path
 
     def write(self, name: str, data: memoryview) -> None:
-        """Append the bytes of the next tensor of :attr:`order`.
+        """Append bytes of the next tensor of :attr:`order`: all of them, or the next part.
 
         Raises:
-            ValueError: Another tensor's turn, or not its number of bytes.
+            ValueError: Another tensor's turn, or more bytes than it has left.
             CheckpointError: The disk is full or failed.
         """
         shard, entry = self._plan[self._num_written]
-        if name != entry.name or data.nbytes != entry.size_bytes:
+        left = entry.size_bytes - self._part_bytes
+        if name != entry.name or data.nbytes > left or (left and not data.nbytes):
             raise ValueError(
-                f"`{entry.name}` of {entry.size_bytes} bytes comes next, found `{name}` of "
-                f"{data.nbytes}"
+                f"`{entry.name}`, {left} bytes of it, comes next, found `{name}`, {data.nbytes}"
             )
         try:
-            if entry is shard.entries[0]:
-                self._file = (self._work_dir / shard.file_name).open("wb", buffering=0)
-                _write_all(self._file, memoryview(_header(shard.entries)))
-            assert self._file is not None  # noqa: S101 - opened by the shard's first tensor
+            if self._file is None:
+                self._file = self._begin_shard(shard)
             _write_all(self._file, data.cast("B") if data.nbytes else data)
+            self._part_bytes += data.nbytes
+            if self._part_bytes < entry.size_bytes:
+                return
+            self._num_written, self._part_bytes = self._num_written + 1, 0
             if entry is shard.entries[-1]:
                 os.fsync(self._file.fileno())
                 self._file.close()
+                self._file = None
         except OSError as error:
             raise self._disk_error(error) from error
-        self._num_written += 1
+
+    def _begin_shard(self, shard: _Shard) -> BinaryIO:
+        """Create a shard, reserve its place on the disk, and write its header."""
+        file = (self._work_dir / shard.file_name).open("wb", buffering=0)
+        try:
+            header = _header(shard.entries)
+            size_bytes = len(header) + sum(entry.size_bytes for entry in shard.entries)
+            _reserve(file, size_bytes)
+            _write_all(file, memoryview(header))
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def add_file(self, name: str, content: bytes) -> None:
         """Write a file beside the weights.
@@ -144,7 +165,7 @@ class CheckpointWriter:
                 # Closing can fail like a write did; that error is the one to show.
                 with suppress(OSError):
                     self._file.close()
-            shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._hidden.close()
 
     def _finish(self) -> None:
         if self._num_written != len(self._plan):
@@ -152,10 +173,8 @@ class CheckpointWriter:
         try:
             if len(self._shards) > 1:
                 _write_file(self._work_dir / INDEX_FILE, self._index())
-            _sync_directory(self._work_dir)
             # Replaces an empty directory, and fails where someone filled it meanwhile.
-            self._work_dir.rename(self.out_dir)
-            _sync_directory(self.out_dir.parent)
+            self._hidden.publish()
         except OSError as error:
             raise self._disk_error(error) from error
 
@@ -267,10 +286,30 @@ def _header(entries: Sequence[TensorEntry]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def _reserve(file: BinaryIO, size_bytes: int) -> None:
+    """Take a file's place on the disk: a full one shows now, and the file lies in one piece.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
 def _write_all(file: BinaryIO, data: memoryview) -> None:
-    position = 0
+    position, first = 0, file.tell()
     while position < data.nbytes:
+        begin = position
         position += file.write(data[position : position + _WRITE_BYTES])
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write dirty pages of which it hears that nobody needs them.
+            advice = os.POSIX_FADV_DONTNEED
+            os.posix_fadvise(file.fileno(), first + begin, position - begin, advice)
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -278,11 +317,3 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

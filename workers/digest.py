@@ -47,7 +47,15 @@ class WeightsDigest:
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
         """Add a tensor; ``dtype`` as torch names it, without the prefix."""
-        self._lines.append(_line(name, dtype, shape, xxhash.xxh3_128_hexdigest(data)))
+        content = xxhash.xxh3_128()
+        content.update(data)
+        self.add_content(name, dtype, shape, content)
+
+    def add_content(
+        self, name: str, dtype: str, shape: tuple[int, ...], content: xxhash.xxh3_128
+    ) -> None:
+        """Add a tensor whose bytes were given to a hash part by part."""
+        self._lines.append(_line(name, dtype, shape, content.hexdigest()))
 
     def hexdigest(self) -> str:
         """Return the digest of what was added, as 32 hexadecimal digits."""

@@ -58,7 +58,8 @@ class JobRunner:
 
     Raises:
         CheckpointError: The model or its tokenizer cannot be loaded.
-        ConfigError: A task of the job cannot be built here.
+        ConfigError: A task of the job cannot be built here, or the checkpoints cannot be kept
+            where ``workers.residency`` says.
         EvaluationError: A task is not the one that the manifest was made from.
     """
 
@@ -72,7 +73,8 @@ class JobRunner:
         self.worker = worker
         self._spec = spec
         self._live = load_live_model(spec, spec.job.merge.dtype)
-        self._materializer = Materializer(spec.sources)
+        self._materializer = Materializer(spec.sources, residency=spec.job.workers.residency)
+        self._materializer.place(self._live.model)
         evaluator = HarnessEvaluator(spec.job.objectives, spec.job.evaluation, spec.manifest)
         evaluator.prepare(self._live, "search")
         self._evaluator: Evaluator = evaluator

@@ -158,12 +158,14 @@ class TensorFacts:
     """What a merge needs to know of whole tensors; nothing for most methods.
 
     One entry per contributing checkpoint: ``scales`` where the method has coefficients,
-    ``trims`` where it trims, ``ratios`` (``(n,)`` float32, the whole tensor's) where it ranks.
+    ``trims`` where it trims, ``ratios`` (``(n,)`` float32, of the whole tensor, or of consecutive
+    elements of it from index ``first_ratio``) where it ranks.
     """
 
     scales: tuple[float, ...]
     trims: tuple[Trim, ...] = ()
     ratios: tuple[Tensor, ...] = ()
+    first_ratio: int = 0
 
 
 def whole_facts(
@@ -366,9 +368,9 @@ def _drops(
     if plan.method.drop == "random":
         thresholds = words([signed_threshold(term.drop_ratio) for term in terms])
         return RandomDrops(*hashed, thresholds, applies)
+    first = tile.start - facts.first_ratio
     ratios = [
-        ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), tile.start)
-        for ratio in facts.ratios
+        ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), first) for ratio in facts.ratios
     ]
     return RankedDrops(*hashed, ratios, applies)
 

@@ -1,11 +1,10 @@
 """From a recipe to weights: into a live model, or into a checkpoint directory.
 
-Both go through :meth:`SourcePool.merge`, tensor by tensor, so what is exported is bit for bit
-what was scored (D1). Sources stay memory-mapped (D7); memory beyond them and the result is one
-tensor at most.
+Both go through :meth:`SourcePool.merge`, part by part, so what is exported is bit for bit what was
+scored (D1). Sources stay memory-mapped, or where ``workers.residency`` puts them (D7).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from configs.errors import IncompatibleCheckpointsError, Problem
 from configs.recipe import MergeRecipe
+from configs.schema import Residency
 from workers.architecture import unused_tensors
+from workers.block import LocalPart, full_tensor, local_part
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import (
     DEFAULT_SHARD_BYTES,
@@ -22,11 +23,16 @@ from workers.checkpoint_writer import (
     config_with_dtype,
     refuse_used,
 )
-from workers.digest import WeightsDigest, tensor_bytes, weights_digest
+from workers.digest import weights_digest
+from workers.part_stream import write_parts
+from workers.residency import Placement, TensorStore, choose_placement, measure_memory
 from workers.shard_header import TensorEntry
 from workers.source_pool import BackendChoice, SourcePool
 from workers.sources import Sources
 from workers.vocabulary import companion
+
+# Merged at once for a model of a wider dtype: 64 MiB at most.
+_CONVERTED_ELEMENTS = 2**24
 
 
 class Materializer:
@@ -38,56 +44,121 @@ class Materializer:
     Args:
         sources: The pool that recipes are made of.
         backend: How tensors are merged; does not change the bits.
+        residency: Where checkpoints are kept between calls (``workers.residency``).
     """
 
-    def __init__(self, sources: Sources, *, backend: BackendChoice = "auto") -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        *,
+        backend: BackendChoice = "auto",
+        residency: Residency = "auto",
+    ) -> None:
         self._sources = sources
         self._backend: BackendChoice = backend
         self._pool = SourcePool(sources, backend=backend)
+        self._residency: Residency = residency
+        self._placement: Placement | None = None
         self._recipe: MergeRecipe | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the checkpoints are kept; None before :meth:`place`."""
+        return self._placement
+
+    def place(self, model: nn.Module) -> None:
+        """Decide where the checkpoints are kept, for this model on its devices.
+
+        :meth:`into` does so on its first call; a worker does it before its first candidate.
+
+        Raises:
+            ConfigError: The residency that was asked for by name is not possible here.
+        """
+        parts = [local_part(tensor).tensor for tensor in model.state_dict().values()]
+        devices = {part.device for part in parts}
+        device = next(
+            (d for d in sorted(devices, key=str) if d.type == "cuda"), torch.device("cpu")
+        )
+        # Under tensor parallelism a process reads its share of every checkpoint.
+        held = sum(part.numel() for part in parts)
+        total = sum(tensor.numel() for tensor in model.state_dict().values())
+        self._placement = choose_placement(
+            self._residency,
+            device_type=device.type,
+            source_bytes=round(self._pool.size_bytes * held / max(total, 1)),
+            memory=measure_memory(device),
+        )
+        self._pool.store = TensorStore(self._placement)
 
     def into(self, model: nn.Module, recipe: MergeRecipe) -> None:
         """Write the merge that a recipe names into a model's parameters, in place.
 
-        Beyond the model it needs memory for one tensor per contributing checkpoint on a device
-        other than the CPU, and for one tensor where the model's dtype is wider than the
-        recipe's. After an error the model's weights are those of no recipe.
+        Extra memory, beyond the model and the checkpoints where their residency puts them: on the
+        CPU a few MiB of temporaries; 64 MiB where the model's dtype is wider than the recipe's; on
+        a GPU 32 MiB (half precision) for each contributing checkpoint that is not resident there.
+        Methods that know whole tensors take more on their first use of one: TIES and SLERP copy
+        one tensor per checkpoint to a device where it is not resident, DELLA takes some 40 bytes
+        per checkpoint for each of 2^24 elements. After an error the model's weights are those of
+        no recipe.
+
+        Of a parameter that is a DTensor (``tp_plan``, ``parallelize_module``, ``fully_shard``) the
+        rank merges its own shard, and reads nothing else of the checkpoints; TIES and SLERP read
+        whole tensors on first use, DELLA whole rows.
 
         Args:
             model: A transformers model of the pool's architecture; parameters of the recipe's
-                dtype, or of a wider one that holds the merged values exactly. Tied weights are
-                written once.
+                dtype, or of a wider one that holds the merged values exactly, on any devices.
+                Tied weights are written once.
             recipe: Names sources of the pool.
 
         Raises:
             IncompatibleCheckpointsError: The model's tensors are not those of the checkpoints.
             CheckpointError: The recipe names a checkpoint that is not in the pool.
+            ConfigError: As for :meth:`place`.
         """
         if recipe.vocabulary != self._pool.vocabulary:
             self._pool.close()
             self._pool = SourcePool(
                 self._sources, backend=self._backend, vocabulary=recipe.vocabulary
             )
+            self._placement = None
         merged_dtype = getattr(torch, recipe.dtype)
         targets = self._bind(model, merged_dtype)
+        if self._placement is None:
+            self.place(model)
         self._recipe = None
         with torch.no_grad():
-            for name, target in targets.items():
-                direct = target.is_contiguous() and (
-                    target.dtype == merged_dtype or not target.is_floating_point()
-                )
-                if direct:
-                    self._pool.merge(recipe, name, target.view(-1))
-                else:
-                    merged = torch.empty(target.numel(), dtype=merged_dtype, device=target.device)
-                    self._pool.merge(recipe, name, merged)
-                    target.copy_(merged.view(target.shape))
+            for name, part in targets.items():
+                self._write(recipe, name, part, merged_dtype)
         self._recipe = recipe
+
+    def _write(
+        self, recipe: MergeRecipe, name: str, part: LocalPart, merged_dtype: torch.dtype
+    ) -> None:
+        """Merge what this process holds of a tensor."""
+        target, block = part.tensor, part.block
+        assert block is not None  # noqa: S101 - refused by _bind
+        converts = target.is_floating_point() and target.dtype != merged_dtype
+        if target.is_contiguous() and not converts:
+            self._pool.merge(recipe, name, target.view(-1), block)
+            return
+        # A target with strides of its own has no flat form to cut.
+        limit = _CONVERTED_ELEMENTS if target.is_contiguous() else max(block.numel, 1)
+        buffer_dtype = merged_dtype if converts else target.dtype
+        merged = torch.empty(min(limit, block.numel), dtype=buffer_dtype, device=target.device)
+        for begin, piece in block.pieces(limit):
+            filled = merged[: piece.numel]
+            self._pool.merge(recipe, name, filled, piece)
+            if target.is_contiguous():
+                target.view(-1)[begin : begin + piece.numel].copy_(filled)
+            else:
+                target.copy_(filled.view(target.shape))
 
     def digest_of(self, model: nn.Module) -> str:
         """Return the digest of the weights that :meth:`into` wrote last.
 
-        Equals what :func:`write_checkpoint` returns for the same recipe.
+        Equals what :func:`write_checkpoint` returns for the same recipe. DTensors are gathered
+        one at a time, so all ranks have to call this, and each needs room for the largest.
 
         Raises:
             ValueError: Nothing was written yet, or the last attempt failed.
@@ -100,7 +171,7 @@ class Materializer:
             dtype: torch.dtype = getattr(torch, entry.dtype)
             if entry.name in state:
                 # Narrowing back is exact: `into` refuses models that do not hold merged values.
-                return state[entry.name].to(dtype)
+                return full_tensor(state[entry.name]).to(dtype)
             tensor = torch.empty(entry.numel, dtype=dtype)
             self._pool.merge(recipe, entry.name, tensor)
             return tensor.view(entry.shape)
@@ -112,11 +183,11 @@ class Materializer:
         """Close the checkpoints."""
         self._pool.close()
 
-    def _bind(self, model: nn.Module, merged_dtype: torch.dtype) -> dict[str, Tensor]:
-        """Find the live tensor of every tensor of the checkpoints, or say what does not fit."""
+    def _bind(self, model: nn.Module, merged_dtype: torch.dtype) -> dict[str, LocalPart]:
+        """Find the live part of every tensor of the checkpoints, or say what does not fit."""
         state: dict[str, Tensor] = model.state_dict()
         entries = self._pool.reference.entries
-        targets = {name: state[name] for name in entries if name in state}
+        parts = {name: local_part(state[name]) for name in entries if name in state}
         unused = unused_tensors(model)
         problems = [
             Problem(name, "is in the checkpoints, but the model has no tensor of that name")
@@ -124,10 +195,11 @@ class Materializer:
             if name not in state and not unused.search(name)
         ]
         written: dict[int, str] = {}
-        for name, target in targets.items():
-            if message := _misfit(entries[name], target, merged_dtype):
+        for name, part in parts.items():
+            address = part.tensor.data_ptr()
+            if message := _misfit(entries[name], state[name], part, merged_dtype):
                 problems.append(Problem(name, message))
-            elif (other := written.setdefault(target.data_ptr(), name)) != name and target.numel():
+            elif part.tensor.numel() and (other := written.setdefault(address, name)) != name:
                 problems.append(
                     Problem(
                         name,
@@ -135,18 +207,23 @@ class Materializer:
                         "model with `tie_word_embeddings=False`, or save the checkpoints tied",
                     )
                 )
-        covered = {target.data_ptr() for target in targets.values()}
+        covered = {part.tensor.data_ptr() for part in parts.values()}
         problems += [
             Problem(name, "is in the model, but the checkpoints have no tensor of that name")
-            for name, parameter in model.named_parameters()
-            if parameter.data_ptr() not in covered and parameter.numel()
+            for name, tensor in model.named_parameters()
+            if name not in parts and _is_elsewhere(local_part(tensor).tensor, covered)
         ]
         if problems:
             raise IncompatibleCheckpointsError(
                 f"{type(model).__name__} cannot take {self._pool.reference.directory}'s weights",
                 problems,
             )
-        return targets
+        return parts
+
+
+def _is_elsewhere(tensor: Tensor, covered: set[int]) -> bool:
+    """Say whether a tensor holds elements, none of which are at the given addresses."""
+    return tensor.numel() > 0 and tensor.data_ptr() not in covered
 
 
 def write_checkpoint(
@@ -158,12 +235,18 @@ def write_checkpoint(
     extra_files: Mapping[str, bytes] | None = None,
     device: str = "cpu",
     backend: BackendChoice = "auto",
+    finish: Callable[[str], Mapping[str, bytes]] | None = None,
 ) -> str:
     """Write the merge that a recipe names as a Hugging Face checkpoint directory.
 
-    Streams: never holds more than one merged tensor. Configuration, tokenizer and chat template
-    are those of the base, or of the first checkpoint; where vocabularies differ, tokenizer and
-    template are those that the recipe names. The same arguments give the same bytes.
+    Streams: tensors are merged in parts of 8 MiB, several at a time, while the parts before are
+    digested and written. Configuration, tokenizer and chat template are those of the base, or of
+    the first checkpoint; where vocabularies differ, tokenizer and template are those that the
+    recipe names. The same arguments give the same bytes.
+
+    Beyond what torch needs (a compiler's memory among it), the process's own memory grows by the
+    parts in flight, 7 at most; DELLA, which ranks, needs some 40 bytes per element of a part and
+    checkpoint besides. Checkpoints larger than the memory that is free leave it as they are read.
 
     Args:
         recipe: Names sources of the pool.
@@ -173,18 +256,22 @@ def write_checkpoint(
         extra_files: Name -> content of further files; they replace copied ones.
         device: Where tensors are merged: the one that scored, where its bits differ.
         backend: How tensors are merged; does not change the bits.
+        finish: Called with the digest before the directory appears, returns files that need it;
+            what it raises prevents that.
 
     Returns:
         The digest of the written weights (``workers.digest.weights_digest``).
 
     Raises:
-        CheckpointError: The target is in use, the disk is full, or a source is not usable.
+        CheckpointError: The target is in use, the disk is full, a source is not usable, or a
+            merged element is not finite.
     """
     refuse_used(out_dir)
     extra = dict(extra_files or {})
-    digest = WeightsDigest()
     home = companion(sources, recipe.vocabulary).directory
     with SourcePool(sources, backend=backend, vocabulary=recipe.vocabulary) as pool:
+        available = measure_memory(torch.device("cpu")).host_available
+        pool.store = TensorStore("streamed" if pool.size_bytes > available else "mapped")
         reference = pool.reference
         extra.setdefault("config.json", config_with_dtype(reference.config, recipe.dtype))
         for name in SIDE_FILES:
@@ -194,32 +281,17 @@ def write_checkpoint(
         with CheckpointWriter(
             out_dir, list(entries.values()), max_shard_bytes=max_shard_bytes
         ) as writer:
-            buffers: dict[str, Tensor] = {}
-            for name in writer.order:
-                entry = entries[name]
-                merged = _buffer(buffers, entry, entries, device)
-                pool.merge(recipe, name, merged)
-                data = tensor_bytes(merged)
-                digest.add(name, entry.dtype, entry.shape, data)
-                writer.write(name, data)
+            digest = write_parts(
+                writer,
+                entries,
+                lambda name, part, block: pool.merge(recipe, name, part, block),
+                device=torch.device(device),
+            )
+            if finish is not None:
+                extra |= finish(digest)
             for name, content in sorted(extra.items()):
                 writer.add_file(name, content)
-    return digest.hexdigest()
-
-
-def _buffer(
-    buffers: dict[str, Tensor], entry: TensorEntry, entries: Mapping[str, TensorEntry], device: str
-) -> Tensor:
-    """Return an ``(n,)`` view of the one buffer of the tensor's dtype.
-
-    One buffer for all tensors: fresh pages cost more than the merge that fills them.
-    """
-    if entry.dtype not in buffers:
-        largest = max(other.numel for other in entries.values() if other.dtype == entry.dtype)
-        buffers[entry.dtype] = torch.empty(
-            largest, dtype=getattr(torch, entry.dtype), device=device
-        )
-    return buffers[entry.dtype][: entry.numel]
+    return digest
 
 
 def _merged_entries(reference: CheckpointReader, dtype: str) -> list[TensorEntry]:
@@ -233,12 +305,22 @@ def _merged_entries(reference: CheckpointReader, dtype: str) -> list[TensorEntry
     ]
 
 
-def _misfit(entry: TensorEntry, target: Tensor, merged_dtype: torch.dtype) -> str | None:
+def _misfit(
+    entry: TensorEntry, target: Tensor, part: LocalPart, merged_dtype: torch.dtype
+) -> str | None:
     """Say why a live tensor cannot take a merged one, or None."""
     if tuple(target.shape) != entry.shape:
         return f"the model expects {tuple(target.shape)}, the checkpoints hold {entry.shape}"
-    if target.device.type == "meta":
-        return "the model was loaded without memory for it (offloaded); load it onto one device"
+    if part.tensor.device.type == "meta":
+        return (
+            "the model was loaded without memory for it (offloaded); load it onto devices that "
+            "hold it, with a `device_map` that puts nothing on `disk`, or on `cpu` beside GPUs"
+        )
+    if part.block is None:
+        return (
+            "the model is sharded in a way that a merge cannot be cut; shard the tensor along one "
+            "axis, or replicate it"
+        )
     if not entry.is_floating:
         exact = target.dtype == getattr(torch, entry.dtype)
     else:

@@ -1,6 +1,8 @@
 """The open checkpoints of a search, and the one place that merges a tensor of theirs."""
 
 import logging
+from dataclasses import replace
+from threading import Lock
 from typing import Literal, Self
 
 import torch
@@ -8,9 +10,19 @@ from torch import Tensor
 
 from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Source, Vocabulary
+from workers.block import Block, whole
+from workers.checkpoint import CheckpointReader
 from workers.compiled import is_compiler_failure, is_worthwhile
-from workers.kernels import Backend, MergeTerm, TensorMerge, merge_flat
+from workers.kernels import (
+    Backend,
+    MergeTerm,
+    TensorFacts,
+    TensorMerge,
+    merge_window,
+    whole_facts,
+)
 from workers.methods import get_method
+from workers.residency import TensorStore
 from workers.sources import Sources
 from workers.statistics import StatisticsCache
 from workers.vocabulary import open_readers
@@ -20,18 +32,26 @@ logger = logging.getLogger(__name__)
 BackendChoice = Backend | Literal["auto"]
 """``auto`` compiles where a compiler is found and the model is large enough to be worth it."""
 
+# Elements that are brought to another device at once, or ranked at once, or read between two
+# releases of pages: enough to keep a bus or a disk busy, 32 MiB per checkpoint in half precision.
+_PIECE_ELEMENTS = 2**24
+
+_Found = tuple[str, CheckpointReader]
+
 
 class SourcePool:
-    """The open checkpoints of a search, found by their digests.
+    """The open checkpoints of a search, found by their digests; threads may merge side by side.
 
     Args:
         sources: From :func:`workers.sources.resolve_sources`.
         backend: How tensors are merged; does not change the bits.
         vocabulary: Of the recipes that will be merged.
+        store: Where tensors are kept between merges; None leaves them to the page cache.
 
     Attributes:
         vocabulary: As given.
         reference: Reader of the base, or of the first checkpoint: it decides the tensors.
+        store: As given; may be replaced between merges.
     """
 
     def __init__(
@@ -40,40 +60,66 @@ class SourcePool:
         *,
         backend: BackendChoice = "auto",
         vocabulary: Vocabulary | None = None,
+        store: TensorStore | None = None,
     ) -> None:
         self._backend: BackendChoice = backend
         self.vocabulary = vocabulary
+        self.store = store or TensorStore()
+        self._facts_lock = Lock()
+        # Of the last tensor, for its next part: plan and device, facts.
+        self._last_facts: tuple[tuple[TensorMerge, torch.device], TensorFacts] | None = None
         self._statistics = StatisticsCache()
         readers = open_readers(sources, vocabulary)
         self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
         self.reference = self._readers[sources.reference.digest]
         self._num_elements = sum(entry.numel for entry in self.reference.entries.values())
 
-    def merge(self, recipe: MergeRecipe, name: str, out: Tensor) -> None:
-        """Merge one tensor into ``out``, ``(n,)``, of the recipe's dtype, on any device.
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all checkpoints: what one candidate reads at most."""
+        return sum(reader.size_bytes for reader in self._readers.values())
 
-        Tensors that are not floating (counters, masks) are those of the reference.
+    def merge(
+        self, recipe: MergeRecipe, name: str, out: Tensor, block: Block | None = None
+    ) -> None:
+        """Merge one tensor, or a block of it, which gets the bits that the whole merge has there.
+
+        Of the memory-mapped checkpoints nothing outside the block is read, but by methods that
+        need to know whole tensors: ``trim`` drops (TIES) and coefficients (SLERP) read all of
+        them on first use, ``ranked`` drops (DELLA) the rows that the block touches.
+
+        Where the checkpoints are not on the device of ``out``, it needs room there for 2^24
+        elements of each that contributes; for methods that need whole tensors, for those.
+
+        Args:
+            recipe: Names checkpoints of the pool.
+            name: Of a tensor. One that is not floating (counters, masks) is the reference's.
+            out: ``(n,)``, of the recipe's dtype, on any device.
+            block: Of n elements; None is the whole tensor.
 
         Raises:
             CheckpointError: The recipe names a checkpoint that is not in the pool, or a
                 checkpoint that lacks the tensor.
             ValueError: The tensor is not in exactly one group.
         """
-        if not self.reference.entries[name].is_floating:
-            out.copy_(self.reference.tensor(name).reshape(-1))
+        entry = self.reference.entries[name]
+        block = block or whole(entry.numel)
+        if not entry.is_floating:
+            block.shape_like(out).copy_(block.of(self.reference.tensor(name).reshape(-1)))
             return
         backend = self._choose_backend(out.device)
         try:
-            self._run(recipe, name, out, backend)
+            self._run(recipe, name, out, block, backend)
         except (RuntimeError, OSError) as error:
             if self._backend != "auto" or backend == "eager" or not is_compiler_failure(error):
                 raise
             logger.warning("merging without a compiler from now on, which is slower: %s", error)
             self._backend = "eager"
-            self._run(recipe, name, out, "eager")
+            self._run(recipe, name, out, block, "eager")
 
     def close(self) -> None:
-        """Close the files of all checkpoints."""
+        """Close the files of all checkpoints, and forget what was kept of them."""
+        self.store.clear()
         for reader in self._readers.values():
             reader.close()
 
@@ -83,46 +129,122 @@ class SourcePool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _run(self, recipe: MergeRecipe, name: str, out: Tensor, backend: Backend) -> None:
+    def _run(
+        self, recipe: MergeRecipe, name: str, out: Tensor, block: Block, backend: Backend
+    ) -> None:
         plan = plan_of(recipe, name)
-        base = None
-        if plan.method.needs_base and recipe.base is not None:
-            base = self._flat(recipe.base, name, out)
+        readers = self._needed(recipe, plan, name)
+        held = [
+            None if found is None else self.store.block(*found, name, block, out.device)
+            for found in readers
+        ]
+        facts = self._facts(plan, readers, held, out.device)
+        row_length = self.reference.entries[name].row_length
+        limit = _PIECE_ELEMENTS if self._in_pieces(plan, held, out) else max(block.numel, 1)
+        for begin, piece in block.pieces(limit, multiple_of=row_length):
+            parts = [None if tensor is None else _cut(tensor, begin, piece) for tensor in held]
+            base, *tuned = [None if part is None else part.to(out.device) for part in parts]
+            merge_window(
+                plan,
+                facts or self._row_facts(plan, readers, piece, out.device),
+                piece.shape_like(out[begin : begin + piece.numel]),
+                base,
+                tuned,
+                window=piece.window,
+                backend=backend,
+            )
+            for part in parts:
+                if part is not None:
+                    self.store.release(part)
+
+    def _needed(self, recipe: MergeRecipe, plan: TensorMerge, name: str) -> list[_Found | None]:
+        """Find the base and every checkpoint; None stands for what has no part in the merge."""
+        base = recipe.base if plan.method.needs_base else None
         # Inner products are those of all checkpoints, whatever their weights.
         needs_all = plan.method.coefficients is not None
-        tuned = [
-            self._flat(checkpoint, name, out) if term.contributes or needs_all else None
-            for checkpoint, term in zip(recipe.checkpoints, plan.terms, strict=True)
+        pairs = zip(recipe.checkpoints, plan.terms, strict=True)
+        tuned = [source if term.contributes or needs_all else None for source, term in pairs]
+        return [
+            None if source is None else (source.digest, self._reader(source, name))
+            for source in (base, *tuned)
         ]
-        merge_flat(
-            plan,
-            out,
-            base,
-            tuned,
-            backend=backend,
-            row_length=self.reference.entries[name].row_length,
-            statistics=self._statistics,
-        )
+
+    def _in_pieces(self, plan: TensorMerge, held: list[Tensor | None], out: Tensor) -> bool:
+        """Say whether a block is too much at once: for a bus, for ranking, for memory."""
+        is_elsewhere = any(tensor is not None and tensor.device != out.device for tensor in held)
+        return is_elsewhere or plan.method.drop == "ranked" or self.store.placement == "streamed"
+
+    def _facts(
+        self,
+        plan: TensorMerge,
+        readers: list[_Found | None],
+        held: list[Tensor | None],
+        device: torch.device,
+    ) -> TensorFacts | None:
+        """Return what holds for all pieces of a tensor; None where rows have facts of their own."""
+        if plan.method.drop == "ranked":
+            return None
+        if plan.method.drop != "trim" and plan.method.coefficients is None:
+            return whole_facts(plan, held[0], held[1:], statistics=self._statistics)
+        key = (plan, device)
+        # One thread finds them out, those that merge other parts of the tensor wait.
+        with self._facts_lock:
+            if self._last_facts is None or self._last_facts[0] != key:
+                numel = self.reference.entries[plan.tensor_name].numel
+                base, *tuned = self._read(plan.tensor_name, readers, whole(numel), device)
+                facts = whole_facts(plan, base, tuned, statistics=self._statistics)
+                self._last_facts = key, facts
+            return self._last_facts[1]
+
+    def _row_facts(
+        self, plan: TensorMerge, readers: list[_Found | None], piece: Block, device: torch.device
+    ) -> TensorFacts:
+        """Return what a piece needs to know of the rows that it touches."""
+        length = self.reference.entries[plan.tensor_name].row_length
+        first = piece.start // length * length
+        rows = Block(first, -(-(piece.end - first) // length) * length)
+        base, *tuned = self._read(plan.tensor_name, readers, rows, device)
+        facts = whole_facts(plan, base, tuned, row_length=length, statistics=self._statistics)
+        return replace(facts, first_ratio=first)
+
+    def _read(
+        self, name: str, readers: list[_Found | None], block: Block, device: torch.device
+    ) -> list[Tensor | None]:
+        """Read consecutive elements of every checkpoint, for the moment."""
+        return [
+            None if found is None else self.store.read(*found, name, block, device)
+            for found in readers
+        ]
 
     def _choose_backend(self, device: torch.device) -> Backend:
         if self._backend != "auto":
             return self._backend
         return "compiled" if is_worthwhile(self._num_elements, device) else "eager"
 
-    def _flat(self, source: Source, name: str, out: Tensor) -> Tensor:
+    def _reader(self, source: Source, name: str) -> CheckpointReader:
         reader = self._readers.get(source.digest)
         if reader is None:
             raise CheckpointError(
                 f"the recipe needs `{source.name}` with digest {source.digest[:12]}..., which is "
                 "none of the given checkpoints; give the checkpoints that the recipe was made of"
             )
-        entry = reader.entries.get(name)
-        if entry is None or entry.numel != out.numel():
+        entry, numel = reader.entries.get(name), self.reference.entries[name].numel
+        if entry is None or entry.numel != numel:
             raise CheckpointError(
-                f"{reader.directory}: `{name}` must have {out.numel()} elements, found "
+                f"{reader.directory}: `{name}` must have {numel} elements, found "
                 f"{'no such tensor' if entry is None else entry.shape}; run `mergefront check`"
             )
-        return reader.tensor(name).reshape(-1).to(out.device)
+        return reader
+
+
+def _cut(held: Tensor, begin: int, piece: Block) -> Tensor:
+    """Return a piece of a block: its first element has index ``begin`` inside the block."""
+    if held.dim() == 1:
+        return held[begin : begin + piece.numel]
+    row, column = divmod(begin, held.shape[1])
+    if piece.rows == 1:
+        return held[row, column : column + piece.width]
+    return held[row : row + piece.rows]
 
 
 def plan_of(recipe: MergeRecipe, name: str) -> TensorMerge:

@@ -256,9 +256,11 @@ class FittedReader(CheckpointReader):
         if entry.dtype == own.dtype and len(self._segments) == 1:
             segment = self._segments[0]
             return self._donors[segment.donor].tensor(name)[: segment.end]
-        if self._copy is None or self._copy[0] != name:
-            self._copy = name, self._joined(name, entry)
-        return self._copy[1]
+        # Held here, since another thread may ask for another table meanwhile.
+        copy = self._copy
+        if copy is None or copy[0] != name:
+            self._copy = copy = name, self._joined(name, entry)
+        return copy[1]
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -23,10 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from configs.recipe import MergeRecipe
 from scripts.bench.export import (
     SMALL,
     Shapes,
@@ -35,9 +39,6 @@ from scripts.bench.export import (
     measure_export,
     num_elements,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from configs.recipe import MergeRecipe
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
 from workers.materialize import Materializer
 from workers.sources import Sources
@@ -78,8 +79,9 @@ def live_model() -> LlamaForCausalLM:
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
+        model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.to_empty(device="cpu")
     model.tie_weights()
     return model
 
@@ -111,14 +113,12 @@ def measure_in_place(sources: Sources, rounds: int) -> dict[str, float]:
     moved = {"copy": 2 * result_bytes}
     for method in METHODS:
         recipe = recipe_for(method, sources)
-        first = seconds_of(lambda recipe=recipe: materializer.into(model, recipe))
+        first = seconds_of(partial(materializer.into, model, recipe))
         if method == "ties":
             report["ties_first_s"] = first
             other = recipe_for(method, sources, 0.6)
-            report["ties_other_drop_s"] = seconds_of(
-                lambda other=other: materializer.into(model, other)
-            )
-        work[KEYS[method]] = lambda recipe=recipe: materializer.into(model, recipe)
+            report["ties_other_drop_s"] = seconds_of(partial(materializer.into, model, other))
+        work[KEYS[method]] = partial(materializer.into, model, recipe)
         num_sources = len(sources.checkpoints) + (recipe.method != "linear")
         moved[KEYS[method]] = (num_sources + 1) * result_bytes
     rates: dict[str, list[float]] = {name: [] for name in work}
@@ -178,9 +178,7 @@ def measure_mergekit(root: Path, sources: Sources) -> dict[str, float | None]:
             job["base_model"] = str(sources.base.directory)
         (root / "job.yaml").write_text(yaml.safe_dump(job))
         command = [program, root / "job.yaml", root / "mergekit", "--no-copy-tokenizer"]
-        seconds = seconds_of(
-            lambda command=command: subprocess.run(command, check=True, capture_output=True)
-        )
+        seconds = seconds_of(partial(subprocess.run, command, check=True, capture_output=True))
         shutil.rmtree(root / "mergekit")
         num_sources = len(sources.checkpoints) + (method != "linear")
         report[f"mergekit_{method}_gbps"] = (num_sources + 1) * moved / seconds / 1e9

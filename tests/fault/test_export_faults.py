@@ -1,19 +1,33 @@
-"""Exports that are killed or run out of disk: nothing under the final name, sources untouched."""
+"""Exports that are killed, run out of disk or find damage: no half-written directory, ever.
+
+Nothing appears under the final name, the error says what was wrong, and the sources stay as they
+were.
+"""
 
 import hashlib
+import json
 import os
+import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
-from workers.sources import resolve_sources
+from workers.materialize import write_checkpoint
+from workers.sources import Sources, resolve_sources
+from workers.work_directory import WorkDirectory
 
 # Writes the checkpoint again and again, so that a kill comes at any point of it.
 EXPORT = """
@@ -42,13 +56,9 @@ for index in range(int(repeats)):
 """
 
 
-def start_export(
-    pool: TinyPool, out: Path, *, limit_bytes: int = 0, repeats: int = 1
-) -> subprocess.Popen[str]:
-    models = Models.model_validate(pool.models)
-    sources = resolve_sources(models)
+def recipe_of(sources: Sources) -> MergeRecipe:
     assert sources.base is not None
-    recipe = MergeRecipe(
+    return MergeRecipe(
         method="dare_linear",
         base=Source(name="base", digest=sources.base.digest),
         checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
@@ -57,6 +67,13 @@ def start_export(
         drop_ratios=((0.5,), (0.5,), (0.5,)),
         dtype="float32",
     )
+
+
+def start_export(
+    pool: TinyPool, out: Path, *, limit_bytes: int = 0, repeats: int = 1
+) -> subprocess.Popen[str]:
+    models = Models.model_validate(pool.models)
+    recipe = recipe_of(resolve_sources(models))
     arguments = [recipe.model_dump_json(), models.model_dump_json(), str(out)]
     return subprocess.Popen(
         [sys.executable, "-c", EXPORT, *arguments, str(limit_bytes), str(repeats)],
@@ -115,3 +132,183 @@ def test_killed_export_leaves_whole_directories_only(tiny_pool: TinyPool, tmp_pa
     # What was being written lies under a hidden name.
     assert all(path.name.startswith(".out-") for path in set(exports.iterdir()) - set(finished))
     assert source_bytes(tiny_pool) == before
+
+
+@pytest.mark.slow
+def test_export_killed_at_any_moment_leaves_nothing_that_the_next_one_keeps(
+    tiny_pool: TinyPool, tmp_path: Path
+) -> None:
+    before = source_bytes(tiny_pool)
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    draw = random.Random(0)
+    leftovers = 0
+    for _ in range(3):
+        process = start_export(tiny_pool, exports, repeats=100_000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(draw.uniform(0.2, 1.0))
+        process.kill()
+        process.communicate(timeout=60)
+        for hidden in list(exports.glob(".out-*")):
+            leftovers += 1
+            target = exports / hidden.name[1:].partition(".partial-")[0]
+            assert not target.exists()
+            write_checkpoint(recipe_of(sources), sources, target)
+            assert not hidden.exists()
+        for directory in exports.iterdir():
+            shutil.rmtree(directory)
+    assert leftovers >= 1
+    assert source_bytes(tiny_pool) == before
+
+
+def test_export_removes_what_is_dead_and_leaves_what_another_one_writes(
+    tiny_pool: TinyPool, tmp_path: Path
+) -> None:
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    exports = tmp_path / "exports"
+    dead, foreign = exports / ".out.partial-01234567", exports / ".out.partial-notes"
+    for directory in (dead, foreign):
+        directory.mkdir(parents=True)
+        (directory / "model.safetensors").write_bytes(b"half")
+    alive = WorkDirectory(exports / "out")
+    write_checkpoint(recipe_of(sources), sources, exports / "out")
+    assert sorted(exports.iterdir()) == sorted([alive.path, foreign, exports / "out"])
+    alive.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts file systems of a size in memory, where this process may."""
+    mounted: list[Path] = []
+
+    def mount(size_bytes: int) -> Path:
+        path = tmp_path / f"disk-{len(mounted)}"
+        path.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"]
+        done = subprocess.run(
+            ["mount", *options, str(path)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no small disk without the right to mount one: {done.stderr.strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_full_disk_is_said_and_nothing_is_left_on_it(
+    tiny_pool: TinyPool, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    before = source_bytes(tiny_pool)
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    whole = tmp_path / "whole"
+    write_checkpoint(recipe_of(sources), sources, whole)
+    size = sum(path.stat().st_size for path in whole.iterdir())
+    disk = small_disk(size // 2)
+    with pytest.raises(CheckpointError, match=r"the checkpoint needs \d+ bytes, the disk has \d+"):
+        write_checkpoint(recipe_of(sources), sources, disk / "out")
+    assert list(disk.iterdir()) == []
+    # Room for the tensors, not for what comes with them.
+    disk = small_disk((size // 4096 + 8) * 4096)
+    with pytest.raises(CheckpointError, match="writing failed: No space left on device; nothing"):
+        write_checkpoint(
+            recipe_of(sources), sources, disk / "out", extra_files={"a.md": b"x" * 2**20}
+        )
+    assert list(disk.iterdir()) == []
+    write_checkpoint(recipe_of(sources), sources, disk / "out")
+    assert source_bytes(tiny_pool) == before
+
+
+def test_disk_that_fills_up_while_a_shard_is_begun_is_said(
+    tiny_pool: TinyPool,
+    small_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    disk = small_disk(2**17)
+    # Another process takes the space after it was counted.
+    monkeypatch.setattr("workers.checkpoint_writer.CheckpointWriter._require_space", lambda _: None)
+    with pytest.raises(CheckpointError, match="writing failed: No space left on device; nothing"):
+        write_checkpoint(recipe_of(sources), sources, disk / "out", max_shard_bytes=40_000)
+    assert list(disk.iterdir()) == []
+
+
+@pytest.fixture
+def damaged_pool(tiny_pool: TinyPool, tmp_path: Path) -> tuple[TinyPool, Path]:
+    """A pool whose checkpoint `math` is a copy, to be damaged."""
+    copy = Path(shutil.copytree(tiny_pool.checkpoints["math"], tmp_path / "math"))
+    return TinyPool(tiny_pool.base, {**tiny_pool.checkpoints, "math": copy}), copy
+
+
+def truncate(directory: Path) -> None:
+    shard = directory / "model.safetensors"
+    os.truncate(shard, shard.stat().st_size - 100)
+
+
+def lie_in_header(directory: Path) -> None:
+    shard = directory / "model.safetensors"
+    content = shard.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    header["model.norm.weight"]["shape"] = [31]
+    text = json.dumps(header).encode()
+    shard.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def name_a_missing_shard(directory: Path) -> None:
+    shard = directory / "model.safetensors"
+    names = dict.fromkeys(load_file(shard), "model-00001-of-00002.safetensors")
+    names["model.norm.weight"] = "model-00002-of-00002.safetensors"
+    shard.rename(directory / "model-00001-of-00002.safetensors")
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"math: damaged checkpoint\n.*header promises .* bytes, file has"),
+        (lie_in_header, "header lies: `model.norm.weight`"),
+        (name_a_missing_shard, "00002-of-00002.safetensors: named by the index but missing"),
+        (shutil.rmtree, "no such directory"),
+    ],
+    ids=["truncated", "lying header", "missing shard", "missing"],
+)
+def test_checkpoint_damaged_after_the_search_is_named_by_the_export(
+    damaged_pool: tuple[TinyPool, Path],
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    pool, copy = damaged_pool
+    sources = resolve_sources(Models.model_validate(pool.models))
+    damage(copy)
+    (tmp_path / "exports").mkdir()
+    with pytest.raises((CorruptCheckpointError, CheckpointNotFoundError), match=message):
+        write_checkpoint(recipe_of(sources), sources, tmp_path / "exports" / "out")
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_nan_in_a_checkpoint_that_contributes_stops_the_export(
+    damaged_pool: tuple[TinyPool, Path], tmp_path: Path
+) -> None:
+    pool, copy = damaged_pool
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, :] = torch.nan
+    save_file(tensors, copy / "model.safetensors")
+    before = source_bytes(pool)
+    sources = resolve_sources(Models.model_validate(pool.models))
+    (tmp_path / "exports").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"`model.layers.1.mlp.up_proj.weight`: .* element \d+ is nan, as are"
+    ):
+        write_checkpoint(recipe_of(sources), sources, tmp_path / "exports" / "out")
+    assert list((tmp_path / "exports").iterdir()) == []
+    # A checkpoint of weight 0 is no part of the merge.
+    without = recipe_of(sources).model_copy(update={"weights": ((0.5,), (0.5,), (0.0,))})
+    write_checkpoint(without, sources, tmp_path / "exports" / "out")
+    assert source_bytes(pool) == before

@@ -232,7 +232,17 @@ def test_a_base_that_slerp_has_no_place_for_is_left_out_and_told():
     [
         ({"method": "third_party"}, "mergekit has no `third_party`"),
         (
-            {"vocabulary": {"policy": "pad", "rows": 9, "source": SOURCES["a"].model_dump()}},
+            {
+                "vocabulary": {
+                    "policy": "pad",
+                    "rows": 9,
+                    "source": SOURCES["a"].model_dump(),
+                    "tables": [
+                        {"digest": source.digest, "rows": 9, "tokens": 9}
+                        for source in SOURCES.values()
+                    ],
+                }
+            },
             "mergekit joins tables of tokens",
         ),
         ({"checkpoints": (SOURCES["a"], SOURCES["a"])}, "takes each model once, `a`"),

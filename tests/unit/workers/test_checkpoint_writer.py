@@ -141,10 +141,22 @@ def test_incomplete_checkpoint_never_appears(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
+def test_tensors_may_come_in_parts_into_a_shard_that_has_its_size_at_once(tmp_path: Path) -> None:
+    values = torch.arange(100, dtype=torch.float32)
+    data = tensor_bytes(values)
+    with CheckpointWriter(tmp_path / "out", entries({"a": values})) as writer:
+        sizes = set()
+        for begin in range(0, 400, 60):
+            writer.write("a", data[begin : begin + 60])
+            sizes |= {path.stat().st_size for path in tmp_path.glob(".out.partial-*/*")}
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["a"], values)
+    assert sizes == {(tmp_path / "out" / "model.safetensors").stat().st_size}
+
+
 def test_tensors_out_of_turn_or_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="comes next, found `b`"), _writer(tmp_path) as writer:
         writer.write("b", tensor_bytes(TENSORS["b"]))
-    with pytest.raises(ValueError, match="of 8 bytes comes next"), _writer(tmp_path) as writer:
+    with pytest.raises(ValueError, match="`a`, 8 bytes of it, comes"), _writer(tmp_path) as writer:
         writer.write("a", tensor_bytes(torch.zeros(3)))
 
 

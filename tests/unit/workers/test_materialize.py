@@ -1,14 +1,17 @@
 """From a recipe to a live model and to a checkpoint directory: the same bits."""
 
 import json
+import os
 import shutil
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -17,16 +20,20 @@ from transformers import (
     PreTrainedModel,
 )
 
-from configs.errors import CheckpointError, IncompatibleCheckpointsError
+from configs.errors import CheckpointError, ConfigError, IncompatibleCheckpointsError
 from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import Models
+from configs.schema import Models, Residency
+from scripts.bench.export import AnonPeak
 from tests.conftest import TinyPool
 from tests.unit.workers.merge_cases import merge_in_numpy
+from workers import materialize, part_stream, residency, source_pool
 from workers.checkpoint import CheckpointReader
 from workers.digest import weights_digest
 from workers.kernels import MergeTerm
 from workers.mask import keep_mask
 from workers.materialize import Materializer, write_checkpoint
+from workers.methods import get_method
+from workers.residency import Memory
 from workers.sources import Sources, resolve_sources
 
 EVERYTHING = (Group(name="all", patterns=(".*",)),)
@@ -405,37 +412,224 @@ def test_export_leaves_nothing_when_a_source_does_not_fit(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_holds_a_tensor_and_never_the_model(
+def test_export_holds_parts_and_never_a_tensor(
     make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    count, elements = 16, 2_000_000
+    elements = 50_000_000
     draw = torch.Generator().manual_seed(0)
-    tensors = {f"t{i:02d}": torch.randn(elements, generator=draw) for i in range(count)}
-    directories = [make_checkpoint(name, tensors) for name in ("origin", "math")]
-    del tensors
+    directories = [
+        make_checkpoint(name, {"t": torch.empty(elements).uniform_(generator=draw)})
+        for name in ("origin", "math")
+    ]
     sources = resolve_sources(
         Models(base=str(directories[0]), checkpoints={"math": str(directories[1])})
     )
-    peak_kib, done = 0, threading.Event()
-
-    def anonymous_kib() -> int:
-        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
-
-    def watch() -> None:
-        nonlocal peak_kib
-        while not done.wait(0.001):
-            peak_kib = max(peak_kib, anonymous_kib())
-
-    watcher = threading.Thread(target=watch)
-    before_kib = anonymous_kib()
-    watcher.start()
-    try:
-        write_checkpoint(
+    with AnonPeak() as peak:
+        digest = write_checkpoint(
             recipe_of(sources, [0.5]), sources, tmp_path / "out", extra_files={}, backend="eager"
         )
+    # The parts in flight, and the eager path's temporaries; the tensor has 191 MiB.
+    assert 8 < peak.grown_mib < 7 * 8 + 32
+    with CheckpointReader(tmp_path / "out") as reader:
+        assert weights_digest([("t", reader.tensor("t"))]) == digest
+
+
+def test_export_from_checkpoints_larger_than_memory_takes_their_pages_out(
+    pools: Callable[..., Sources], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = pools()
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+    expected = write_checkpoint(recipe, sources, tmp_path / "one", extra_files={})
+    released = []
+    monkeypatch.setattr(residency, "page_out", lambda tensor: released.append(tensor.numel()))
+    monkeypatch.setattr(materialize, "measure_memory", lambda device: Memory(10_000))
+    assert write_checkpoint(recipe, sources, tmp_path / "two", extra_files={}) == expected
+    with CheckpointReader(tmp_path / "two") as reader:
+        assert sum(released) == 4 * sum(entry.numel for entry in reader.entries.values())
+
+
+def test_merge_that_is_not_finite_is_not_exported(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools("bfloat16")
+    # Finite weights whose merge overflows in half precision.
+    recipe = recipe_of(sources, [1e38, 1e38, 1e38], dtype="float16")
+    with pytest.raises(CheckpointError, match="the merge is not finite: element"):
+        write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_that_is_not_what_was_expected_never_appears(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    def refuse(digest: str) -> None:
+        assert not (tmp_path / "out").exists()
+        raise CheckpointError(f"not {digest}")
+
+    recipe = recipe_of(pools(), [0.5, 0.5, 0.5])
+    with pytest.raises(CheckpointError, match=r"not [0-9a-f]{32}"):
+        write_checkpoint(recipe, pools(), tmp_path / "out", finish=refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_leaves_the_number_of_threads_as_it_was(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        recipe = recipe_of(pools(), [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+        three = write_checkpoint(recipe, pools(), tmp_path / "three", extra_files={})
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        assert write_checkpoint(recipe, pools(), tmp_path / "one", extra_files={}) == three
     finally:
-        done.set()
-        watcher.join()
-    assert peak_kib > 0
-    # One merged tensor of 8 MB, and the eager path's temporaries.
-    assert (peak_kib - before_kib) * 1024 < 4 * elements * 4 < count * elements * 4
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
+def test_parts_of_an_export_are_the_bits_of_the_whole_merge(
+    pools: Callable[..., Sources], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = pools()
+    recipe = recipe_of(
+        sources,
+        [0.7, 0.2, 0.9],
+        drop_ratios=[0.5, 0.4, 0.9],
+        method=method,
+        options=get_method(method).complete_options({}),
+    )
+    model, materializer = live_model(sources), Materializer(sources)
+    materializer.into(model, recipe)
+    # 250 elements: no row of 32 or 64 ends there, and none of 96 fits.
+    monkeypatch.setattr(part_stream, "PART_BYTES", 1000)
+    monkeypatch.setattr(source_pool, "_PIECE_ELEMENTS", 77)
+    digest = write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
+    assert digest == materializer.digest_of(model)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "host", "disk"])
+def test_residency_does_not_change_the_bits(
+    pools: Callable[..., Sources], wanted: Residency
+) -> None:
+    sources = pools()
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+    model, materializer = live_model(sources), Materializer(sources, residency=wanted)
+    materializer.into(model, recipe)
+    assert materializer.placement == ("streamed" if wanted == "disk" else "mapped")
+    reference = Materializer(sources)
+    reference.into(model, recipe)
+    assert materializer.digest_of(model) == reference.digest_of(model)
+
+
+def test_residency_on_a_gpu_is_refused_for_a_model_on_the_cpu(
+    pools: Callable[..., Sources],
+) -> None:
+    sources = pools()
+    with pytest.raises(ConfigError, match="found cpu"):
+        Materializer(sources, residency="gpu").place(live_model(sources))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", ["gpu", "host", "disk"])
+def test_residency_does_not_change_the_bits_on_a_gpu(
+    pools: Callable[..., Sources], wanted: Residency
+) -> None:
+    sources = pools()
+    digests = []
+    for method in ("dare_linear", "ties", "della"):
+        options = get_method(method).complete_options({})
+        recipe = recipe_of(
+            sources, [0.7, 0.2, 0.9], drop_ratios=[0.5, 0.1, 0.9], method=method, options=options
+        )
+        for device, where in (("cpu", "auto"), ("cuda", wanted)):
+            model = live_model(sources).to(device)
+            materializer = Materializer(sources, residency=where, backend="eager")
+            materializer.into(model, recipe)
+            digests.append(materializer.digest_of(model))
+        assert digests[-1] == digests[-2]
+
+
+def test_model_dispatched_over_devices_is_written_in_place(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
+    plain, materializer = live_model(sources), Materializer(sources)
+    materializer.into(plain, recipe)
+    expected = materializer.digest_of(plain)
+    device_map = {"model": "cpu", "lm_head": "cpu"}
+    dispatched = dispatch_model(
+        live_model(sources), device_map, main_device="cpu", force_hooks=True
+    )
+    assert dispatched.model.embed_tokens._hf_hook is not None
+    materializer.into(dispatched, recipe)
+    assert materializer.digest_of(dispatched) == expected
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.allclose(dispatched(tokens).logits, plain(tokens).logits, atol=1e-5)
+
+
+def test_parameters_offloaded_to_disk_are_refused(
+    pools: Callable[..., Sources], tmp_path: Path
+) -> None:
+    sources = pools()
+    model = live_model(sources)
+    devices = {name: "cpu" for name, _ in model.model.named_children()} | {"layers.1": "disk"}
+    del devices["layers"]
+    cpu_offload = dispatch_model(
+        model.model,
+        devices | {"layers.0": "cpu"},
+        main_device="cpu",
+        offload_dir=str(tmp_path / "offload"),
+    )
+    model.model = cpu_offload
+    with pytest.raises(IncompatibleCheckpointsError, match="a `device_map` that puts nothing on"):
+        Materializer(sources).into(model, recipe_of(sources, [1.0, 0.0, 0.0]))
+
+
+INTO = """
+import sys, torch
+from torch import nn
+from configs.recipe import MergeRecipe
+from configs.schema import Models, Residency
+from scripts.bench.export import AnonPeak
+from workers.materialize import Materializer
+from workers.sources import resolve_sources
+
+torch.set_num_threads(1)
+sources = resolve_sources(Models.model_validate_json(sys.argv[1]))
+recipe = MergeRecipe.model_validate_json(sys.argv[2])
+dtype = getattr(torch, sys.argv[3])
+model = nn.ParameterDict({"t": nn.Parameter(torch.ones(40_000_000, dtype=dtype))})
+materializer = Materializer(sources, backend="eager")
+with AnonPeak() as peak:
+    materializer.into(model, recipe)
+print(peak.grown_mib)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "most_mib"), [("bfloat16", 16), ("float32", 32 + 16)], ids=["same", "wider"]
+)
+def test_into_takes_little_memory_beyond_the_model(
+    make_checkpoint: Callable[..., Path], dtype: str, most_mib: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    directories = [
+        make_checkpoint(
+            name, {"t": torch.empty(40_000_000, dtype=torch.bfloat16).normal_(generator=draw)}
+        )
+        for name in ("origin", "math")
+    ]
+    models = Models(base=str(directories[0]), checkpoints={"math": str(directories[1])})
+    recipe = recipe_of(resolve_sources(models), [0.5], drop_ratios=[0.5], dtype="bfloat16")
+    done = subprocess.run(
+        [sys.executable, "-c", INTO, models.model_dump_json(), recipe.model_dump_json(), dtype],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # The tensor has 76 MiB in half precision; the watch sees at least a temporary.
+    assert float(done.stdout) < most_mib

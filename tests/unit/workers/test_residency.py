@@ -1,0 +1,115 @@
+"""Where checkpoints are kept: the decision, and what a store does with it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import ConfigError
+from workers.block import Block, whole
+from workers.checkpoint import CheckpointReader
+from workers.residency import Memory, Placement, TensorStore, choose_placement, page_out
+
+GB = 10**9
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "source_gb", "memory", "expected"),
+    [
+        # 80 GB of GPU, of which 20 stay free.
+        ("auto", "cuda", 40, Memory(500 * GB, 64 * GB, 80 * GB), "gpu"),
+        ("auto", "cuda", 45, Memory(500 * GB, 64 * GB, 80 * GB), "pinned"),
+        ("auto", "cuda", 260, Memory(500 * GB, 64 * GB, 80 * GB), "streamed"),
+        ("auto", "cpu", 60, Memory(100 * GB), "mapped"),
+        ("auto", "cpu", 90, Memory(100 * GB), "streamed"),
+        ("gpu", "cuda", 40, Memory(10 * GB, 64 * GB, 80 * GB), "gpu"),
+        ("host", "cuda", 40, Memory(500 * GB, 64 * GB, 80 * GB), "pinned"),
+        ("host", "cpu", 40, Memory(100 * GB), "mapped"),
+        ("disk", "cuda", 1, Memory(500 * GB, 64 * GB, 80 * GB), "streamed"),
+        ("disk", "cpu", 1, Memory(500 * GB), "streamed"),
+    ],
+)
+def test_fastest_place_with_room_is_chosen(
+    wanted: str, device: str, source_gb: int, memory: Memory, expected: Placement
+) -> None:
+    assert expected == choose_placement(
+        wanted, device_type=device, source_bytes=source_gb * GB, memory=memory
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "message"),
+    [
+        ("gpu", "cpu", "`gpu` needs `workers.device: cuda`, found cpu"),
+        ("gpu", "cuda", r"`gpu` needs 90\.0 GB for the checkpoints, the GPU has room for 44\.0 GB"),
+        ("host", "cuda", r"the memory of this machine has room for 50\.0 GB of them; use `auto`"),
+    ],
+)
+def test_place_asked_for_by_name_is_refused_when_there_is_no_room(
+    wanted: str, device: str, message: str
+) -> None:
+    memory = Memory(100 * GB, 64 * GB, 80 * GB)
+    with pytest.raises(ConfigError, match=message):
+        choose_placement(wanted, device_type=device, source_bytes=90 * GB, memory=memory)
+
+
+@pytest.fixture
+def reader(make_checkpoint: Callable[..., Path]) -> CheckpointReader:
+    return CheckpointReader(make_checkpoint("a", {"t": torch.arange(2**22, dtype=torch.float32)}))
+
+
+def resident_kib() -> int:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"RssFile:\s+(\d+)", text)[1])
+
+
+def test_streamed_pages_leave_memory_after_use_and_mapped_ones_stay(
+    reader: CheckpointReader,
+) -> None:
+    for placement, leaves in (("mapped", False), ("streamed", True)):
+        store = TensorStore(placement)
+        tensor = store.block("d", reader, "t", whole(2**22), CPU)
+        expected = tensor.sum()
+        before = resident_kib()
+        store.release(tensor)
+        # 16 MiB, and what else the process maps.
+        assert (before - resident_kib() > 15 * 1024) == leaves
+        assert tensor.sum() == expected
+
+
+def test_pages_of_memory_that_is_no_file_keep_what_they_hold() -> None:
+    tensor = torch.arange(2**20)
+    page_out(tensor)
+    assert torch.equal(tensor, torch.arange(2**20))
+
+
+def test_kept_block_is_read_once_and_holds_nothing_else(reader: CheckpointReader) -> None:
+    store, block = TensorStore("gpu"), Block(8, 4, 3, 16)
+    kept = store.block("d", reader, "t", block, CPU)
+    assert kept.tolist() == [[8, 9, 10, 11], [24, 25, 26, 27], [40, 41, 42, 43]]
+    assert store.block("d", reader, "t", block, CPU) is kept
+    assert store.block("other", reader, "t", block, CPU) is not kept
+    store.clear()
+    assert store.block("d", reader, "t", block, CPU) is not kept
+
+
+def test_momentary_read_is_cut_from_what_is_kept_whole(reader: CheckpointReader) -> None:
+    store = TensorStore("gpu")
+    part = store.read("d", reader, "t", Block(5, 3), CPU)
+    assert part.tolist() == [5, 6, 7]
+    kept = store.block("d", reader, "t", whole(2**22), CPU)
+    store._kept = {key: torch.zeros_like(kept) for key in store._kept}
+    assert store.read("d", reader, "t", Block(5, 3), CPU).tolist() == [0, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("placement", ["gpu", "pinned"])
+def test_copies_are_on_the_device_or_pinned(reader: CheckpointReader, placement: Placement) -> None:
+    cuda = torch.device("cuda", 0)
+    kept = TensorStore(placement).block("d", reader, "t", whole(2**22), cuda)
+    assert kept.is_cuda == (placement == "gpu")
+    assert kept.is_pinned() == (placement == "pinned")
+    assert torch.equal(kept.cpu(), reader.tensor("t"))

@@ -1,0 +1,102 @@
+"""The hidden directory that an export writes into before it takes its final name.
+
+Its owner holds a kernel lock on it for as long as it lives, so that a later export can tell what
+a killed one left behind from what another one is writing now.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+_ATTEMPTS = 8
+
+
+class WorkDirectory:
+    """A new locked directory beside a target.
+
+    Args:
+        target: Where the directory will go; its parent exists.
+
+    Attributes:
+        path: Of the directory: ``.NAME.partial-XXXXXXXX``.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        for _ in range(_ATTEMPTS):
+            self.path = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
+            self.path.mkdir()
+            self._lock = _lock(self.path)
+            # Another export may have taken it for a leftover before it was locked.
+            if self._lock is not None and self.path.is_dir():
+                return
+            self._unlock()
+        raise OSError(f"cannot lock a new directory beside {target}")
+
+    def publish(self) -> None:
+        """Give the directory its final name, durably.
+
+        Raises:
+            OSError: Something other than an empty directory has that name.
+        """
+        sync_directory(self.path)
+        self.path.rename(self._target)
+        sync_directory(self._target.parent)
+
+    def close(self) -> None:
+        """Remove the directory unless it was published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def remove_leftovers(target: Path) -> list[Path]:
+    """Remove what killed exports to a target left beside it; returns what was removed."""
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{8}}")
+    removed: list[Path] = []
+    for path in sorted(target.parent.iterdir()):
+        if not leftover.fullmatch(path.name) or path.is_symlink():
+            continue
+        with suppress(OSError):
+            if (lock := _lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+                removed.append(path)
+    return removed
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a directory, or return None where another process has; the kernel unlocks for the dead.
+
+    Where a file system knows no locks, the directory counts as locked by its creator alone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
