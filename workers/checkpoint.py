@@ -114,6 +114,10 @@ class CheckpointReader:
         """Name in the files -> name of the tensor that it repeats."""
         return self._tied.duplicates
 
+    def is_mapped(self, name: str) -> bool:  # noqa: ARG002 - of this class, all are
+        """Say whether :meth:`tensor` gives a memory map, which takes no memory to keep."""
+        return True
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, sorted."""

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     # C++, the second turns it off in Triton as a part of following eager's roundings.
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
+    # Called through C++, which lets go of Python's lock: tensors are merged side by side.
+    "cpp_wrapper": True,
     # Everything stays in registers: by default long expressions and many reads are stored between.
     "realize_opcount_threshold": _NEVER,
     "realize_reads_threshold": _NEVER,
@@ -124,12 +127,17 @@ def _fused(combine: Combine, options: Options, operands: Operands) -> None:
         operands = operands._replace(drops=drops._replace(applies=(True,) * len(tuned)))
     dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
     signature = (dtypes, out.shape[1], out.device.type, type(drops))
-    graph = _GRAPHS.get((combine, options, signature))
-    if graph is None:
-        graph = _compile(combine, options, signature)
-        _GRAPHS[combine, options, signature] = graph
-        _mark_rows_dynamic(operands)
-    graph(combine, options, operands)
+    key = (combine, options, signature)
+    if key not in _GRAPHS:
+        # Compiled on its first call, which other threads wait for instead of doing it too.
+        with _COMPILING:
+            if key not in _GRAPHS:
+                graph = _compile(combine, options, signature)
+                _mark_rows_dynamic(operands)
+                graph(combine, options, operands)
+                _GRAPHS[key] = graph
+                return
+    _GRAPHS[key](combine, options, operands)
 
 
 def _compile(combine: Combine, options: Options, signature: tuple[object, ...]) -> MergeChunk:
@@ -154,3 +162,4 @@ def _mark_rows_dynamic(operands: Operands) -> None:
 
 
 _GRAPHS: dict[tuple[object, ...], MergeChunk] = {}
+_COMPILING = Lock()

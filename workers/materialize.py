@@ -5,6 +5,7 @@ scored (D1). Sources stay memory-mapped, or where ``workers.residency`` puts the
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from workers.digest import weights_digest
 from workers.part_stream import write_parts
 from workers.residency import Placement, TensorStore, choose_placement, measure_memory
 from workers.shard_header import TensorEntry
+from workers.side_by_side import side_by_side
 from workers.source_pool import BackendChoice, SourcePool
 from workers.sources import Sources
 from workers.vocabulary import companion
@@ -93,9 +95,9 @@ class Materializer:
     def into(self, model: nn.Module, recipe: MergeRecipe) -> None:
         """Write the merge that a recipe names into a model's parameters, in place.
 
-        Extra memory, beyond the model and the checkpoints where their residency puts them: on the
-        CPU a few MiB of temporaries; 64 MiB where the model's dtype is wider than the recipe's; on
-        a GPU 32 MiB (half precision) for each contributing checkpoint that is not resident there.
+        On the CPU as many tensors are merged at once as torch may use threads. Extra memory for
+        each of them, beyond the model and the checkpoints where their residency puts them: a few
+        MiB of temporaries; 64 MiB where the model's dtype is wider than the recipe's; on a GPU 32 MiB (half precision) for each contributing checkpoint that is not resident there.
         Methods that know whole tensors take more on their first use of one: TIES and SLERP copy
         one tensor per checkpoint to a device where it is not resident, DELLA takes some 40 bytes
         per checkpoint for each of 2^24 elements. After an error the model's weights are those of
@@ -127,9 +129,10 @@ class Materializer:
         if self._placement is None:
             self.place(model)
         self._recipe = None
-        with torch.no_grad():
-            for name, part in targets.items():
-                self._write(recipe, name, part, merged_dtype)
+        with side_by_side([part.tensor for part in targets.values()]) as run:
+            # Large ones first: what is left for the end is short.
+            for name in sorted(targets, key=lambda name: -targets[name].tensor.numel()):
+                run(partial(self._write, recipe, name, targets[name], merged_dtype))
         self._recipe = recipe
 
     def _write(

@@ -114,6 +114,8 @@ class TensorStore:
     def __init__(self, placement: Placement = "mapped") -> None:
         self.placement = placement
         self._kept: dict[tuple[str, str, Block, torch.device], Tensor] = {}
+        # Asking a file for a tensor takes as long as merging a small one.
+        self._mapped: dict[tuple[str, str], Tensor] = {}
 
     def block(
         self, digest: str, reader: CheckpointReader, name: str, block: Block, device: torch.device
@@ -126,7 +128,7 @@ class TensorStore:
         key = (digest, name, block, device)
         if (kept := self._kept.get(key)) is not None:
             return kept
-        mapped = block.of(reader.tensor(name).reshape(-1))
+        mapped = block.of(self._flat(digest, reader, name))
         if self.placement == "gpu":
             self._kept[key] = mapped.to(device)
         elif self.placement == "pinned":
@@ -143,7 +145,15 @@ class TensorStore:
         They are part of a kept tensor where that is kept whole.
         """
         flat = self._kept.get((digest, name, whole(reader.entries[name].numel), device))
-        return block.of(reader.tensor(name).reshape(-1) if flat is None else flat).to(device)
+        return block.of(self._flat(digest, reader, name) if flat is None else flat).to(device)
+
+    def _flat(self, digest: str, reader: CheckpointReader, name: str) -> Tensor:
+        if (known := self._mapped.get((digest, name))) is not None:
+            return known
+        flat = reader.tensor(name).reshape(-1)
+        if reader.is_mapped(name):
+            self._mapped[digest, name] = flat
+        return flat
 
     def release(self, tensor: Tensor) -> None:
         """Say that a tensor from :meth:`block`, or a part of it, was used."""
@@ -153,6 +163,7 @@ class TensorStore:
     def clear(self) -> None:
         """Forget all copies."""
         self._kept.clear()
+        self._mapped.clear()
 
 
 def page_out(tensor: Tensor) -> None:

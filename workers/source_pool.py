@@ -1,6 +1,7 @@
 """The open checkpoints of a search, and the one place that merges a tensor of theirs."""
 
 import logging
+from collections import defaultdict
 from dataclasses import replace
 from threading import Lock
 from typing import Literal, Self
@@ -65,9 +66,9 @@ class SourcePool:
         self._backend: BackendChoice = backend
         self.vocabulary = vocabulary
         self.store = store or TensorStore()
-        self._facts_lock = Lock()
-        # Of the last tensor, for its next part: plan and device, facts.
-        self._last_facts: tuple[tuple[TensorMerge, torch.device], TensorFacts] | None = None
+        self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
+        # Of every tensor, for its next part: plan and device, facts.
+        self._last_facts: dict[str, tuple[tuple[TensorMerge, torch.device], TensorFacts]] = {}
         self._statistics = StatisticsCache()
         readers = open_readers(sources, vocabulary)
         self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
@@ -186,15 +187,16 @@ class SourcePool:
             return None
         if plan.method.drop != "trim" and plan.method.coefficients is None:
             return whole_facts(plan, held[0], held[1:], statistics=self._statistics)
-        key = (plan, device)
+        key, name = (plan, device), plan.tensor_name
         # One thread finds them out, those that merge other parts of the tensor wait.
-        with self._facts_lock:
-            if self._last_facts is None or self._last_facts[0] != key:
-                numel = self.reference.entries[plan.tensor_name].numel
-                base, *tuned = self._read(plan.tensor_name, readers, whole(numel), device)
-                facts = whole_facts(plan, base, tuned, statistics=self._statistics)
-                self._last_facts = key, facts
-            return self._last_facts[1]
+        with self._facts_locks[name]:
+            known = self._last_facts.get(name)
+            if known is None or known[0] != key:
+                numel = self.reference.entries[name].numel
+                base, *tuned = self._read(name, readers, whole(numel), device)
+                known = key, whole_facts(plan, base, tuned, statistics=self._statistics)
+                self._last_facts[name] = known
+            return known[1]
 
     def _row_facts(
         self, plan: TensorMerge, readers: list[_Found | None], piece: Block, device: torch.device

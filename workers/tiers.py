@@ -152,9 +152,7 @@ def _choose(policy: Residency, costs: tuple[TierCost, ...]) -> Tier | None:
 def _warning(policy: Residency, costs: tuple[TierCost, ...]) -> str | None:
     if policy == "auto":
         return None
-    cost = next((cost for cost in costs if cost.tier == policy), None)
-    if cost is None:
-        return f"workers.residency is `{policy}`, but the workers use no GPU; take `auto`"
+    cost = next(cost for cost in costs if cost.tier == policy)
     if cost.fits is not False:
         return None
     return (

@@ -262,6 +262,10 @@ class FittedReader(CheckpointReader):
             self._copy = copy = name, self._joined(name, entry)
         return copy[1]
 
+    def is_mapped(self, name: str) -> bool:
+        """Say whether :meth:`tensor` gives a memory map, and no copy."""
+        return name not in self._table_names
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files of the checkpoint itself."""

@@ -77,6 +77,7 @@ def live_model() -> LlamaForCausalLM:
         num_attention_heads=16,
         num_key_value_heads=16,
         tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

@@ -76,7 +76,6 @@ def test_sixteen_checkpoints_of_a_hundred_billion_come_from_disk() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"residency": "gpu"}, "`gpu`, but the workers use no GPU; take `auto`"),
         ({**GPU, "residency": "gpu"}, "needs 120 GB, but 80 GB are there; take `auto`"),
         ({"residency": "host", "count": 9}, "`host`, which needs 289 GB, but 200 GB are there"),
     ],

@@ -1,0 +1,59 @@
+"""Work on many tensors at once."""
+
+import threading
+
+import pytest
+import torch
+
+from workers.side_by_side import side_by_side
+
+CPU = [torch.empty(1)]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_work_is_done_by_as_many_threads_as_torch_has(two_threads) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+    threads = []
+
+    def work() -> None:
+        # Passes only when another thread is here at the same time.
+        meeting.wait()
+        threads.append((torch.get_num_threads(), torch.is_grad_enabled()))
+
+    with side_by_side(CPU) as run:
+        for _ in range(4):
+            run(work)
+    assert threads == [(1, False)] * 4
+    assert torch.get_num_threads() == 2
+
+
+def test_first_error_is_raised_and_what_has_not_begun_is_left(two_threads) -> None:
+    begun = []
+
+    def fail() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"), side_by_side(CPU) as run:
+        run(fail)
+        for index in range(10_000):
+            run(lambda index=index: begun.append(index))
+    assert len(begun) < 10_000
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_does_its_work_at_once() -> None:
+    before, done = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        with side_by_side(CPU) as run:
+            run(lambda: done.append(threading.current_thread()))
+            assert done == [threading.current_thread()]
+    finally:
+        torch.set_num_threads(before)
