@@ -97,7 +97,8 @@ class Materializer:
 
         On the CPU as many tensors are merged at once as torch may use threads. Extra memory for
         each of them, beyond the model and the checkpoints where their residency puts them: a few
-        MiB of temporaries; 64 MiB where the model's dtype is wider than the recipe's; on a GPU 32 MiB (half precision) for each contributing checkpoint that is not resident there.
+        MiB of temporaries; 64 MiB where the model's dtype is wider than the recipe's; on a GPU
+        32 MiB (half precision) for each contributing checkpoint that is not resident there.
         Methods that know whole tensors take more on their first use of one: TIES and SLERP copy
         one tensor per checkpoint to a device where it is not resident, DELLA takes some 40 bytes
         per checkpoint for each of 2^24 elements. After an error the model's weights are those of

@@ -40,10 +40,14 @@ def test_first_error_is_raised_and_what_has_not_begun_is_left(two_threads) -> No
     def fail() -> None:
         raise ValueError("broken")
 
-    with pytest.raises(ValueError, match="broken"), side_by_side(CPU) as run:
-        run(fail)
-        for index in range(10_000):
-            run(lambda index=index: begun.append(index))
+    def give_work() -> None:
+        with side_by_side(CPU) as run:
+            run(fail)
+            for index in range(10_000):
+                run(lambda index=index: begun.append(index))
+
+    with pytest.raises(ValueError, match="broken"):
+        give_work()
     assert len(begun) < 10_000
     assert torch.get_num_threads() == 2
 
