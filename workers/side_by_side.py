@@ -5,8 +5,9 @@ next operation all others idle; with tensors of a few million elements that is h
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def side_by_side(tensors: Sequence[Tensor]) -> Iterator[Run]:
 
     On a GPU, which one thread keeps busy, and for a single thread, work is done as it is given.
     All of it is done when the context ends, which raises what the first one raised; what has not
-    begun by then is left. Gradients are off.
+    begun when it fails is left. Gradients are off.
 
     Args:
         tensors: What the work writes to.
@@ -31,25 +32,28 @@ def side_by_side(tensors: Sequence[Tensor]) -> Iterator[Run]:
             yield lambda work: work()
         return
     futures: list[Future[None]] = []
+    has_failed = Event()
+
+    def attempt(work: Callable[[], None]) -> None:
+        if has_failed.is_set():
+            return
+        try:
+            with torch.no_grad():
+                work()
+        except BaseException:
+            has_failed.set()
+            raise
+
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(num_threads, initializer=_start) as executor:
-            yield lambda work: futures.append(executor.submit(_without_gradients, work))
-            _, rest = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in rest:
-                future.cancel()
+            yield lambda work: futures.append(executor.submit(attempt, work))
     finally:
         torch.set_num_threads(num_threads)
     for future in futures:
-        if not future.cancelled():
-            future.result()
+        future.result()
 
 
 def _start() -> None:
     # Of every thread its own, and not that of the one which started it.
     torch.set_num_threads(1)
-
-
-def _without_gradients(work: Callable[[], None]) -> None:
-    with torch.no_grad():
-        work()

@@ -1,6 +1,7 @@
 """Work on many tensors at once."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -43,12 +44,13 @@ def test_first_error_is_raised_and_what_has_not_begun_is_left(two_threads) -> No
     def give_work() -> None:
         with side_by_side(CPU) as run:
             run(fail)
-            for index in range(10_000):
+            time.sleep(0.1)
+            for index in range(100):
                 run(lambda index=index: begun.append(index))
 
     with pytest.raises(ValueError, match="broken"):
         give_work()
-    assert len(begun) < 10_000
+    assert begun == []
     assert torch.get_num_threads() == 2
 
 
