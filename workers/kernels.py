@@ -351,7 +351,6 @@ def _drops(
         return torch.tensor(values, dtype=torch.int32).to(device)
 
     rows = torch.arange(tile.rows, dtype=torch.int32, device=device) * tile.stride + offset
-    lanes = _lanes(tile.width, device)
     if plan.method.drop == "trim":
         thresholds = torch.tensor([trim.threshold for trim in facts.trims], dtype=torch.float32)
         # Ties end in this block, before it or after it.
@@ -359,12 +358,18 @@ def _drops(
             min(max(trim.last_tie - block * BLOCK_ELEMENTS, -1), BLOCK_ELEMENTS - 1)
             for trim in facts.trims
         ]
+        lanes = _lanes(tile.width, device)
         return TrimDrops(rows, lanes, thresholds.to(device), words(last_ties), applies)
     key = tensor_key(plan.mask_seed, plan.tensor_name, block)
     factors = [
         checkpoint_factor(plan.mask_seed, term.digest, plan.tensor_name, block) for term in terms
     ]
-    hashed = (weyl(rows, key.offset), weyl(lanes, 0), words(key.word), words(factors))
+    hashed = (
+        weyl(rows, key.offset),
+        _hashed_lanes(tile.width, device),
+        words(key.word),
+        words(factors),
+    )
     if plan.method.drop == "random":
         thresholds = words([signed_threshold(term.drop_ratio) for term in terms])
         return RandomDrops(*hashed, thresholds, applies)
@@ -373,6 +378,11 @@ def _drops(
         ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), first) for ratio in facts.ratios
     ]
     return RankedDrops(*hashed, ratios, applies)
+
+
+@lru_cache(maxsize=16)
+def _hashed_lanes(width: int, device: torch.device) -> Tensor:
+    return weyl(_lanes(width, device), 0)
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ every checkpoint, and costs a merge of c checkpoints 1 + c/4 hashes instead of c
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -59,12 +60,14 @@ def keep_mask(
     return words * factor >= signed_threshold(drop_ratio)
 
 
+@lru_cache(maxsize=2**14)
 def tensor_key(mask_seed: int, tensor_name: str, block: int) -> TensorKey:
     """Derive what the checkpoints share in one block of a tensor."""
     words = _digest("tensor", str(mask_seed), tensor_name, str(block))
     return TensorKey(_int32(words[0:4]), _int32(words[4:8]))
 
 
+@lru_cache(maxsize=2**16)
 def checkpoint_factor(mask_seed: int, digest: str, tensor_name: str, block: int) -> int:
     """Derive the odd factor of one checkpoint in one block of a tensor, as a signed integer."""
     return _int32(_digest("checkpoint", str(mask_seed), digest, tensor_name, str(block))[0:4]) | 1

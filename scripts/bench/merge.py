@@ -4,13 +4,14 @@
     MERGEFRONT_MERGEKIT=.mergekit/bin/mergekit-yaml python -m scripts.bench.merge --json
 
 On a base and three checkpoints of 341 M bfloat16 parameters, made here, in the page cache. In place
-is into a live model, tensor by tensor, host work included; bytes of all sources read once
-and of the result written once, per second, in GB/s (1e9 bytes), beside a plain copy of one
-checkpoint (read and written) in the same rounds. ``*_share`` is the median over rounds of the
-ratio to that round's copy. ``ties_first_s`` is a TIES merge that has to find its thresholds,
-``ties_other_drop_s`` one at another drop ratio, whose histograms are known. mergekit is measured
-as a whole process, in the same bytes. Compiling is measured in processes of their own:
-``compile_s`` with an empty cache on disk, ``compile_cached_s`` with a full one.
+is into a live model, tensor by tensor, host work included: bytes of all sources read once and of
+the result written once, per second, in GB/s (1e9 bytes), beside a plain copy of one checkpoint
+(read and written) in the same rounds. ``*_share`` is the median over rounds of the ratio to that
+round's copy; ``*_tensor_gbps`` and ``*_tensor_share`` are the same for one tensor of 64 M elements,
+where calls cost nothing beside the work. ``ties_first_s`` is a TIES merge that has to find its
+thresholds, ``ties_other_drop_s`` one at another drop ratio, whose histograms are known. mergekit
+is measured as a whole process, in the same bytes. Compiling is measured in processes of their
+own: ``compile_s`` with an empty cache on disk, ``compile_cached_s`` with a full one.
 """
 
 import argparse
@@ -40,13 +41,17 @@ from scripts.bench.export import (
     num_elements,
 )
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
+from workers.kernels import MergeTerm, TensorMerge, merge_flat
 from workers.materialize import Materializer
+from workers.methods import get_method
 from workers.sources import Sources
+from workers.statistics import StatisticsCache
 
 METHODS = ("linear", "dare_linear", "ties", "dare_ties")
 KEYS = dict(zip(METHODS, ("linear", "dare", "ties", "dare_ties"), strict=True))
 MERGEKIT = ("linear", "dare_linear")
 ROUNDS = 7
+TENSOR_ELEMENTS = 2**26
 FULL_ROUNDS = 15
 
 # Merges one small tensor by every method, as a process that has compiled nothing does.
@@ -122,17 +127,54 @@ def measure_in_place(sources: Sources, rounds: int) -> dict[str, float]:
         work[KEYS[method]] = partial(materializer.into, model, recipe)
         num_sources = len(sources.checkpoints) + (recipe.method != "linear")
         moved[KEYS[method]] = (num_sources + 1) * result_bytes
+    for name, rates in run_in_turn(work, moved, rounds).items():
+        report |= {f"{name}_{kind}": value for kind, value in rates.items()}
+    materializer.close()
+    return report
+
+
+def measure_one_tensor(rounds: int) -> dict[str, float]:
+    """Merge one large tensor by every method, in turn with a copy."""
+    draw = torch.Generator().manual_seed(0)
+    base = torch.empty(TENSOR_ELEMENTS, dtype=torch.bfloat16).normal_(0, 0.05, generator=draw)
+    tuned = [base + torch.empty_like(base).normal_(0, 0.003, generator=draw) for _ in range(3)]
+    out, cache = torch.zeros_like(base), StatisticsCache()
+    work: dict[str, Callable[[], object]] = {"copy": partial(out.copy_, base)}
+    moved = {"copy": 2 * base.nbytes}
+    for name in METHODS:
+        method = get_method(name)
+        drop = 0.5 if method.uses_drop_ratios else 0.0
+        terms = tuple(MergeTerm(1 / 3, drop, str(index)) for index in range(3))
+        plan = TensorMerge(method, "tensor", terms, method.complete_options({}))
+        needed = base if method.needs_base else None
+        merge = partial(merge_flat, plan, out, needed, tuned, backend="compiled", statistics=cache)
+        merge()
+        work[KEYS[name]] = merge
+        moved[KEYS[name]] = (4 + method.needs_base) * base.nbytes
+    return {
+        f"{name}_tensor_{kind}": value
+        for name, rates in run_in_turn(work, moved, rounds).items()
+        for kind, value in rates.items()
+    }
+
+
+def run_in_turn(
+    work: dict[str, Callable[[], object]], moved: dict[str, int], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Do everything once per round; medians of the rates and of their ratios to the copy."""
     rates: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, merge in work.items():
             rates[name].append(moved[name] / seconds_of(merge) / 1e9)
-    materializer.close()
-    for name, found in rates.items():
-        report[f"{name}_gbps"] = statistics.median(found)
-        report[f"{name}_share"] = statistics.median(
-            rate / copy for rate, copy in zip(found, rates["copy"], strict=True)
-        )
-    return report
+    return {
+        name: {
+            "gbps": statistics.median(found),
+            "share": statistics.median(
+                rate / copy for rate, copy in zip(found, rates["copy"], strict=True)
+            ),
+        }
+        for name, found in rates.items()
+    }
 
 
 def measure_compiling() -> dict[str, float | None]:
@@ -203,6 +245,7 @@ def main() -> None:
             "elements": num_elements(shapes),
             "threads": options.threads,
             **measure_in_place(sources, FULL_ROUNDS if options.full else ROUNDS),
+            **measure_one_tensor(FULL_ROUNDS if options.full else ROUNDS),
             **measure_compiling(),
             **measure_mergekit(root, sources),
         }
