@@ -429,7 +429,7 @@ def test_export_holds_parts_and_never_a_tensor(
             recipe_of(sources, [0.5]), sources, tmp_path / "out", extra_files={}, backend="eager"
         )
     # The parts in flight, and the eager path's temporaries; the tensor has 191 MiB.
-    assert 8 < peak.grown_mib < 7 * 8 + 32
+    assert peak.grown_mib < 7 * 8 + 32
     with CheckpointReader(tmp_path / "out") as reader:
         assert weights_digest([("t", reader.tensor("t"))]) == digest
 
