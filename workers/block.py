@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.kernels import Window
+from workers.tiles import Window
 
 
 @dataclass(frozen=True, slots=True)

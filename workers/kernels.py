@@ -7,8 +7,8 @@ nothing is contracted into fused multiply-add, and nothing depends on where a ch
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -27,6 +27,7 @@ from workers.mask import (
 )
 from workers.methods import MergeMethod
 from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
+from workers.tiles import WHOLE, Tile, Window, cut_tiles
 
 Backend = Literal["eager", "compiled"]
 
@@ -101,21 +102,6 @@ class TensorMerge:
                 f"method `{self.method.name}` merges {self.method.num_checkpoints} checkpoints, "
                 f"got {len(self.terms)}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A part of a tensor: ``(n,)`` consecutive elements, or ``(r, w)`` columns of some rows.
-
-    ``start`` is the index of the first element in the whole tensor, ``stride`` the whole
-    tensor's row length (of no meaning for consecutive elements).
-    """
-
-    start: int = 0
-    stride: int = 0
-
-
-WHOLE = Window()
 
 
 def merge_flat(
@@ -249,10 +235,11 @@ def merge_window(
         for values in ([term.weight for term, _ in active], facts.scales)
     )
     options = tuple(sorted(plan.options.items()))
-    limit = chunk_elements or (COMPILED_CHUNK if backend == "compiled" else _default_chunk(out))
+    width = COMPILED_WIDTH if backend == "compiled" else None
+    limit = chunk_elements or (_default_chunk(out) if width is None else COMPILED_CHUNK)
     parts = (out, needed_base, *(tensor for _, tensor in active))
     with torch.no_grad():
-        for tile in _tiles(out.shape, window, limit, backend):
+        for tile in cut_tiles(out.shape, window, limit, flat_width=width):
             out_tile, base_tile, *tuned_tiles = (
                 None if part is None else tile.of(part) for part in parts
             )
@@ -274,72 +261,11 @@ def _active(plan: TensorMerge, tuned: Sequence[Tensor | None]) -> list[tuple[Mer
     return [(term, t) for term, t in pairs if term.contributes and t is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """A chunk ``(rows, width)`` of a part of a tensor.
-
-    ``start`` is the index of its first element in the whole tensor, ``stride`` the distance of
-    its rows there; ``row`` and ``column`` say where it begins in the part, whose elements lie
-    ``width`` to a row if the part is flat.
-    """
-
-    row: int
-    column: int
-    rows: int
-    width: int
-    start: int
-    stride: int
-
-    def of(self, part: Tensor) -> Tensor:
-        """Cut the tile out of a part, as a view."""
-        if part.dim() == 1:
-            return part[self.column : self.column + self.rows * self.width].view(-1, self.width)
-        return part[self.row : self.row + self.rows, self.column : self.column + self.width]
-
-
-def _tiles(shape: Sequence[int], window: Window, limit: int, backend: Backend) -> Iterator[_Tile]:
-    """Cut a part into tiles of at most ``limit`` elements; none spans two blocks of the mask."""
-    if len(shape) == 2:
-        rows, width = shape
-        yield from _rectangles(rows, width, window.start, window.stride, limit)
-        return
-    count, whole = shape[0], 0
-    if backend == "compiled":
-        whole = count - count % COMPILED_WIDTH
-        for tile in _rectangles(
-            whole // COMPILED_WIDTH, COMPILED_WIDTH, window.start, COMPILED_WIDTH, limit
-        ):
-            # Flat: where the tile begins is a number of elements.
-            column = tile.row * COMPILED_WIDTH + tile.column
-            yield replace(tile, row=0, column=column)
-    for tile in _rectangles(1, count - whole, window.start + whole, 0, limit):
-        yield replace(tile, column=whole + tile.column)
-
-
-def _rectangles(rows: int, width: int, start: int, stride: int, limit: int) -> Iterator[_Tile]:
-    row = 0
-    while row < rows and width:
-        first = start + row * stride
-        room = BLOCK_ELEMENTS - first % BLOCK_ELEMENTS
-        fitting = (room - width) // max(stride, 1) + 1 if room >= width else 0
-        if count := min(rows - row, limit // width, fitting):
-            yield _Tile(row, 0, count, width, first, stride)
-            row += count
-            continue
-        begin = 0
-        while begin < width:
-            room = BLOCK_ELEMENTS - (first + begin) % BLOCK_ELEMENTS
-            length = min(limit, width - begin, room)
-            yield _Tile(row, begin, 1, length, first + begin, stride)
-            begin += length
-        row += 1
-
-
 def _drops(
     plan: TensorMerge,
     facts: TensorFacts,
     terms: Sequence[MergeTerm],
-    tile: _Tile,
+    tile: Tile,
     device: torch.device,
 ) -> Drops | None:
     applies = tuple(term.drop_ratio > 0.0 for term in terms)
