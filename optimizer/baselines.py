@@ -1,4 +1,4 @@
-"""What every search is measured against: single checkpoints, soups and task arithmetic (D10).
+"""What every search is measured against: single checkpoints, soups, task arithmetic, TIES (D10).
 
 A plan is a function of what was proposed and observed, so that a resumed search continues it.
 """
@@ -20,7 +20,7 @@ GREEDY_SOUP = "greedy soup"
 # TIES as its paper recommends it without tuning (arXiv:2306.01708, section 4): the 20 % largest
 # magnitudes. DARE before TIES: half, in the middle of what is reported to merge best.
 _TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
-# Methods that are task arithmetic, or an average, where nothing is dropped.
+# Methods that are task arithmetic where nothing is dropped.
 _PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
 _PREFIX = "baseline:"
 

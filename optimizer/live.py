@@ -212,6 +212,9 @@ class LiveView:
                 self._states = dict(event.states)
             elif isinstance(event, Finished):
                 self._note_outcome(event)
+        # A phase may be over before the next refresh. Not under our lock, which drawing takes.
+        if isinstance(event, PhaseChanged) and self._live.is_started:
+            self._live.refresh()
 
     def _note_outcome(self, event: Finished) -> None:
         line = _outcome_line(event, self._pace, self._job.preference)

@@ -82,8 +82,8 @@ def write_merge(
         if expected not in (None, digest):
             raise CheckpointError(
                 f"{out_dir}: the merge has weights digest {digest}, the recipe's file records "
-                f"{expected}; nothing was written. Merge on the kind of device that made it, or "
-                "remove `weights_digest` from the file",
+                f"{expected}; nothing was written. It was made on another kind of device or by "
+                "another version: remove `weights_digest` from the file to have this one",
                 expected=expected,
                 found=digest,
             )

@@ -158,7 +158,8 @@ class SearchSpace:
 
     def contains(self, recipe: MergeRecipe) -> bool:
         """Say whether a recipe can be reached: encoding and decoding it changes nothing much."""
-        if recipe.method != self._merge.method:
+        options = get_method(self._merge.method).complete_options(self._merge.options)
+        if recipe.method != self._merge.method or recipe.options != options:
             return False
         back = self.decode(self.encode(recipe.weights, recipe.drop_ratios))
         return np.allclose(back.weights, recipe.weights, atol=1e-6) and np.allclose(

@@ -43,6 +43,8 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     # C++, the second turns it off in Triton as a part of following eager's roundings.
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
+    # Triton divides approximately otherwise.
+    "eager_numerics.division_rounding": True,
     # Called through C++, which lets go of Python's lock: tensors are merged side by side.
     "cpp_wrapper": True,
     # Everything stays in registers: by default long expressions and many reads are stored between.

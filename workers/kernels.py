@@ -306,14 +306,25 @@ def _drops(
     return RankedDrops(*hashed, ratios, applies)
 
 
-@lru_cache(maxsize=16)
-def _hashed_lanes(width: int, device: torch.device) -> Tensor:
-    return weyl(_lanes(width, device), 0)
-
-
-@lru_cache(maxsize=16)
 def _lanes(width: int, device: torch.device) -> Tensor:
+    return _kept_lanes(width, device) if width <= _CPU_CHUNK else _count(width, device)
+
+
+def _hashed_lanes(width: int, device: torch.device) -> Tensor:
+    return weyl(_count(width, device), 0) if width > _CPU_CHUNK else _kept_hashed(width, device)
+
+
+def _count(width: int, device: torch.device) -> Tensor:
     return torch.arange(width, dtype=torch.int32, device=device)
+
+
+# Wider rows, which only the eager path of an accelerator has, are too much to keep.
+_kept_lanes = lru_cache(maxsize=16)(_count)
+
+
+@lru_cache(maxsize=16)
+def _kept_hashed(width: int, device: torch.device) -> Tensor:
+    return weyl(_count(width, device), 0)
 
 
 def _default_chunk(out: Tensor) -> int:

@@ -20,8 +20,8 @@ def side_by_side(tensors: Sequence[Tensor]) -> Iterator[Run]:
     """Give a function that runs work, as many at a time as torch may use threads.
 
     On a GPU, which one thread keeps busy, and for a single thread, work is done as it is given.
-    All of it is done when the context ends, which raises what the first one raised; what has not
-    begun when it fails is left. Gradients are off.
+    All of it is done when the context ends, which raises what the first that failed, in the order
+    given, raised; what has not begun when something fails is left. Gradients are off.
 
     Args:
         tensors: What the work writes to.
@@ -47,7 +47,11 @@ def side_by_side(tensors: Sequence[Tensor]) -> Iterator[Run]:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(num_threads, initializer=_start) as executor:
-            yield lambda work: futures.append(executor.submit(attempt, work))
+            try:
+                yield lambda work: futures.append(executor.submit(attempt, work))
+            except BaseException:
+                has_failed.set()
+                raise
     finally:
         torch.set_num_threads(num_threads)
     for future in futures:

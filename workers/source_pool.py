@@ -63,7 +63,9 @@ class SourcePool:
         vocabulary: Vocabulary | None = None,
         store: TensorStore | None = None,
     ) -> None:
+        self._may_fall_back = backend == "auto"
         self._backend: BackendChoice = backend
+        self._backend_lock = Lock()
         self.vocabulary = vocabulary
         self.store = store or TensorStore()
         self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
@@ -112,11 +114,17 @@ class SourcePool:
         try:
             self._run(recipe, name, out, block, backend)
         except (RuntimeError, OSError) as error:
-            if self._backend != "auto" or backend == "eager" or not is_compiler_failure(error):
+            if backend == "eager" or not self._may_fall_back or not is_compiler_failure(error):
                 raise
-            logger.warning("merging without a compiler from now on, which is slower: %s", error)
-            self._backend = "eager"
+            self._fall_back(error)
             self._run(recipe, name, out, block, "eager")
+
+    def _fall_back(self, error: Exception) -> None:
+        """Stop compiling; of threads that fail at the same time, one says so."""
+        with self._backend_lock:
+            if self._backend != "eager":
+                logger.warning("merging without a compiler from now on, which is slower: %s", error)
+            self._backend = "eager"
 
     def close(self) -> None:
         """Close the files of all checkpoints, and forget what was kept of them."""

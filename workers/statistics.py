@@ -117,7 +117,7 @@ def ranked_drop_ratios(
     """
     bits = _magnitude_bits(tuned.float() - base.float()).view(-1, row_length)
     order = bits.sort(dim=1, descending=True, stable=True).indices
-    half_width = min(epsilon / 2, drop_ratio, 1.0 - 2.0**-20 - drop_ratio)
+    half_width = max(0.0, min(epsilon / 2, drop_ratio, 1.0 - 2.0**-20 - drop_ratio))
     if row_length == 1:
         half_width = 0.0
     low = torch.tensor(drop_ratio - half_width, dtype=torch.float32, device=base.device)
@@ -139,11 +139,15 @@ def gram_matrix(tensors: Sequence[Tensor]) -> tuple[tuple[float, ...], ...]:
         for row in range(size):
             for column in range(row, size):
                 sums[row][column].append(_sum_of_halves(parts[row] * parts[column]))
-    # fsum is exact, so it has no order either.
     return tuple(
-        tuple(math.fsum(sums[min(row, column)][max(row, column)]) for column in range(size))
+        tuple(_exact_sum(sums[min(row, column)][max(row, column)]) for column in range(size))
         for row in range(size)
     )
+
+
+def _exact_sum(values: Sequence[float]) -> float:
+    """Add exactly, so that there is no order either; NaN where a value is not finite."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _sum_of_halves(values: Tensor) -> float:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from configs.errors import CheckpointError, IncompatibleCheckpointsError, Problem
@@ -234,6 +235,7 @@ class FittedReader(CheckpointReader):
         self._reader = reader
         self._donors = donors
         self._copy: tuple[str, Tensor] | None = None
+        self._copying = Lock()
         tables = vocabulary.tables
         self._segments = _segments(digest, tables, vocabulary.rows)
         fitted = {
@@ -256,11 +258,11 @@ class FittedReader(CheckpointReader):
         if entry.dtype == own.dtype and len(self._segments) == 1:
             segment = self._segments[0]
             return self._donors[segment.donor].tensor(name)[: segment.end]
-        # Held here, since another thread may ask for another table meanwhile.
-        copy = self._copy
-        if copy is None or copy[0] != name:
-            self._copy = copy = name, self._joined(name, entry)
-        return copy[1]
+        # One thread joins a table, those that want it too wait.
+        with self._copying:
+            if self._copy is None or self._copy[0] != name:
+                self._copy = name, self._joined(name, entry)
+            return self._copy[1]
 
     def is_mapped(self, name: str) -> bool:
         """Say whether :meth:`tensor` gives a memory map, and no copy."""

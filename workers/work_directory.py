@@ -11,6 +11,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 _ATTEMPTS = 8
 
@@ -33,11 +34,12 @@ class WorkDirectory:
         for _ in range(_ATTEMPTS):
             self.path = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
             self.path.mkdir()
-            self._lock = _lock(self.path)
+            self._lock = _open(self.path)
             # Another export may have taken it for a leftover before it was locked.
-            if self._lock is not None and self.path.is_dir():
+            if self._lock is not None and _lock(self._lock) != "held" and self.path.is_dir():
                 return
             self._unlock()
+            shutil.rmtree(self.path, ignore_errors=True)
         raise OSError(f"cannot lock a new directory beside {target}")
 
     def publish(self) -> None:
@@ -69,10 +71,13 @@ def remove_leftovers(target: Path) -> list[Path]:
         if not leftover.fullmatch(path.name) or path.is_symlink():
             continue
         with suppress(OSError):
-            if (lock := _lock(path)) is not None:
+            if (descriptor := _open(path)) is None:
+                continue
+            # Where nothing can be locked, nobody knows whether its owner lives.
+            if _lock(descriptor) == "locked":
                 shutil.rmtree(path, ignore_errors=True)
-                os.close(lock)
                 removed.append(path)
+            os.close(descriptor)
     return removed
 
 
@@ -85,18 +90,22 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(path: Path) -> int | None:
-    """Lock a directory, or return None where another process has; the kernel unlocks for the dead.
-
-    Where a file system knows no locks, the directory counts as locked by its creator alone.
-    """
+def _open(path: Path) -> int | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
+
+
+def _lock(descriptor: int) -> Literal["locked", "held", "unknown"]:
+    """Lock a directory until its descriptor is closed, by the kernel if its process dies.
+
+    ``held`` by another process; ``unknown`` where the file system knows no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
     except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        return "unknown"
+    return "locked"

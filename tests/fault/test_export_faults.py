@@ -4,6 +4,7 @@ Nothing appears under the final name, the error says what was wrong, and the sou
 were.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from configs.schema import Models
 from tests.conftest import TinyPool
 from workers.materialize import write_checkpoint
 from workers.sources import Sources, resolve_sources
-from workers.work_directory import WorkDirectory
+from workers.work_directory import WorkDirectory, remove_leftovers
 
 # Writes the checkpoint again and again, so that a kill comes at any point of it.
 EXPORT = """
@@ -312,3 +313,19 @@ def test_nan_in_a_checkpoint_that_contributes_stops_the_export(
     without = recipe_of(sources).model_copy(update={"weights": ((0.5,), (0.5,), (0.0,))})
     write_checkpoint(without, sources, tmp_path / "exports" / "out")
     assert source_bytes(pool) == before
+
+
+def test_export_works_where_directories_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    directory = WorkDirectory(tmp_path / "out")
+    (directory.path / "file").touch()
+    # Nobody knows whether its owner lives.
+    assert remove_leftovers(tmp_path / "out") == []
+    directory.publish()
+    directory.close()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]

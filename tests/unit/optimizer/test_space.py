@@ -102,3 +102,11 @@ def test_recipe_outside_the_bounds_is_made_but_not_contained(space_of):
 def test_decode_refuses_what_is_no_genotype(space_of, genotype, message):
     with pytest.raises(ValueError, match=message):
         space_of().decode(genotype)
+
+
+def test_recipes_of_other_options_are_outside_the_space(space_of):
+    space = space_of(method="ties", options={"scale": 0.5})
+    weights, drops = [[1.0]] * 3, [[0.8]] * 3
+    assert space.contains(space.recipe(weights, drops))
+    assert not space.contains(space.recipe(weights, drops, options={"scale": 1.0}))
+    assert not space.contains(space.recipe(weights, drops, method="dare_ties"))

@@ -63,3 +63,19 @@ def test_one_thread_does_its_work_at_once() -> None:
             assert done == [threading.current_thread()]
     finally:
         torch.set_num_threads(before)
+
+
+def test_work_is_left_when_whoever_gives_it_fails(two_threads) -> None:
+    begun, gate = [], threading.Event()
+
+    def give_work() -> None:
+        with side_by_side(CPU) as run:
+            for _ in range(2):
+                run(lambda: gate.wait(timeout=0.2))
+            for index in range(100):
+                run(lambda index=index: begun.append(index))
+            raise KeyError("given up")
+
+    with pytest.raises(KeyError, match="given up"):
+        give_work()
+    assert begun == []

@@ -127,6 +127,12 @@ def test_gram_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
     assert found[0] == found[1]
 
 
+def test_gram_matrix_of_infinities_is_nan_and_no_error() -> None:
+    tensor = torch.zeros(100_000)
+    tensor[0], tensor[-1] = torch.inf, -torch.inf
+    assert math.isnan(gram_matrix([tensor, torch.ones(100_000)])[0][1])
+
+
 def test_cache_looks_at_the_tensors_again_only_for_other_drop_ratios() -> None:
     base, (tuned,) = pool(1000, num_tuned=1)
     cache = StatisticsCache()
