@@ -88,9 +88,10 @@ def _int32(word: bytes) -> int:
 
 
 def mask_threshold(drop_ratio: float) -> int:
-    """Return t in [0, 2^32]: an element is kept iff its 32-bit hash, unsigned, is >= t.
+    """Return t in [0, 2^32]: an element is kept iff its 32-bit number u * 2^32 is >= t.
 
-    t = ceil(p * 2^32), so u = hash / 2^32 is compared with p without any rounding.
+    t = ceil(p * 2^32), so u is compared with p without any rounding. The number is the hash with
+    its sign bit flipped: signed integers, which is what torch has, compare like that.
     """
     return math.ceil(drop_ratio * 2**32)
 

@@ -95,7 +95,7 @@ def as_float32(value: float) -> float:
 def merge_in_numpy(
     base: Tensor, tuned: Sequence[Tensor], merge_terms: Sequence[MergeTerm], masks: Sequence[Tensor]
 ) -> Tensor:
-    """DARE in numpy float32, one rounding per operation: the reference for the chunk function."""
+    """DARE in numpy float32, one rounding per operation: the reference for what is merged."""
     origin = base.float().numpy()
     total = origin.copy()
     for source, term, mask in zip(tuned, merge_terms, masks, strict=True):
