@@ -106,8 +106,8 @@ class Adapter:
         """Return the directory of the base with this adapter, which is written if it is missing.
 
         It computes base + scaling * B A in float64 and rounds once to the dtype of the base.
-        Memory: one tensor of the result. The directory appears
-        whole or not at all, and processes that want the same one wait for the first.
+        Memory: one tensor of the result. The directory appears whole or not at all, and processes
+        that want the same one wait for the first.
 
         Args:
             cache: Holds the directories; None is ``$XDG_CACHE_HOME/mergefront/adapters``.
