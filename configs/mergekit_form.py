@@ -87,7 +87,7 @@ def _numbers(value: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever the YA
 def _setting(value: object) -> Setting:
     if isinstance(value, Mapping):
         # pydantic reports a ValueError, and lets a TypeError through.
-        raise ValueError(  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004 - see above
             "write a list of `- filter: ... / value: ...` entries, not one mapping"
         )
     if not isinstance(value, list) or not any(isinstance(item, Mapping) for item in value):
@@ -184,7 +184,7 @@ class MergekitConfig(_Part):
     def result_dtype(self) -> DtypeName | None:
         """Data type of the merged tensors; None is that of the models."""
         name = self.out_dtype or self.dtype
-        return None if name is None else name.removeprefix("torch.")  # type: ignore[return-value]
+        return None if name is None else name.removeprefix("torch.")  # type: ignore[return-value]  # one of the names
 
     def settings_at(self, part: Slice | None, model: str | None) -> Iterator[Parameters]:
         """Yield the sections that may set a parameter of a model, the one that wins first.

@@ -276,7 +276,7 @@ def _type_at(location: Location) -> Any:  # noqa: ANN401 - types have no better 
 def _inner(kind: object, part: object) -> object:
     """Return the type of one entry of a section, mapping or list."""
     if _is_model(kind):
-        field = kind.model_fields.get(str(part))  # type: ignore[attr-defined]
+        field = kind.model_fields.get(str(part))  # type: ignore[attr-defined]  # a model
         return field.annotation if field else None
     arguments = get_args(kind)
     return arguments[-1] if get_origin(kind) in (dict, list) else None

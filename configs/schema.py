@@ -55,7 +55,7 @@ class ModelSource(_Section):
             return value
         path, at, revision = value.partition("@")
         # Not Path.exists: it raises for names that no file can have.
-        if at and not os.path.exists(value):  # noqa: PTH110
+        if at and not os.path.exists(value):  # noqa: PTH110 - see above
             return {"path": path, "revision": revision}
         return {"path": value}
 

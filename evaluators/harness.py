@@ -223,7 +223,7 @@ class HarnessEvaluator:
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
         # Imported here because it imports torch, which `mergefront check` does without.
-        from evaluators.harness_requests import Encoder  # noqa: PLC0415
+        from evaluators.harness_requests import Encoder  # noqa: PLC0415 - heavy
 
         if self._encoder is None or not self._encoder.serves(live):
             if self.suite.settings.apply_chat_template and not live.tokenizer.chat_template:
@@ -243,7 +243,7 @@ class HarnessEvaluator:
         }
 
     def _frozen_item(self, live: LiveModel, task: str, item: str) -> FrozenItem:
-        from evaluators.harness_requests import freeze_split  # noqa: PLC0415
+        from evaluators.harness_requests import freeze_split  # noqa: PLC0415 - heavy
 
         split = self._split_of.get((task, item))
         if split is None:
@@ -261,7 +261,7 @@ class HarnessEvaluator:
         return self._frozen[task, split][item]
 
     def _run(self, live: LiveModel, items: Sequence[FrozenItem]) -> None:
-        from evaluators.harness_requests import run_requests  # noqa: PLC0415
+        from evaluators.harness_requests import run_requests  # noqa: PLC0415 - heavy
 
         run_requests(
             live,

@@ -104,7 +104,7 @@ def _command() -> list[str]:
         *("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"),
         *_system_binds(),
         *("--proc", "/proc", "--dev", "/dev"),
-        *("--size", str(_SCRATCH_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/"),  # noqa: S108
+        *("--size", str(_SCRATCH_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/"),  # noqa: S108 - its own
         *("--", INTERPRETER, "-I", "-S", "-c", server),
     ]
 

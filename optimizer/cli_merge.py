@@ -32,8 +32,8 @@ def merge(
     max_shard_bytes = size_in_bytes(max_shard_size)
     wanted = _dtype(dtype)
     from optimizer.merge_file import plan_merge, write_merge  # noqa: PLC0415 - torch
-    from optimizer.recipe_file import read_recipe_file  # noqa: PLC0415
-    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415
+    from optimizer.recipe_file import read_recipe_file  # noqa: PLC0415 - heavy
+    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
 
     # Told before anything is read.
     refuse_used(out.expanduser().absolute())
@@ -115,11 +115,11 @@ def recipe(
 
 
 def _of_archive(path: Path, recipe_id: str | None, form: str) -> str:
-    from optimizer.archive import Archive  # noqa: PLC0415
-    from optimizer.export import recipe_json  # noqa: PLC0415
-    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415
-    from optimizer.recipe_file import read_layout, spelled_as  # noqa: PLC0415
-    from optimizer.select import choose  # noqa: PLC0415
+    from optimizer.archive import Archive  # noqa: PLC0415 - heavy
+    from optimizer.export import recipe_json  # noqa: PLC0415 - heavy
+    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415 - heavy
+    from optimizer.recipe_file import read_layout, spelled_as  # noqa: PLC0415 - heavy
+    from optimizer.select import choose  # noqa: PLC0415 - heavy
 
     with Archive.open(path) as archive:
         choice = choose(archive, recipe_id=recipe_id)
@@ -137,8 +137,8 @@ def _of_archive(path: Path, recipe_id: str | None, form: str) -> str:
 
 def _of_file(path: Path, directories: Sequence[Path], form: str) -> str:
     from optimizer.merge_file import recipe_record  # noqa: PLC0415 - torch
-    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415
-    from optimizer.recipe_file import read_layout, read_recipe_file  # noqa: PLC0415
+    from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415 - heavy
+    from optimizer.recipe_file import read_layout, read_recipe_file  # noqa: PLC0415 - heavy
 
     file = read_recipe_file(path, directories=directories)
     for note in file.notes:

@@ -144,7 +144,7 @@ def _split(text: str) -> SplitName:
 def plot(path: Path, *, out: Path | None) -> None:
     """Draw the pictures and print where they are."""
     from optimizer.plot import Picture, write_png  # noqa: PLC0415 - matplotlib and plotly
-    from optimizer.plot_html import write_html  # noqa: PLC0415
+    from optimizer.plot_html import write_html  # noqa: PLC0415 - heavy
 
     target = out or path.with_name(f"{path.stem}-front")
     suffix = target.suffix.lower()
@@ -184,7 +184,7 @@ def export(
 ) -> None:
     """Choose a merge and write it as a checkpoint directory."""
     from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
-    from optimizer.select import choose  # noqa: PLC0415
+    from optimizer.select import choose  # noqa: PLC0415 - heavy
 
     wishes = _numbers("--prefer", prefer)
     floors = _numbers("--at-least", at_least)

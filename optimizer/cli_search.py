@@ -91,7 +91,7 @@ def _search(
     archive: Archive, prepared: Prepared, console: Console, *, plain: bool, options: str
 ) -> None:
     """Run the search of an archive; ``options`` are those of the command that continues it."""
-    from workers.job import WorkerSpec  # noqa: PLC0415
+    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
     from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)

@@ -3,16 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-
-import jinja2
 
 from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
 from configs.schema import Merge
 from optimizer.archive_schema import mergefront_version
 from optimizer.export import RECIPE_FILE, Exported
+from optimizer.model_card import render_card
 from optimizer.recipe_file import RecipeFile
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
 from workers.compat import PoolReport, check_compatible
@@ -124,31 +122,22 @@ def _recipe_json(file: RecipeFile, digest: str) -> str:
 
 
 def _card(file: RecipeFile, digest: str, out_name: str) -> str:
-    environment = jinja2.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
-    )
-    template = environment.from_string(
-        files("optimizer").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
     hub_ids = {text: None for text in file.spelled.values() if not Path(text).expanduser().is_dir()}
-    return template.render(
-        title=out_name,
-        hub_ids=list(hub_ids),
-        recipe=file.recipe,
-        paper=get_method(file.recipe.method).paper,
-        sources=[
+    content = {
+        "title": out_name,
+        "hub_ids": list(hub_ids),
+        "recipe": file.recipe,
+        "paper": get_method(file.recipe.method).paper,
+        "sources": [
             (source.name, _shown(file.spelled[source.digest]), source.digest)
             for source in file.sources.everything
         ],
-        rows=list(recipe_rows(file.recipe)),
-        reference=file.sources.reference.name,
-        weights_digest=digest,
-        version=mergefront_version(),
-    )
+        "rows": list(recipe_rows(file.recipe)),
+        "reference": file.sources.reference.name,
+        "weights_digest": digest,
+        "version": mergefront_version(),
+    }
+    return render_card(_TEMPLATE, content)
 
 
 def _shown(place: str) -> str:

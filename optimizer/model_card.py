@@ -31,6 +31,11 @@ def model_card(archive: "Archive", choice: Choice, *, out_name: str) -> str:
         choice: What is exported, and why.
         out_name: Name of the directory, for the title and the command.
     """
+    return render_card(_TEMPLATE, _content(archive, choice, out_name))
+
+
+def render_card(template: str, content: Mapping[str, object]) -> str:
+    """Fill a Markdown template of this package; a name that it lacks is an error."""
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -38,10 +43,8 @@ def model_card(archive: "Archive", choice: Choice, *, out_name: str) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - Markdown, not HTML
     )
-    template = environment.from_string(
-        files("optimizer").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
-    return template.render(_content(archive, choice, out_name))
+    text = files("optimizer").joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(content)
 
 
 def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, object]:

@@ -216,7 +216,7 @@ def _check_architecture(sources: Sources) -> None:
 
 def _check_sandbox(job: JobConfig) -> None:
     """Run a program in the sandbox, where the workers of this machine will need it."""
-    from evaluators.sandbox import Sandbox  # noqa: PLC0415
+    from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
 
     if job.evaluation.allow_code_execution and job.workers.address is None:
         with Sandbox() as sandbox:

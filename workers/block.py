@@ -141,7 +141,7 @@ def full_tensor(target: Tensor) -> Tensor:
     """Return a live tensor whole; of a DTensor it is gathered, so all ranks must call this."""
     if not is_distributed(target):
         return target
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - heavy
 
     assert isinstance(target, DTensor)  # noqa: S101 - tells the type checker
     return target.full_tensor()
@@ -151,6 +151,6 @@ def is_distributed(target: Tensor) -> bool:
     """Say whether a tensor is a DTensor, without importing them where there are none."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - heavy
 
     return isinstance(target, DTensor)

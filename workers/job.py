@@ -66,8 +66,8 @@ class JobRunner:
     def __init__(self, spec: WorkerSpec, worker: str) -> None:
         import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
 
-        from evaluators.harness import HarnessEvaluator  # noqa: PLC0415
-        from workers.materialize import Materializer  # noqa: PLC0415
+        from evaluators.harness import HarnessEvaluator  # noqa: PLC0415 - heavy
+        from workers.materialize import Materializer  # noqa: PLC0415 - heavy
 
         torch.set_num_threads(spec.job.workers.threads)
         self.worker = worker
@@ -196,15 +196,15 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
     Raises:
         CheckpointError: Transformers cannot load the model or the tokenizer.
     """
-    import torch  # noqa: PLC0415
-    from transformers import AutoTokenizer  # noqa: PLC0415
-    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - heavy
+    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - heavy
 
-    from configs.errors import CheckpointError  # noqa: PLC0415
-    from evaluators.evaluator import LiveModel  # noqa: PLC0415
-    from workers.architecture import architecture_of, model_class  # noqa: PLC0415
-    from workers.checkpoint import CheckpointReader  # noqa: PLC0415
-    from workers.vocabulary import companion, decide_vocabulary, fit_live_model  # noqa: PLC0415
+    from configs.errors import CheckpointError  # noqa: PLC0415 - heavy
+    from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
+    from workers.architecture import architecture_of, model_class  # noqa: PLC0415 - heavy
+    from workers.checkpoint import CheckpointReader  # noqa: PLC0415 - heavy
+    from workers.vocabulary import companion, decide_vocabulary, fit_live_model  # noqa: PLC0415 - heavy
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     directory = spec.sources.reference.directory
@@ -244,7 +244,7 @@ def dtype_name(live: "LiveModel") -> str:
 
 
 def _release_device_memory() -> None:
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - heavy
 
     # Does nothing where CUDA was never used.
     torch.cuda.empty_cache()

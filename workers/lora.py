@@ -302,7 +302,7 @@ def add_low_rank(base: "Tensor", left: "Tensor", right: "Tensor", scaling: float
 
 def _round_once(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
     """Round float64 to a dtype; torch would round half precision twice, by way of float32."""
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - heavy
 
     if dtype == torch.float32:
         return values.float()

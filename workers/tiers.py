@@ -188,7 +188,7 @@ def _host_rate() -> float:
 
 
 def _gpu_rates() -> dict[Lane, float]:
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - heavy
 
     def probe(target: torch.Tensor, origin: torch.Tensor) -> float:
         def copy() -> None:
