@@ -9,7 +9,7 @@ import os
 import shutil
 import types
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from threading import Lock
 from typing import NamedTuple
@@ -100,6 +100,9 @@ class Operands(NamedTuple):
 MergeChunk = Callable[[Combine, Options, Operands], None]
 """The signature of :func:`merge_chunk`."""
 
+Step = Callable[[], None]
+"""A part of a merge that is ready to be done."""
+
 
 def merge_chunk(combine: Combine, options: Options, operands: Operands) -> None:
     """Merge one chunk, rounding once: the eager path, and what is compiled.
@@ -108,46 +111,57 @@ def merge_chunk(combine: Combine, options: Options, operands: Operands) -> None:
     """
     out, base, tuned, weights, scales, drops = operands
     origin = None if base is None else base.float()
-    words = None if drops is None else drops.words()
+    words = None if drops is None else drops.position.words()
     out.copy_(combine(Chunk(origin, tuned, weights, scales, dict(options), drops, words)))
 
 
-def fuse(out: Tensor) -> MergeChunk | None:
-    """Return the compiled form of :func:`merge_chunk` for ``(r, w)`` chunks like this one.
+def fuse(combine: Combine, options: Options, operands: Operands) -> Step | None:
+    """Return a call of the compiled form of :func:`merge_chunk`; None where chunks are too small.
 
-    None where they are too small. One graph is compiled, on first use, per method with its
-    options, number of checkpoints, their dtypes, width w, and whether anything is dropped; r is
+    One graph is compiled, by the first call that needs it, per method with its options, number of
+    checkpoints, their dtypes, width w, and whether anything is dropped; the number of rows is
     dynamic. A dynamic w costs a quarter of the speed.
     """
-    return None if out.numel() < _SMALLEST_CHUNK or out.shape[0] < _FEWEST_ROWS else _fused
-
-
-def _fused(combine: Combine, options: Options, operands: Operands) -> None:
     out, base, tuned, _, _, drops = operands
+    if out.numel() < _SMALLEST_CHUNK or out.shape[0] < _FEWEST_ROWS:
+        return None
     if drops is not None:
         # All dropped from or none: 2 graphs, not 2^c. A drop ratio of 0 keeps everything.
         operands = operands._replace(drops=drops._replace(applies=(True,) * len(tuned)))
     dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
-    signature = (dtypes, out.shape[1], out.device.type, type(drops))
-    key = (combine, options, signature)
-    if key not in _GRAPHS:
-        # Compiled on its first call, which other threads wait for instead of doing it too.
-        with _COMPILING:
-            if key not in _GRAPHS:
-                graph = _compile(combine, options, signature)
-                _mark_rows_dynamic(operands)
+    key = (combine, options, dtypes, out.shape[1], out.device.type, type(drops))
+    graph = _GRAPHS.get(key)
+    if graph is None:
+        return partial(_first_call, key, combine, options, operands)
+    return partial(graph, combine, options, operands)
+
+
+def _first_call(
+    key: tuple[object, ...], combine: Combine, options: Options, operands: Operands
+) -> None:
+    """Compile while calling; other threads wait instead of doing it too."""
+    with _COMPILING:
+        if key in _FAILED:
+            raise _FAILED[key]
+        if key not in _GRAPHS:
+            graph = _compile(combine, options, key)
+            _mark_rows_dynamic(operands)
+            try:
                 graph(combine, options, operands)
-                _GRAPHS[key] = graph
-                return
+            except (RuntimeError, OSError) as error:
+                if is_compiler_failure(error):
+                    _FAILED[key] = error
+                raise
+            _GRAPHS[key] = graph
+            return
     _GRAPHS[key](combine, options, operands)
 
 
-def _compile(combine: Combine, options: Options, signature: tuple[object, ...]) -> MergeChunk:
+def _compile(combine: Combine, options: Options, key: tuple[object, ...]) -> MergeChunk:
     name = getattr(combine, "__name__", "combine")
-    logger.info("compiling %s with %s for %s", name, dict(options), signature)
-    # torch limits the graphs per code object, so each signature gets a code object of its own.
-    key = abs(hash((combine, options, signature)))
-    code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{key}")
+    logger.info("compiling %s with %s for %s", name, dict(options), key[2:])
+    # torch limits the graphs per code object, so each key gets a code object of its own.
+    code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{abs(hash(key))}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
     compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=_OPTIONS)
     return compiled
@@ -158,10 +172,11 @@ def _mark_rows_dynamic(operands: Operands) -> None:
     out, base, tuned, _, _, drops = operands
     by_rows = [out, *tuned, *([] if base is None else [base])]
     if drops is not None:
-        by_rows += [drops.rows, *(drops.ratios if isinstance(drops, RankedDrops) else [])]
+        by_rows += [drops.position.rows, *(drops.ratios if isinstance(drops, RankedDrops) else [])]
     for tensor in by_rows:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 _GRAPHS: dict[tuple[object, ...], MergeChunk] = {}
+_FAILED: dict[tuple[object, ...], Exception] = {}
 _COMPILING = Lock()

@@ -15,51 +15,75 @@ from torch import Tensor
 from workers.mask import mix
 
 
-class RandomDrops(NamedTuple):
-    """Drops by hash alone: DARE. Rescaling is part of the scales.
+class Indices(NamedTuple):
+    """Where the elements of a chunk are in their block.
+
+    Attributes:
+        rows: ``(r,)`` int32, indices inside the block of the rows' first elements.
+        lanes: ``(w,)`` int32, columns.
+    """
+
+    rows: Tensor
+    lanes: Tensor
+
+    def words(self) -> Tensor:
+        """Return the indices of the elements, ``(r, w)`` int32."""
+        return self.rows[:, None] + self.lanes
+
+
+class Hashed(NamedTuple):
+    """What the hashes of a chunk's elements are made of.
 
     Attributes:
         rows: ``(r,)`` int32, ``workers.mask.weyl`` of the rows' indices, with the key's offset.
         lanes: ``(w,)`` int32, ``workers.mask.weyl`` of the columns, without it.
         word: () int32, of the tensor's key.
         factors: ``(c,)`` int32, one per checkpoint.
-        thresholds: ``(c,)`` int32, ``workers.mask.signed_threshold`` of the drop ratios.
-        applies: c flags; where false everything is kept.
     """
 
     rows: Tensor
     lanes: Tensor
     word: Tensor
     factors: Tensor
-    thresholds: Tensor
-    applies: tuple[bool, ...]
-
-    def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
-        """Return the task vector with 0 where dropped; ``words`` are those of :meth:`words`."""
-        if not self.applies[index]:
-            return delta
-        kept = words * self.factors[index] >= self.thresholds[index]
-        # where(), not multiplication: 0 * inf is NaN.
-        return torch.where(kept, delta, 0.0)
 
     def words(self) -> Tensor:
         """Return what all checkpoints share, ``(r, w)`` int32."""
         return mix(self.rows[:, None] + self.lanes, self.word)
 
 
+class RandomDrops(NamedTuple):
+    """Drops by hash alone: DARE. Rescaling is part of the scales.
+
+    Attributes:
+        position: Of the elements.
+        thresholds: ``(c,)`` int32, ``workers.mask.signed_threshold`` of the drop ratios.
+        applies: c flags; where false everything is kept.
+    """
+
+    position: Hashed
+    thresholds: Tensor
+    applies: tuple[bool, ...]
+
+    def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
+        """Return the task vector with 0 where dropped; ``words`` are those of the position."""
+        if not self.applies[index]:
+            return delta
+        kept = words * self.position.factors[index] >= self.thresholds[index]
+        # where(), not multiplication: 0 * inf is NaN.
+        return torch.where(kept, delta, 0.0)
+
+
 class TrimDrops(NamedTuple):
     """Drops the smallest magnitudes: TIES. Of equal ones, the first are kept.
 
     Attributes:
-        rows: ``(r,)`` int32, indices inside the block.
-        lanes: ``(w,)`` int32, columns.
+        position: Of the elements.
         thresholds: ``(c,)`` float32, the smallest magnitude that is kept; -1 keeps all.
         last_ties: ``(c,)`` int32, index of the last element kept of that very magnitude.
         applies: c flags.
     """
 
-    rows: Tensor
-    lanes: Tensor
+    position: Indices
     thresholds: Tensor
     last_ties: Tensor
     applies: tuple[bool, ...]
@@ -73,27 +97,17 @@ class TrimDrops(NamedTuple):
         dropped = (magnitude < threshold) | ((magnitude == threshold) & is_late)
         return torch.where(dropped, 0.0, delta)
 
-    def words(self) -> Tensor:
-        """Return the indices of the elements, ``(r, w)`` int32."""
-        return self.rows[:, None] + self.lanes
-
 
 class RankedDrops(NamedTuple):
     """Drops by hash, with a probability of each element's own, and rescales: DELLA.
 
     Attributes:
-        rows: As in :class:`RandomDrops`.
-        lanes: As in :class:`RandomDrops`.
-        word: As in :class:`RandomDrops`.
-        factors: As in :class:`RandomDrops`.
+        position: Of the elements.
         ratios: c tensors ``(r, w)`` float32, drop probabilities in [0, 1).
         applies: c flags.
     """
 
-    rows: Tensor
-    lanes: Tensor
-    word: Tensor
-    factors: Tensor
+    position: Hashed
     ratios: Sequence[Tensor]
     applies: tuple[bool, ...]
 
@@ -103,12 +117,8 @@ class RankedDrops(NamedTuple):
             return delta
         ratio = self.ratios[index]
         # 24 bits are what a float32 in [0, 1) holds exactly.
-        uniform = ((words * self.factors[index] >> 8) + 2**23).float() * 2.0**-24
+        uniform = ((words * self.position.factors[index] >> 8) + 2**23).float() * 2.0**-24
         return torch.where(uniform >= ratio, delta / (1.0 - ratio), 0.0)
-
-    def words(self) -> Tensor:
-        """Return what all checkpoints share, ``(r, w)`` int32."""
-        return mix(self.rows[:, None] + self.lanes, self.word)
 
 
 Drops = RandomDrops | TrimDrops | RankedDrops

@@ -6,28 +6,21 @@ Compiled by ``workers.compiled`` it becomes one pass over the sources. Both give
 nothing is contracted into fused multiply-add, and nothing depends on where a chunk ends.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from workers.compiled import COMPILED_CHUNK, COMPILED_WIDTH, Operands, fuse, merge_chunk
-from workers.drops import Drops, RandomDrops, RankedDrops, TrimDrops
-from workers.mask import (
-    BLOCK_ELEMENTS,
-    checkpoint_factor,
-    mask_threshold,
-    signed_threshold,
-    tensor_key,
-    weyl,
-)
-from workers.methods import MergeMethod
+from workers.compiled import COMPILED_CHUNK, COMPILED_WIDTH, Operands, Step, fuse, merge_chunk
+from workers.drops import Drops, Hashed, Indices, RandomDrops, RankedDrops, TrimDrops
+from workers.mask import BLOCK_ELEMENTS, signed_threshold
+from workers.plan import MergeTerm, TensorMerge
+from workers.source_tiles import SourceTile, source_tiles
 from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
-from workers.tiles import WHOLE, Tile, Window, cut_tiles
+from workers.tiles import WHOLE, Tile, Window
 
 Backend = Literal["eager", "compiled"]
 
@@ -39,69 +32,6 @@ SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_CHUNK = 2**15
 # On an accelerator the temporaries lie in its memory, 256 MiB each; launches cost more below.
 _ACCELERATOR_CHUNK = 2**26
-
-
-@dataclass(frozen=True, slots=True)
-class MergeTerm:
-    """What one checkpoint contributes to one tensor.
-
-    ``weight`` is dimensionless and finite; ``drop_ratio`` is in [0, 1); ``digest`` names the
-    checkpoint in the mask.
-    """
-
-    weight: float
-    drop_ratio: float
-    digest: str
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.drop_ratio < 1.0:
-            raise ValueError(f"drop_ratio must be in [0, 1), got {self.drop_ratio}")
-        rescaled = self.weight / (1.0 - self.drop_ratio)
-        if not math.isfinite(rescaled) or abs(rescaled) > torch.finfo(torch.float32).max:
-            raise ValueError(
-                f"weight / (1 - drop_ratio) must be finite in float32, got {self.weight} / "
-                f"(1 - {self.drop_ratio})"
-            )
-
-    @property
-    def contributes(self) -> bool:
-        """Whether the checkpoint enters the result at all.
-
-        A weight of zero skips it, so that its infinities and NaN do not spread as 0 * inf.
-        """
-        return self.weight != 0.0 and mask_threshold(self.drop_ratio) < 2**32
-
-
-@dataclass(frozen=True, slots=True)
-class TensorMerge:
-    """All that decides how one tensor is merged, besides its elements.
-
-    Attributes:
-        method: From :func:`workers.methods.get_method`.
-        tensor_name: Name of the tensor in its checkpoint; part of the mask's key.
-        terms: One per checkpoint.
-        options: The method's, complete.
-        mask_seed: Seed of the masks.
-        base_digest: Names the base among what is kept in a cache of statistics.
-    """
-
-    method: MergeMethod
-    tensor_name: str
-    terms: tuple[MergeTerm, ...]
-    options: Mapping[str, float] = field(default_factory=dict)
-    mask_seed: int = 0
-    base_digest: str = "base"
-
-    def __post_init__(self) -> None:
-        if not self.terms:
-            raise ValueError("a merge needs at least one term")
-        if not self.method.uses_drop_ratios and any(term.drop_ratio for term in self.terms):
-            raise ValueError(f"method `{self.method.name}` drops nothing; drop ratios must be 0")
-        if self.method.num_checkpoints not in (None, len(self.terms)):
-            raise ValueError(
-                f"method `{self.method.name}` merges {self.method.num_checkpoints} checkpoints, "
-                f"got {len(self.terms)}"
-            )
 
 
 def merge_flat(
@@ -163,11 +93,9 @@ def whole_facts(
     statistics: StatisticsCache,
 ) -> TensorFacts:
     """Find out what the method needs to know of whole tensors, ``(n,)`` each, which fit."""
-    method, active = plan.method, _active(plan, tuned)
-    terms = [term for term, _ in active]
-    scales = tuple(term.weight for term in terms)
-    if method.drop == "random":
-        scales = tuple(term.weight / (1.0 - term.drop_ratio) for term in terms)
+    method = plan.method
+    active = [(plan.terms[i], t) for i in plan.active if (t := tuned[i]) is not None]
+    scales = plan_scales(plan)
     if method.coefficients is not None and tuned and all(t is not None for t in tuned):
         present = [tensor for tensor in tuned if tensor is not None]
         digests = [term.digest for term in plan.terms]
@@ -225,40 +153,83 @@ def merge_window(
         ValueError: Shapes, dtypes or devices that do not fit.
     """
     _check_operands(plan, out, base, tuned)
-    active = _active(plan, tuned)
-    needed_base = base if plan.method.needs_base else None
-    if not active:
-        out.zero_() if needed_base is None else out.copy_(needed_base)
-        return
-    weights, scales = (
-        torch.tensor(values, dtype=torch.float32).to(out.device)
-        for values in ([term.weight for term, _ in active], facts.scales)
+    tiles = cut_sources(
+        plan, base, tuned, window=window, backend=backend, chunk_elements=chunk_elements
     )
-    options = tuple(sorted(plan.options.items()))
-    width = COMPILED_WIDTH if backend == "compiled" else None
-    limit = chunk_elements or (_default_chunk(out) if width is None else COMPILED_CHUNK)
-    parts = (out, needed_base, *(tensor for _, tensor in active))
     with torch.no_grad():
-        for tile in cut_tiles(out.shape, window, limit, flat_width=width):
-            out_tile, base_tile, *tuned_tiles = (
-                None if part is None else tile.of(part) for part in parts
-            )
-            assert out_tile is not None  # noqa: S101 - tells the type checker
-            operands = Operands(
-                out=out_tile,
-                base=base_tile,
-                tuned=[tensor for tensor in tuned_tiles if tensor is not None],
-                weights=weights,
-                scales=scales,
-                drops=_drops(plan, facts, [term for term, _ in active], tile, out.device),
-            )
-            merge = (fuse(out_tile) if backend == "compiled" else None) or merge_chunk
-            merge(plan.method.combine, options, operands)
+        for step in merge_steps(plan, facts, out, tiles, backend=backend):
+            step()
 
 
-def _active(plan: TensorMerge, tuned: Sequence[Tensor | None]) -> list[tuple[MergeTerm, Tensor]]:
-    pairs = zip(plan.terms, tuned, strict=True)
-    return [(term, t) for term, t in pairs if term.contributes and t is not None]
+def cut_sources(
+    plan: TensorMerge,
+    base: Tensor | None,
+    tuned: Sequence[Tensor | None],
+    *,
+    window: Window = WHOLE,
+    backend: Backend = "eager",
+    chunk_elements: int | None = None,
+) -> Iterable[SourceTile]:
+    """Cut what :func:`merge_window` reads into tiles of the size that suits a backend."""
+    compiles = backend == "compiled"
+    device = next((t.device for t in (base, *tuned) if t is not None), torch.device("cpu"))
+    limit = chunk_elements or (COMPILED_CHUNK if compiles else _default_chunk(device))
+    width = COMPILED_WIDTH if compiles else None
+    return source_tiles(plan, base, tuned, window=window, limit=limit, flat_width=width)
+
+
+def merge_steps(
+    plan: TensorMerge,
+    facts: TensorFacts,
+    out: Tensor,
+    tiles: Iterable[SourceTile],
+    *,
+    backend: Backend = "eager",
+) -> Iterator[Step]:
+    """Yield what remains to be done for each tile, without gradients, after the host's part.
+
+    Args:
+        plan: What to do; of the same sources as the plan with which the tiles were cut
+            (:func:`workers.source_tiles.same_sources`).
+        facts: Of the whole tensors.
+        out: The part of the result, of the shape that was cut.
+        tiles: From :func:`cut_sources`.
+        backend: The one for which the tiles were cut.
+    """
+    terms = plan.active_terms
+    if not terms and not plan.method.needs_base:
+        yield partial(_fill_zeros, out)
+        return
+    weights = _floats(tuple(term.weight for term in terms), out.device)
+    # Coefficients are other ones for every tensor; what belongs to a recipe is used again.
+    make = _floats if plan.method.coefficients is None else _floats.__wrapped__
+    scales = make(facts.scales, out.device)
+    options = tuple(sorted(plan.options.items()))
+    combine = plan.method.combine
+    for tile, base, tuned, position in tiles:
+        out_tile = tile.of(out)
+        if not terms and base is not None:
+            yield partial(_copy, out_tile, base)
+            continue
+        drops = None if position is None else _drops(plan, facts, terms, tile, position)
+        operands = Operands(out_tile, base, tuned, weights, scales, drops)
+        fused = fuse(combine, options, operands) if backend == "compiled" else None
+        yield fused or partial(merge_chunk, combine, options, operands)
+
+
+def _copy(out: Tensor, source: Tensor) -> None:
+    out.copy_(source)
+
+
+def _fill_zeros(out: Tensor) -> None:
+    out.zero_()
+
+
+def plan_scales(plan: TensorMerge) -> tuple[float, ...]:
+    """Return the factors of what is kept of the contributing checkpoints, but for coefficients."""
+    if plan.method.drop == "random":
+        return tuple(term.weight / (1.0 - term.drop_ratio) for term in plan.active_terms)
+    return tuple(term.weight for term in plan.active_terms)
 
 
 def _drops(
@@ -266,69 +237,44 @@ def _drops(
     facts: TensorFacts,
     terms: Sequence[MergeTerm],
     tile: Tile,
-    device: torch.device,
-) -> Drops | None:
+    position: Hashed | Indices,
+) -> Drops:
     applies = tuple(term.drop_ratio > 0.0 for term in terms)
-    if not any(applies):
-        return None
-    block, offset = divmod(tile.start, BLOCK_ELEMENTS)
-
-    def words(values: object) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(device)
-
-    rows = torch.arange(tile.rows, dtype=torch.int32, device=device) * tile.stride + offset
-    if plan.method.drop == "trim":
-        thresholds = torch.tensor([trim.threshold for trim in facts.trims], dtype=torch.float32)
+    device = position.rows.device
+    if isinstance(position, Indices):
+        first = tile.start // BLOCK_ELEMENTS * BLOCK_ELEMENTS
         # Ties end in this block, before it or after it.
         last_ties = [
-            min(max(trim.last_tie - block * BLOCK_ELEMENTS, -1), BLOCK_ELEMENTS - 1)
-            for trim in facts.trims
+            min(max(trim.last_tie - first, -1), BLOCK_ELEMENTS - 1) for trim in facts.trims
         ]
-        lanes = _lanes(tile.width, device)
-        return TrimDrops(rows, lanes, thresholds.to(device), words(last_ties), applies)
-    key = tensor_key(plan.mask_seed, plan.tensor_name, block)
-    factors = [
-        checkpoint_factor(plan.mask_seed, term.digest, plan.tensor_name, block) for term in terms
-    ]
-    hashed = (
-        weyl(rows, key.offset),
-        _hashed_lanes(tile.width, device),
-        words(key.word),
-        words(factors),
-    )
+        return TrimDrops(
+            position,
+            _floats(tuple(trim.threshold for trim in facts.trims), device),
+            torch.tensor(last_ties, dtype=torch.int32).to(device),
+            applies,
+        )
     if plan.method.drop == "random":
-        thresholds = words([signed_threshold(term.drop_ratio) for term in terms])
-        return RandomDrops(*hashed, thresholds, applies)
-    first = tile.start - facts.first_ratio
+        thresholds = tuple(signed_threshold(term.drop_ratio) for term in terms)
+        return RandomDrops(position, _integers(thresholds, device), applies)
+    begin = tile.start - facts.first_ratio
     ratios = [
-        ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), first) for ratio in facts.ratios
+        ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), begin) for ratio in facts.ratios
     ]
-    return RankedDrops(*hashed, ratios, applies)
+    return RankedDrops(position, ratios, applies)
 
 
-def _lanes(width: int, device: torch.device) -> Tensor:
-    return _kept_lanes(width, device) if width <= _CPU_CHUNK else _count(width, device)
+@lru_cache(maxsize=2**12)
+def _floats(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(device)
 
 
-def _hashed_lanes(width: int, device: torch.device) -> Tensor:
-    return weyl(_count(width, device), 0) if width > _CPU_CHUNK else _kept_hashed(width, device)
+@lru_cache(maxsize=2**12)
+def _integers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device)
 
 
-def _count(width: int, device: torch.device) -> Tensor:
-    return torch.arange(width, dtype=torch.int32, device=device)
-
-
-# Wider rows, which only the eager path of an accelerator has, are too much to keep.
-_kept_lanes = lru_cache(maxsize=16)(_count)
-
-
-@lru_cache(maxsize=16)
-def _kept_hashed(width: int, device: torch.device) -> Tensor:
-    return weyl(_count(width, device), 0)
-
-
-def _default_chunk(out: Tensor) -> int:
-    return _CPU_CHUNK if out.device.type == "cpu" else _ACCELERATOR_CHUNK
+def _default_chunk(device: torch.device) -> int:
+    return _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
 
 
 def _check_operands(

@@ -4,7 +4,7 @@ Both go through :meth:`SourcePool.merge`, part by part, so what is exported is b
 scored (D1). Sources stay memory-mapped, or where ``workers.residency`` puts them (D7).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +28,14 @@ from workers.digest import weights_digest
 from workers.part_stream import write_parts
 from workers.residency import Placement, TensorStore, choose_placement, measure_memory
 from workers.shard_header import TensorEntry
-from workers.side_by_side import side_by_side
+from workers.side_by_side import Work, do_side_by_side
 from workers.source_pool import BackendChoice, SourcePool
 from workers.sources import Sources
 from workers.vocabulary import companion
 
 # Merged at once for a model of a wider dtype: 64 MiB at most.
 _CONVERTED_ELEMENTS = 2**24
+_SMALL_ELEMENTS = 2**16
 
 
 class Materializer:
@@ -58,7 +59,7 @@ class Materializer:
     ) -> None:
         self._sources = sources
         self._backend: BackendChoice = backend
-        self._pool = SourcePool(sources, backend=backend)
+        self._pool = SourcePool(sources, backend=backend, keeps_tiles=True)
         self._residency: Residency = residency
         self._placement: Placement | None = None
         self._recipe: MergeRecipe | None = None
@@ -122,7 +123,10 @@ class Materializer:
         if recipe.vocabulary != self._pool.vocabulary:
             self._pool.close()
             self._pool = SourcePool(
-                self._sources, backend=self._backend, vocabulary=recipe.vocabulary
+                self._sources,
+                backend=self._backend,
+                vocabulary=recipe.vocabulary,
+                keeps_tiles=True,
             )
             self._placement = None
         merged_dtype = getattr(torch, recipe.dtype)
@@ -130,22 +134,46 @@ class Materializer:
         if self._placement is None:
             self.place(model)
         self._recipe = None
-        with side_by_side([part.tensor for part in targets.values()]) as run:
-            # Large ones first: what is left for the end is short.
-            for name in sorted(targets, key=lambda name: -targets[name].tensor.numel()):
-                run(partial(self._write, recipe, name, targets[name], merged_dtype))
+        devices = {part.tensor.device.type for part in targets.values()}
+        do_side_by_side(
+            self._works(recipe, targets, merged_dtype),
+            device_type="cpu" if devices == {"cpu"} else "gpu",
+        )
         self._recipe = recipe
 
-    def _write(
+    def _works(
+        self, recipe: MergeRecipe, targets: Mapping[str, LocalPart], merged_dtype: torch.dtype
+    ) -> Iterator[Work]:
+        # Large ones first: what is left for the end is short.
+        names = sorted(targets, key=lambda name: -targets[name].tensor.numel())
+        small = []
+        for name in names:
+            work = self._work(recipe, name, targets[name], merged_dtype)
+            if targets[name].tensor.numel() >= _SMALL_ELEMENTS:
+                yield work
+            else:
+                small.append(work)
+        # Small ones are calls and hardly any work: threads would only wait for each other.
+        yield partial(_do_all, small)
+
+    def _work(
         self, recipe: MergeRecipe, name: str, part: LocalPart, merged_dtype: torch.dtype
-    ) -> None:
-        """Merge what this process holds of a tensor."""
+    ) -> Work:
+        """Prepare the merge of what this process holds of a tensor."""
         target, block = part.tensor, part.block
         assert block is not None  # noqa: S101 - refused by _bind
         converts = target.is_floating_point() and target.dtype != merged_dtype
         if target.is_contiguous() and not converts:
-            self._pool.merge(recipe, name, target.view(-1), block)
-            return
+            return self._pool.prepare(recipe, name, target.view(-1), block)
+        return partial(self._write, recipe, name, part, merged_dtype)
+
+    def _write(
+        self, recipe: MergeRecipe, name: str, part: LocalPart, merged_dtype: torch.dtype
+    ) -> None:
+        """Merge into a buffer, and copy it to where the model's memory has another form."""
+        target, block = part.tensor, part.block
+        assert block is not None  # noqa: S101 - refused by _bind
+        converts = target.is_floating_point() and target.dtype != merged_dtype
         # A target with strides of its own has no flat form to cut.
         limit = _CONVERTED_ELEMENTS if target.is_contiguous() else max(block.numel, 1)
         buffer_dtype = merged_dtype if converts else target.dtype
@@ -189,7 +217,7 @@ class Materializer:
 
     def _bind(self, model: nn.Module, merged_dtype: torch.dtype) -> dict[str, LocalPart]:
         """Find the live part of every tensor of the checkpoints, or say what does not fit."""
-        state: dict[str, Tensor] = model.state_dict()
+        state: dict[str, Tensor] = model.state_dict(keep_vars=True)
         entries = self._pool.reference.entries
         parts = {name: local_part(state[name]) for name in entries if name in state}
         unused = unused_tensors(model)
@@ -214,8 +242,10 @@ class Materializer:
         covered = {part.tensor.data_ptr() for part in parts.values()}
         problems += [
             Problem(name, "is in the model, but the checkpoints have no tensor of that name")
-            for name, tensor in model.named_parameters()
-            if name not in parts and _is_elsewhere(local_part(tensor).tensor, covered)
+            for name, tensor in state.items()
+            if name not in parts
+            and isinstance(tensor, nn.Parameter)
+            and _is_elsewhere(local_part(tensor).tensor, covered)
         ]
         if problems:
             raise IncompatibleCheckpointsError(
@@ -223,6 +253,11 @@ class Materializer:
                 problems,
             )
         return parts
+
+
+def _do_all(works: Sequence[Work]) -> None:
+    for work in works:
+        work()
 
 
 def _is_elsewhere(tensor: Tensor, covered: set[int]) -> bool:

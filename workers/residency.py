@@ -155,6 +155,11 @@ class TensorStore:
             self._mapped[digest, name] = flat
         return flat
 
+    def keeps(self, reader: CheckpointReader, name: str) -> bool:
+        """Say whether a tensor's blocks lie where they are until the next merge."""
+        is_copied = self.placement in ("gpu", "pinned")
+        return is_copied or (self.placement == "mapped" and reader.is_mapped(name))
+
     def release(self, tensor: Tensor) -> None:
         """Say that a tensor from :meth:`block`, or a part of it, was used."""
         if self.placement == "streamed":

@@ -1,63 +1,73 @@
-"""Work on many tensors at once: by threads of our own, each of which has torch to itself.
+"""Many pieces of work at once: by threads of our own, each of which has torch to itself.
 
 Torch's own threads wait for each other after every operation, and while one thread prepares the
 next operation all others idle; with tensors of a few million elements that is half of the time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Event
+import threading
+from collections.abc import Callable, Iterable
+from itertools import count
+from queue import SimpleQueue
 
 import torch
-from torch import Tensor
 
-Run = Callable[[Callable[[], None]], None]
+Work = Callable[[], object]
+
+_Queue = SimpleQueue[tuple[int, Work] | None]
 
 
-@contextmanager
-def side_by_side(tensors: Sequence[Tensor]) -> Iterator[Run]:
-    """Give a function that runs work, as many at a time as torch may use threads.
+def do_side_by_side(works: Iterable[Work], *, device_type: str) -> None:
+    """Do everything, as many at a time as torch may use threads; gradients are off.
 
-    On a GPU, which one thread keeps busy, and for a single thread, work is done as it is given.
-    All of it is done when the context ends, which raises what the first that failed, in the order
-    given, raised; what has not begun when something fails is left. Gradients are off.
+    The first pieces are begun while later ones are made: where ``works`` is a generator, it runs in
+    the calling thread. On a GPU, which one thread keeps busy, everything is done as it is made.
+    When something fails, what has not begun is left.
 
     Args:
-        tensors: What the work writes to.
+        works: What to do, begun in this order.
+        device_type: Of the device where the work is done.
+
+    Raises:
+        BaseException: Of what failed, the first in the order given.
     """
     num_threads = torch.get_num_threads()
-    if num_threads == 1 or any(tensor.device.type != "cpu" for tensor in tensors):
+    if num_threads == 1 or device_type != "cpu":
         with torch.no_grad():
-            yield lambda work: work()
-        return
-    futures: list[Future[None]] = []
-    has_failed = Event()
-
-    def attempt(work: Callable[[], None]) -> None:
-        if has_failed.is_set():
-            return
-        try:
-            with torch.no_grad():
+            for work in works:
                 work()
-        except BaseException:
-            has_failed.set()
-            raise
-
-    torch.set_num_threads(1)
+        return
+    waiting: _Queue = SimpleQueue()
+    failures: dict[int, BaseException] = {}
+    helpers = [
+        threading.Thread(target=_drain, args=(waiting, failures)) for _ in range(num_threads - 1)
+    ]
+    numbers = count()
+    for helper in helpers:
+        helper.start()
     try:
-        with ThreadPoolExecutor(num_threads, initializer=_start) as executor:
-            try:
-                yield lambda work: futures.append(executor.submit(attempt, work))
-            except BaseException:
-                has_failed.set()
-                raise
-    finally:
-        torch.set_num_threads(num_threads)
-    for future in futures:
-        future.result()
+        with torch.no_grad():
+            for work in works:
+                waiting.put((next(numbers), work))
+    except BaseException as error:  # noqa: BLE001 - raised below
+        failures[next(numbers)] = error
+    for _ in range(num_threads):
+        waiting.put(None)
+    _drain(waiting, failures)
+    for helper in helpers:
+        helper.join()
+    torch.set_num_threads(num_threads)
+    if failures:
+        raise failures[min(failures)]
 
 
-def _start() -> None:
-    # Of every thread its own, and not that of the one which started it.
+def _drain(waiting: _Queue, failures: dict[int, BaseException]) -> None:
+    """Do what waits, until there is no more or something has failed."""
+    # Of every thread its own, as is that gradients are off.
     torch.set_num_threads(1)
+    with torch.no_grad():
+        while (item := waiting.get()) is not None and not failures:
+            index, work = item
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised by whoever gave the work
+                failures[index] = error

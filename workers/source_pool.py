@@ -2,7 +2,9 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Literal, Self
 
@@ -10,20 +12,22 @@ import torch
 from torch import Tensor
 
 from configs.errors import CheckpointError
-from configs.recipe import MergeRecipe, Source, Vocabulary
+from configs.recipe import MergeRecipe, Vocabulary
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
-from workers.compiled import is_compiler_failure, is_worthwhile
+from workers.compiled import Step, is_compiler_failure, is_worthwhile
 from workers.kernels import (
     Backend,
-    MergeTerm,
     TensorFacts,
-    TensorMerge,
+    cut_sources,
+    merge_steps,
     merge_window,
+    plan_scales,
     whole_facts,
 )
-from workers.methods import get_method
+from workers.plan import RecipePlan, TensorMerge
 from workers.residency import TensorStore
+from workers.source_tiles import SourceTile, same_sources
 from workers.sources import Sources
 from workers.statistics import StatisticsCache
 from workers.vocabulary import open_readers
@@ -47,12 +51,12 @@ class SourcePool:
         sources: From :func:`workers.sources.resolve_sources`.
         backend: How tensors are merged; does not change the bits.
         vocabulary: Of the recipes that will be merged.
-        store: Where tensors are kept between merges; None leaves them to the page cache.
+        keeps_tiles: Whether the same blocks are merged again and again: what a compiled merge
+            of them reads is then cut once.
 
     Attributes:
         vocabulary: As given.
         reference: Reader of the base, or of the first checkpoint: it decides the tensors.
-        store: As given; may be replaced between merges.
     """
 
     def __init__(
@@ -61,21 +65,34 @@ class SourcePool:
         *,
         backend: BackendChoice = "auto",
         vocabulary: Vocabulary | None = None,
-        store: TensorStore | None = None,
+        keeps_tiles: bool = False,
     ) -> None:
         self._may_fall_back = backend == "auto"
         self._backend: BackendChoice = backend
         self._backend_lock = Lock()
         self.vocabulary = vocabulary
-        self.store = store or TensorStore()
+        self._store = TensorStore()
         self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
         # Of every tensor, for its next part: plan and device, facts.
         self._last_facts: dict[str, tuple[tuple[TensorMerge, torch.device], TensorFacts]] = {}
         self._statistics = StatisticsCache()
+        self._plan: RecipePlan | None = None
+        self._keeps_tiles = keeps_tiles
+        self._tiles: dict[str, tuple[tuple[object, ...], list[SourceTile]]] = {}
         readers = open_readers(sources, vocabulary)
         self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
         self.reference = self._readers[sources.reference.digest]
         self._num_elements = sum(entry.numel for entry in self.reference.entries.values())
+
+    @property
+    def store(self) -> TensorStore:
+        """Where tensors are kept between merges; at first they are left to the page cache."""
+        return self._store
+
+    @store.setter
+    def store(self, store: TensorStore) -> None:
+        self._tiles.clear()
+        self._store = store
 
     @property
     def size_bytes(self) -> int:
@@ -105,19 +122,38 @@ class SourcePool:
                 checkpoint that lacks the tensor.
             ValueError: The tensor is not in exactly one group.
         """
+        with torch.no_grad():
+            self.prepare(recipe, name, out, block)()
+
+    def prepare(
+        self, recipe: MergeRecipe, name: str, out: Tensor, block: Block | None = None
+    ) -> Step:
+        """Do what the host has to do for :meth:`merge`, and return the rest of it.
+
+        Of blocks that are merged again and again, that is a call of compiled code and nothing
+        else, so threads that do such rests hardly wait for Python. To be called without gradients.
+        """
         entry = self.reference.entries[name]
         block = block or whole(entry.numel)
         if not entry.is_floating:
-            block.shape_like(out).copy_(block.of(self.reference.tensor(name).reshape(-1)))
-            return
+            source = block.of(self.reference.tensor(name).reshape(-1))
+            return partial(_copy, block.shape_like(out), source)
         backend = self._choose_backend(out.device)
+        step = self._prepare(recipe, name, out, block, backend)
+        if backend == "eager" or not self._may_fall_back:
+            return step
+        return partial(self._attempt, step, recipe, name, out, block)
+
+    def _attempt(
+        self, step: Step, recipe: MergeRecipe, name: str, out: Tensor, block: Block
+    ) -> None:
         try:
-            self._run(recipe, name, out, block, backend)
+            step()
         except (RuntimeError, OSError) as error:
-            if backend == "eager" or not self._may_fall_back or not is_compiler_failure(error):
+            if not is_compiler_failure(error):
                 raise
             self._fall_back(error)
-            self._run(recipe, name, out, block, "eager")
+            self._prepare(recipe, name, out, block, "eager")()
 
     def _fall_back(self, error: Exception) -> None:
         """Stop compiling; of threads that fail at the same time, one says so."""
@@ -128,6 +164,7 @@ class SourcePool:
 
     def close(self) -> None:
         """Close the files of all checkpoints, and forget what was kept of them."""
+        self._tiles.clear()
         self.store.clear()
         for reader in self._readers.values():
             reader.close()
@@ -138,19 +175,59 @@ class SourcePool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _run(
+    def _prepare(
         self, recipe: MergeRecipe, name: str, out: Tensor, block: Block, backend: Backend
+    ) -> Step:
+        plan = self._plan_of(recipe).tensor(name)
+        key = (same_sources(plan), block, out.device, backend)
+        known = self._tiles.get(name)
+        if known is not None and known[0] == key:
+            tiles = known[1]
+        else:
+            readers = self._needed(plan, name)
+            held = [
+                None if found is None else self.store.block(*found, name, block, out.device)
+                for found in readers
+            ]
+            if self._in_pieces(plan, held, out):
+                return partial(self._merge_pieces, plan, held, out, block, backend)
+            base, *tuned = held
+            cut = cut_sources(plan, base, tuned, window=block.window, backend=backend)
+            # Eager tiles are many; views of tensors that are read anew each time hold copies.
+            if not self._keeps_tiles or backend == "eager" or not self._stay(readers, name):
+                return partial(self._merge_tiles, plan, out, block, cut, backend)
+            tiles = list(cut)
+            self._tiles[name] = key, tiles
+        if (facts := self._known_facts(plan, out.device)) is None:
+            return partial(self._merge_tiles, plan, out, block, tiles, backend)
+        steps = merge_steps(plan, facts, block.shape_like(out), tiles, backend=backend)
+        return partial(_do, list(steps))
+
+    def _merge_tiles(
+        self,
+        plan: TensorMerge,
+        out: Tensor,
+        block: Block,
+        tiles: Iterable[SourceTile],
+        backend: Backend,
     ) -> None:
-        plan = plan_of(recipe, name)
-        readers = self._needed(recipe, plan, name)
-        held = [
-            None if found is None else self.store.block(*found, name, block, out.device)
-            for found in readers
-        ]
-        facts = self._facts(plan, readers, held, out.device)
-        row_length = self.reference.entries[name].row_length
-        limit = _PIECE_ELEMENTS if self._in_pieces(plan, held, out) else max(block.numel, 1)
-        for begin, piece in block.pieces(limit, multiple_of=row_length):
+        facts = self._facts(plan, out.device)
+        _do(merge_steps(plan, facts, block.shape_like(out), tiles, backend=backend))
+
+    def _merge_pieces(
+        self,
+        plan: TensorMerge,
+        held: list[Tensor | None],
+        out: Tensor,
+        block: Block,
+        backend: Backend,
+    ) -> None:
+        """Merge a block that is too much at once, piece by piece."""
+        readers = self._needed(plan, plan.tensor_name)
+        is_ranked = plan.method.drop == "ranked"
+        facts = None if is_ranked else self._facts(plan, out.device)
+        row_length = self.reference.entries[plan.tensor_name].row_length
+        for begin, piece in block.pieces(_PIECE_ELEMENTS, multiple_of=row_length):
             parts = [None if tensor is None else _cut(tensor, begin, piece) for tensor in held]
             base, *tuned = [None if part is None else part.to(out.device) for part in parts]
             merge_window(
@@ -166,16 +243,24 @@ class SourcePool:
                 if part is not None:
                     self.store.release(part)
 
-    def _needed(self, recipe: MergeRecipe, plan: TensorMerge, name: str) -> list[_Found | None]:
+    def _plan_of(self, recipe: MergeRecipe) -> RecipePlan:
+        plan = self._plan
+        if plan is None or plan.recipe is not recipe:
+            plan = self._plan = RecipePlan(recipe)
+        return plan
+
+    def _stay(self, readers: list[_Found | None], name: str) -> bool:
+        return all(found is None or self.store.keeps(found[1], name) for found in readers)
+
+    def _needed(self, plan: TensorMerge, name: str) -> list[_Found | None]:
         """Find the base and every checkpoint; None stands for what has no part in the merge."""
-        base = recipe.base if plan.method.needs_base else None
+        base = (plan.base_digest or None) if plan.method.needs_base else None
         # Inner products are those of all checkpoints, whatever their weights.
         needs_all = plan.method.coefficients is not None
-        pairs = zip(recipe.checkpoints, plan.terms, strict=True)
-        tuned = [source if term.contributes or needs_all else None for source, term in pairs]
+        tuned = [term.digest if term.contributes or needs_all else None for term in plan.terms]
         return [
-            None if source is None else (source.digest, self._reader(source, name))
-            for source in (base, *tuned)
+            None if digest is None else (digest, self._reader(digest, name))
+            for digest in (base, *tuned)
         ]
 
     def _in_pieces(self, plan: TensorMerge, held: list[Tensor | None], out: Tensor) -> bool:
@@ -183,28 +268,24 @@ class SourcePool:
         is_elsewhere = any(tensor is not None and tensor.device != out.device for tensor in held)
         return is_elsewhere or plan.method.drop == "ranked" or self.store.placement == "streamed"
 
-    def _facts(
-        self,
-        plan: TensorMerge,
-        readers: list[_Found | None],
-        held: list[Tensor | None],
-        device: torch.device,
-    ) -> TensorFacts | None:
-        """Return what holds for all pieces of a tensor; None where rows have facts of their own."""
-        if plan.method.drop == "ranked":
-            return None
+    def _known_facts(self, plan: TensorMerge, device: torch.device) -> TensorFacts | None:
+        """Return what holds for all of a tensor, where nothing has to be read to know it."""
         if plan.method.drop != "trim" and plan.method.coefficients is None:
-            return whole_facts(plan, held[0], held[1:], statistics=self._statistics)
-        key, name = (plan, device), plan.tensor_name
+            return TensorFacts(plan_scales(plan))
+        known = self._last_facts.get(plan.tensor_name)
+        return None if known is None or known[0] != (plan, device) else known[1]
+
+    def _facts(self, plan: TensorMerge, device: torch.device) -> TensorFacts:
+        """Return what holds for all of a tensor."""
+        name = plan.tensor_name
         # One thread finds them out, those that merge other parts of the tensor wait.
         with self._facts_locks[name]:
-            known = self._last_facts.get(name)
-            if known is None or known[0] != key:
-                numel = self.reference.entries[name].numel
-                base, *tuned = self._read(name, readers, whole(numel), device)
-                known = key, whole_facts(plan, base, tuned, statistics=self._statistics)
-                self._last_facts[name] = known
-            return known[1]
+            if (facts := self._known_facts(plan, device)) is None:
+                block = whole(self.reference.entries[name].numel)
+                base, *tuned = self._read(name, self._needed(plan, name), block, device)
+                facts = whole_facts(plan, base, tuned, statistics=self._statistics)
+                self._last_facts[name] = (plan, device), facts
+            return facts
 
     def _row_facts(
         self, plan: TensorMerge, readers: list[_Found | None], piece: Block, device: torch.device
@@ -231,12 +312,12 @@ class SourcePool:
             return self._backend
         return "compiled" if is_worthwhile(self._num_elements, device) else "eager"
 
-    def _reader(self, source: Source, name: str) -> CheckpointReader:
-        reader = self._readers.get(source.digest)
+    def _reader(self, digest: str, name: str) -> CheckpointReader:
+        reader = self._readers.get(digest)
         if reader is None:
             raise CheckpointError(
-                f"the recipe needs `{source.name}` with digest {source.digest[:12]}..., which is "
-                "none of the given checkpoints; give the checkpoints that the recipe was made of"
+                f"the recipe needs `{self._name_of(digest)}` with digest {digest[:12]}..., which "
+                "is none of the given checkpoints; give those that the recipe was made of"
             )
         entry, numel = reader.entries.get(name), self.reference.entries[name].numel
         if entry is None or entry.numel != numel:
@@ -245,6 +326,21 @@ class SourcePool:
                 f"{'no such tensor' if entry is None else entry.shape}; run `mergefront check`"
             )
         return reader
+
+    def _name_of(self, digest: str) -> str:
+        """Say how the recipe in hand calls a source."""
+        recipe = self._plan.recipe if self._plan is not None else None
+        sources = () if recipe is None else (recipe.base, *recipe.checkpoints)
+        return next((s.name for s in sources if s is not None and s.digest == digest), "?")
+
+
+def _copy(out: Tensor, source: Tensor) -> None:
+    out.copy_(source)
+
+
+def _do(steps: Iterable[Step]) -> None:
+    for step in steps:
+        step()
 
 
 def _cut(held: Tensor, begin: int, piece: Block) -> Tensor:
@@ -255,26 +351,3 @@ def _cut(held: Tensor, begin: int, piece: Block) -> Tensor:
     if piece.rows == 1:
         return held[row, column : column + piece.width]
     return held[row : row + piece.rows]
-
-
-def plan_of(recipe: MergeRecipe, name: str) -> TensorMerge:
-    """Say how a recipe merges one tensor.
-
-    Raises:
-        ConfigError: The recipe's method or its options are not known here.
-        ValueError: The tensor is not in exactly one group, or the recipe does not fit its method.
-    """
-    method, group = get_method(recipe.method), recipe.group_of(name)
-    return TensorMerge(
-        method=method,
-        tensor_name=name,
-        terms=tuple(
-            MergeTerm(weights[group], drop_ratios[group], checkpoint.digest)
-            for checkpoint, weights, drop_ratios in zip(
-                recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True
-            )
-        ),
-        options=method.complete_options(recipe.options),
-        mask_seed=recipe.mask_seed,
-        base_digest="" if recipe.base is None else recipe.base.digest,
-    )

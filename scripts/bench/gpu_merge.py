@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.kernels import Backend, MergeTerm, TensorMerge, merge_flat
+from workers.kernels import Backend, merge_flat
 from workers.mask import keep_mask
 from workers.methods import get_method
+from workers.plan import MergeTerm, TensorMerge
 
 # One MLP matrix of a 7B to 8B model.
 TENSOR_ELEMENTS = 4096 * 14336

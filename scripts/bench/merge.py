@@ -41,9 +41,10 @@ from scripts.bench.export import (
     num_elements,
 )
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
-from workers.kernels import MergeTerm, TensorMerge, merge_flat
+from workers.kernels import merge_flat
 from workers.materialize import Materializer
 from workers.methods import get_method
+from workers.plan import MergeTerm, TensorMerge
 from workers.sources import Sources
 from workers.statistics import StatisticsCache
 
@@ -57,7 +58,8 @@ FULL_ROUNDS = 15
 # Merges one small tensor by every method, as a process that has compiled nothing does.
 COMPILE = """
 import time, torch
-from workers.kernels import MergeTerm, TensorMerge, merge_flat
+from workers.kernels import merge_flat
+from workers.plan import MergeTerm, TensorMerge
 from workers.methods import get_method
 base = torch.zeros(2**16, dtype=torch.bfloat16)
 start = time.perf_counter()

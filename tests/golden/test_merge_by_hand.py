@@ -10,9 +10,10 @@ import math
 
 import torch
 
-from workers.kernels import MergeTerm, TensorMerge, merge_flat
+from workers.kernels import merge_flat
 from workers.mask import checkpoint_factor, keep_mask, mix, tensor_key, weyl
 from workers.methods import get_method
+from workers.plan import MergeTerm, TensorMerge
 
 BASE = torch.tensor([1.0, 2.0, -4.0, 0.5])
 MATH = torch.tensor([1.5, 2.25, -3.0, 0.0])  # task vector 0.5, 0.25, 1, -0.5

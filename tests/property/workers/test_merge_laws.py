@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.workers.merge_cases import DTYPES, merge, same_bits
-from workers.kernels import MergeTerm
 from workers.mask import keep_mask
+from workers.plan import MergeTerm
 
 weights = st.floats(-2.0, 2.0, allow_subnormal=False)
 drop_ratios = st.floats(0.0, 1.0, exclude_max=True)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.kernels import MergeTerm, TensorMerge, merge_flat
+from workers.kernels import merge_flat
 from workers.mask import TensorKey
 from workers.methods import get_method
+from workers.plan import MergeTerm, TensorMerge
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

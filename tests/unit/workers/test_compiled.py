@@ -7,7 +7,8 @@ import torch
 
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 from workers import compiled
-from workers.compiled import fuse, has_compiler, is_worthwhile
+from workers.compiled import Operands, fuse, has_compiler, is_worthwhile
+from workers.methods.linear import add_tuned
 
 # torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
 # both kinds in one kernel, which is what a test here is about.
@@ -94,8 +95,14 @@ def test_compiling_is_done_once_for_all_lengths_and_drop_ratios() -> None:
 
 
 def test_small_tensors_take_the_eager_path() -> None:
-    assert fuse(torch.empty(100)) is None
-    assert fuse(torch.empty(2**14)) is not None
+    def fused(*shape: int) -> object:
+        out = torch.empty(shape)
+        scales = torch.ones(1)
+        return fuse(add_tuned, (), Operands(out, None, [torch.ones(shape)], scales, scales, None))
+
+    assert fused(2, 50) is None
+    assert fused(1, 2**14) is None
+    assert fused(4, 2**12) is not None
 
 
 def test_compiling_is_worthwhile_for_large_models_where_a_compiler_is(

@@ -1,6 +1,7 @@
 """Threads that all find the compiler broken."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
 from workers import source_pool
+from workers.compiled import Step
 from workers.materialize import Materializer
+from workers.source_pool import SourcePool
 from workers.sources import resolve_sources
 
 
@@ -19,12 +22,16 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    def broken(*_: object, backend: str, **__: object) -> None:
-        if backend == "compiled":
-            raise OSError("no compiler")
+    works = source_pool.merge_steps
+
+    def fail() -> None:
+        raise OSError("no compiler")
+
+    def broken(*what: object, backend: str, **how: object) -> Iterable[Step]:
+        return [fail] if backend == "compiled" else works(*what, backend=backend, **how)
 
     monkeypatch.setattr(source_pool, "is_worthwhile", lambda *_: True)
-    monkeypatch.setattr(source_pool, "merge_window", broken)
+    monkeypatch.setattr(source_pool, "merge_steps", broken)
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     assert sources.base is not None
     recipe = MergeRecipe(
@@ -36,6 +43,11 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
         drop_ratios=((0.0,),) * 3,
         dtype="float32",
     )
+    with SourcePool(sources, backend="eager") as eager:
+        name = "model.embed_tokens.weight"
+        shape = eager.reference.entries[name].shape
+        expected = torch.empty(shape)
+        eager.merge(recipe, name, expected.view(-1))
     model = AutoModelForCausalLM.from_pretrained(Path(tiny_pool.base))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -44,4 +56,5 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
             Materializer(sources).into(model, recipe)
     finally:
         torch.set_num_threads(before)
+    assert torch.equal(model.get_input_embeddings().weight, expected)
     assert sum("merging without a compiler" in text for text in caplog.messages) == 1

@@ -16,8 +16,8 @@ from tests.unit.workers.merge_cases import (
     same_bits,
     terms,
 )
-from workers import kernels, tiles
-from workers.kernels import MergeTerm, TensorFacts, merge_flat, merge_window
+from workers import kernels, source_tiles, tiles
+from workers.kernels import TensorFacts, merge_flat, merge_window
 from workers.mask import (
     BLOCK_ELEMENTS,
     checkpoint_factor,
@@ -28,6 +28,7 @@ from workers.mask import (
     weyl,
 )
 from workers.methods import get_method
+from workers.plan import MergeTerm
 from workers.tiles import Window
 
 # torch itself still uses what it deprecates when inductor is imported.
@@ -107,7 +108,7 @@ def test_sources_of_any_dtype_merge_as_their_float32_values(dtype: torch.dtype) 
 
 def test_mask_changes_its_key_at_the_end_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks of 2^31 elements need gigabytes; the rule is the same for short ones.
-    for module in (kernels, tiles):
+    for module in (kernels, source_tiles, tiles):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 1000)
     base, tuned = torch.zeros(2500), [torch.ones(2500)]
     merged = merge(base, tuned, [MergeTerm(0.5, 0.5, "d")], chunk_elements=300)

@@ -29,10 +29,10 @@ from tests.unit.workers.merge_cases import merge_in_numpy
 from workers import materialize, part_stream, residency, source_pool
 from workers.checkpoint import CheckpointReader
 from workers.digest import weights_digest
-from workers.kernels import MergeTerm
 from workers.mask import keep_mask
 from workers.materialize import Materializer, write_checkpoint
 from workers.methods import get_method
+from workers.plan import MergeTerm
 from workers.residency import Memory
 from workers.sources import Sources, resolve_sources
 

@@ -12,10 +12,11 @@ from torch import Tensor
 import workers.methods as registry
 from configs.errors import ConfigError
 from tests.unit.workers.merge_cases import merge, plan, pool, same_bits, terms
-from workers.kernels import MergeTerm, merge_window, whole_facts
+from workers.kernels import merge_window, whole_facts
 from workers.methods import MergeMethod, get_method, method_names
 from workers.methods.linear import add_tuned
 from workers.methods.slerp import slerp_coefficients
+from workers.plan import MergeTerm
 from workers.statistics import StatisticsCache, num_kept
 from workers.tiles import Window
 

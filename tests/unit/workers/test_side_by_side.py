@@ -1,81 +1,94 @@
 """Work on many tensors at once."""
 
 import threading
-import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from workers.side_by_side import side_by_side
-
-CPU = [torch.empty(1)]
+from workers.side_by_side import do_side_by_side
 
 
 @pytest.fixture
-def two_threads():
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def test_work_is_done_by_as_many_threads_as_torch_has(two_threads) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_work_is_done_by_as_many_threads_as_torch_has() -> None:
     meeting = threading.Barrier(2, timeout=30)
-    threads = []
+    seen = []
 
     def work() -> None:
         # Passes only when another thread is here at the same time.
         meeting.wait()
-        threads.append((torch.get_num_threads(), torch.is_grad_enabled()))
+        seen.append((torch.get_num_threads(), torch.is_grad_enabled()))
 
-    with side_by_side(CPU) as run:
-        for _ in range(4):
-            run(work)
-    assert threads == [(1, False)] * 4
+    do_side_by_side([work] * 4, device_type="cpu")
+    assert seen == [(1, False)] * 4
     assert torch.get_num_threads() == 2
+    assert torch.is_grad_enabled()
 
 
-def test_first_error_is_raised_and_what_has_not_begun_is_left(two_threads) -> None:
-    begun = []
+@pytest.mark.usefixtures("two_threads")
+def test_first_pieces_are_begun_while_later_ones_are_made() -> None:
+    begun = threading.Event()
 
-    def fail() -> None:
-        raise ValueError("broken")
+    def make() -> Iterator[Callable[[], object]]:
+        yield begun.set
+        assert begun.wait(timeout=30)
+        yield lambda: None
 
-    def give_work() -> None:
-        with side_by_side(CPU) as run:
-            run(fail)
-            time.sleep(0.1)
-            for index in range(100):
-                run(lambda index=index: begun.append(index))
+    do_side_by_side(make(), device_type="cpu")
 
-    with pytest.raises(ValueError, match="broken"):
-        give_work()
+
+@pytest.mark.usefixtures("two_threads")
+def test_first_error_in_order_is_raised_and_what_has_not_begun_is_left() -> None:
+    both, begun = threading.Barrier(2, timeout=30), []
+
+    def fail(message: str) -> None:
+        both.wait()
+        raise ValueError(message)
+
+    works = [lambda: fail("first"), lambda: fail("second")]
+    works += [lambda index=index: begun.append(index) for index in range(100)]
+    with pytest.raises(ValueError, match="first"):
+        do_side_by_side(works, device_type="cpu")
     assert begun == []
     assert torch.get_num_threads() == 2
 
 
-def test_one_thread_does_its_work_at_once() -> None:
-    before, done = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        with side_by_side(CPU) as run:
-            run(lambda: done.append(threading.current_thread()))
-            assert done == [threading.current_thread()]
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.usefixtures("two_threads")
+def test_error_while_work_is_made_stops_what_has_not_begun() -> None:
+    gate, begun = threading.Event(), []
 
-
-def test_work_is_left_when_whoever_gives_it_fails(two_threads) -> None:
-    begun, gate = [], threading.Event()
-
-    def give_work() -> None:
-        with side_by_side(CPU) as run:
-            for _ in range(2):
-                run(lambda: gate.wait(timeout=0.2))
-            for index in range(100):
-                run(lambda index=index: begun.append(index))
-            raise KeyError("given up")
+    def make() -> Iterator[Callable[[], object]]:
+        yield lambda: gate.wait(timeout=30)
+        for index in range(100):
+            yield lambda index=index: begun.append(index)
+        gate.set()
+        raise KeyError("given up")
 
     with pytest.raises(KeyError, match="given up"):
-        give_work()
-    assert begun == []
+        do_side_by_side(make(), device_type="cpu")
+    # Some may have begun between the gate and the error, not all.
+    assert len(begun) < 100
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("threads", "device_type"), [(1, "cpu"), (2, "cuda")])
+def test_one_thread_does_its_work_as_it_is_made(threads: int, device_type: str) -> None:
+    before, done = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+
+    def make() -> Iterator[Callable[[], object]]:
+        yield lambda: done.append(threading.current_thread())
+        assert done == [threading.current_thread()]
+
+    try:
+        do_side_by_side(make(), device_type=device_type)
+    finally:
+        torch.set_num_threads(before)

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
-from workers import source_pool
+from workers import compiled, kernels, source_pool
+from workers.residency import TensorStore
 from workers.source_pool import SourcePool
-from workers.sources import resolve_sources
+from workers.sources import Sources, resolve_sources
 
 # Everything is worth compiling here, and the compiler does not work.
 MERGE = """
@@ -87,3 +90,52 @@ def test_auto_compiles_when_it_is_worthwhile_for_the_whole_model(
         assert pool._choose_backend(torch.device("cpu")) == "eager"
         total = sum(entry.numel for entry in pool.reference.entries.values())
     assert asked == [(total, "cpu")]
+
+
+def recipe(
+    sources: Sources, weights: tuple[float, ...], drop_ratio: float, seed: int, method: str
+) -> MergeRecipe:
+    assert sources.base is not None
+    return MergeRecipe(
+        method=method,
+        base=Source(name="base", digest=sources.base.digest),
+        checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
+        groups=(Group(name="all", patterns=(".*",)),),
+        weights=tuple((weight,) for weight in weights),
+        drop_ratios=((drop_ratio,),) * len(weights),
+        mask_seed=seed,
+        dtype="float32",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_tiles_that_are_kept_serve_every_recipe_that_may_use_them(
+    tiny_pool: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small enough for the tensors here to be compiled, and narrow.
+    monkeypatch.setattr(compiled, "_SMALLEST_CHUNK", 64)
+    monkeypatch.setattr(kernels, "COMPILED_WIDTH", 32)
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    name = "model.layers.0.mlp.up_proj.weight"
+    recipes = [
+        recipe(sources, (0.5, 0.3, 0.2), 0.5, 0, "dare_linear"),
+        recipe(sources, (0.5, 0.3, 0.2), 0.9, 0, "dare_linear"),
+        recipe(sources, (0.5, 0.0, 0.2), 0.9, 0, "dare_linear"),
+        recipe(sources, (0.5, 0.3, 0.2), 0.5, 1, "dare_linear"),
+        recipe(sources, (0.5, 0.3, 0.2), 0.0, 1, "dare_linear"),
+        recipe(sources, (0.5, 0.3, 0.2), 0.8, 0, "ties"),
+        recipe(sources, (0.5, 0.3, 0.2), 0.6, 0, "ties"),
+    ]
+    with (
+        SourcePool(sources, backend="compiled", keeps_tiles=True) as kept,
+        SourcePool(sources, backend="eager") as eager,
+    ):
+        out, expected = (torch.empty(eager.reference.entries[name].numel) for _ in range(2))
+        for wanted in [*recipes, *recipes[::-1]]:
+            eager.merge(wanted, name, expected)
+            for _ in range(2):
+                out.fill_(torch.nan)
+                kept.merge(wanted, name, out)
+                assert torch.equal(out, expected), wanted
+            kept.store = TensorStore(kept.store.placement)
