@@ -12,7 +12,6 @@ from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
 from workers import compiled, kernels, source_pool
-from workers.residency import TensorStore
 from workers.source_pool import SourcePool
 from workers.sources import Sources, resolve_sources
 
@@ -138,4 +137,3 @@ def test_tiles_that_are_kept_serve_every_recipe_that_may_use_them(
                 out.fill_(torch.nan)
                 kept.merge(wanted, name, out)
                 assert torch.equal(out, expected), wanted
-            kept.store = TensorStore(kept.store.placement)
