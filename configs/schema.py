@@ -153,6 +153,8 @@ class TaskSpec(_Section):
     """Share of this task in the objective, relative to the objective's other tasks."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples in the prompt; None keeps the task's own number."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens that are generated per item; None keeps the task's own limit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,8 +193,9 @@ class EvaluationSettings(_Section):
     include_path: list[str] = Field(default_factory=list)
     """Directories with task YAMLs, beside those that ship with lm-eval."""
     data_dir: str | None = None
-    """Directory against which relative ``data_files`` of tasks are resolved; None is the
-    working directory."""
+    """Directory against which relative ``data_files`` of tasks are resolved (None is the working
+    directory), and where stock tasks find local items instead of the hub's: ``openai/gsm8k`` reads
+    ``gsm8k/SPLIT.jsonl`` there if it has a folder ``gsm8k``."""
     splits: SplitSizes = SplitSizes()
     """Items per task and split."""
     batch_size: int = Field(default=64, ge=1)

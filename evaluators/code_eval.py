@@ -6,8 +6,13 @@ one takes its place (:func:`sandboxed_code_eval`) and runs them in ``evaluators.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from evaluators.sandbox import ProgramResult, shared_sandbox
@@ -69,19 +74,60 @@ def sandboxed_code_eval() -> Iterator[None]:
     """Answer ``evaluate.load("code_eval")`` with the sandboxed metric; other loads go through.
 
     Task functions keep what they loaded, so this need only be active while they are imported.
+    ``evaluate`` takes torch and five seconds to import, so it is left to the tasks that do.
     """
-    import evaluate  # noqa: PLC0415 - heavy, and only tasks need it
+    replaced: list[tuple[ModuleType, Callable[..., Any]]] = []
 
-    original = evaluate.load
+    def replace(module: ModuleType) -> None:
+        original = module.load
 
-    def load(path: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - the library's own signature
-        return SandboxedCodeEval() if path == METRIC else original(path, *args, **options)
+        def load(path: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - the library's own signature
+            return SandboxedCodeEval() if path == METRIC else original(path, *args, **options)
 
-    evaluate.load = load
+        replaced.append((module, original))
+        setattr(module, "load", load)  # noqa: B010 - a module declares no such attribute
+
+    finder = _OnImport("evaluate", replace)
+    if "evaluate" in sys.modules:
+        replace(sys.modules["evaluate"])
+    else:
+        sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        evaluate.load = original
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+        for module, original in replaced:
+            setattr(module, "load", original)  # noqa: B010
+
+
+class _OnImport(MetaPathFinder):
+    """Calls a function with a module right after its first import."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._then = then
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the protocol's
+        target: ModuleType | None = None,  # noqa: ARG002 - the protocol's
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)  # the next finder in line finds it
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_then(module: ModuleType) -> None:
+            execute(module)
+            self._then(module)
+
+        setattr(spec.loader, "exec_module", execute_then)  # noqa: B010
+        return spec
 
 
 def _record(problem: int, candidate: int, result: ProgramResult) -> dict[str, Any]:

@@ -9,7 +9,6 @@ modules ``evaluators.harness*`` are the only ones that import lm-eval.
 from __future__ import annotations
 
 import copy
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from configs.errors import ConfigError, EvaluationError, Problem
 from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
 from evaluators.evaluator import Evaluation, LiveModel
-from evaluators.harness_tasks import LoadedTask, MetricKey, load_tasks
+from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
 from evaluators.rng_guard import preserved_rng_state, seed_scorer
 from evaluators.scores import Items, TaskScores
@@ -113,8 +112,14 @@ class Suite:
     def _check_fewshot(
         self, task: LoadedTask, parts: Mapping[SplitName, Sequence[str]]
     ) -> Iterator[Problem]:
+        pool = task.fewshot_pool()
+        if len(pool) < task.num_fewshot:
+            yield Problem(
+                f"{self._path(task.name)}.num_fewshot",
+                f"asks for {task.num_fewshot} examples, but there are {len(pool)} to draw from",
+            )
         scored = {item for ids in parts.values() for item in ids}
-        shared = [doc for doc in task.fewshot_pool() if item_id(doc) in scored]
+        shared = [doc for doc in pool if item_id(doc) in scored]
         if shared:
             yield Problem(
                 self._path(task.name),
@@ -277,11 +282,14 @@ class HarnessEvaluator:
         for ensemble in loaded.task._filters:
             if ensemble.name == key.filter:
                 ensemble.apply([part for item in items for part in item.instances])
-        values = [self._score_item(loaded, item, key) for item in items]
+        found = [self._score_item(loaded, item) for item in items]
         ids = tuple(item.item_id for item in items)
-        return TaskScores(name, ids, np.array(values, dtype=np.float64))
+        values, weights = np.array(found, dtype=np.float64).T
+        return TaskScores(name, ids, values, None if (weights == 1.0).all() else weights)
 
-    def _score_item(self, loaded: LoadedTask, item: FrozenItem, key: MetricKey) -> float:
+    def _score_item(self, loaded: LoadedTask, item: FrozenItem) -> tuple[float, float]:
+        """Return the value of one item, higher is better, and its weight."""
+        key = loaded.key
         seed_scorer(item.item_id)
         # A scorer may change the document it is given; the next candidate must not see that.
         document = copy.deepcopy(item.doc)
@@ -295,11 +303,4 @@ class HarnessEvaluator:
             raise EvaluationError(
                 f"{where}: its scorer raised {type(error).__name__}: {error}"
             ) from error
-        if key.metric not in metrics:
-            raise EvaluationError(f"{where} is missing; the scorer gave {', '.join(metrics)}")
-        value = metrics[key.metric]
-        if not isinstance(value, bool | int | float | np.number | np.bool_):
-            raise EvaluationError(f"{where} is a {type(value).__name__}, not a number")
-        if not math.isfinite(value):
-            raise EvaluationError(f"{where} is {float(value)}")
-        return key.sign * float(value)
+        return key.item_score(metrics, where)

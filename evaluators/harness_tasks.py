@@ -6,12 +6,11 @@ one pass, without importing torch. Start at :func:`load_tasks`.
 
 from __future__ import annotations
 
-import difflib
+import copy
 import functools
 import hashlib
 import inspect
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,51 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-from lm_eval.api.metrics import mean
-from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Kind
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from configs.errors import Problem
+from configs.errors import EvaluationError, Problem, SandboxUnavailableError
 from configs.schema import EvaluationSettings, Objective, TaskSpec
 from evaluators.code_eval import sandboxed_code_eval
+from evaluators.harness_data import (
+    columns_of,
+    file_problems,
+    hub_folder,
+    scored_split,
+    with_local_data,
+)
+from evaluators.harness_index import TaskFiles
+from evaluators.harness_metrics import MetricKey, choose_metric
+from evaluators.harness_problems import TaskProblemError, cause_of
 from evaluators.manifest import item_id
 
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
-_MEANS: tuple[object, ...] = (mean, np.mean)
 # Keywords of `generate` that change nothing when the most likely token is always taken.
 _HARMLESS = frozenset({"until", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"})
 _BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_BUDGET = 256
-
-log = logging.getLogger(__name__)
-
-
-class TaskProblemError(Exception):
-    """Carries what is wrong with one task to the place that lists all problems."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-        self.message = message
-
-
-@dataclass(frozen=True, slots=True)
-class MetricKey:
-    """A metric as lm-eval prints it, and its direction.
-
-    ``sign`` is 1 where higher is better and -1 where lower is better, by which every item's
-    value is multiplied.
-    """
-
-    metric: str
-    filter: str
-    sign: int
-
-    def __str__(self) -> str:
-        return f"{self.metric},{self.filter}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,104 +103,111 @@ def load_tasks(
         for path in settings.include_path
         if not Path(path).is_dir()
     ]
-    specs = [
-        (f"objectives.{name}.{spec.task}", spec)
-        for name, objective in objectives.items()
-        for spec in objective.tasks
-    ]
-    manager = _task_manager({spec.task for _, spec in specs}, settings)
+    if settings.data_dir is not None and not Path(settings.data_dir).is_dir():
+        problems.append(Problem("evaluation.data_dir", f"`{settings.data_dir}` is not a directory"))
+    files = TaskFiles(settings.include_path)
     tasks = []
-    for path, spec in specs:
-        try:
-            with _quiet_progress():
-                tasks.append(_load_task(manager, spec, settings))
-        except TaskProblemError as problem:
-            problems.append(Problem(f"{path}.{problem.key}".rstrip("."), problem.message))
+    for name, objective in objectives.items():
+        for spec in objective.tasks:
+            try:
+                with _quiet_progress():
+                    tasks.append(_load_task(files, spec, settings))
+            except TaskProblemError as error:
+                path = f"objectives.{name}.{spec.task}"
+                problems += [
+                    Problem(f"{path}.{key}".rstrip("."), message) for key, message in error.problems
+                ]
     return tasks, problems
 
 
-def _task_manager(names: set[str], settings: EvaluationSettings) -> TaskManager:
-    """Index the job's own tasks (2 ms), and lm-eval's (7 to 9 s) only where those are wanted."""
-    if settings.include_path:
-        own = TaskManager(include_path=list(settings.include_path), include_defaults=False)
-        if names <= own.task_index.keys():
-            return own
-    return TaskManager(include_path=list(settings.include_path) or None)
-
-
-def _load_task(manager: TaskManager, spec: TaskSpec, settings: EvaluationSettings) -> LoadedTask:
-    config = _task_config(manager, spec.task, settings)
-    try:
-        task = manager.load([config])["tasks"][spec.task]
-        documents = list(task.eval_docs)
-    except Exception as error:  # a task is code of others: anything may come
-        raise TaskProblemError("", f"lm-eval cannot load it: {_cause(error)}") from error
-    _check_kind(task)
-    _set_fewshot(task, spec)
-    key = _metric_key(task, spec)
+def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -> LoadedTask:
+    stock = _task_config(files.find(spec.task), settings)
+    num_fewshot = _num_fewshot(stock, spec)
+    config = with_local_data(stock, settings.data_dir, num_fewshot=num_fewshot)
+    has_data_dir = settings.data_dir is not None
+    if found := file_problems(config, num_fewshot=num_fewshot, has_data_dir=has_data_dir):
+        raise TaskProblemError("", found[0], [("", text) for text in found[1:]])
+    task, documents = _build(files, config, spec.task, settings)
+    task.set_config("num_fewshot", num_fewshot)
+    key = _all_of(
+        lambda: _set_budget(task, spec),
+        lambda: _check_kind(task),
+        lambda: _check_fewshot_count(stock, spec),
+        lambda: choose_metric(task, spec.metric),
+    )
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
         indices.setdefault(item_id(document), position)
-    return LoadedTask(spec.task, task, key, indices, _definition(task, config))
+    loaded = LoadedTask(spec.task, task, key, indices, _definition(task, stock, spec))
+    _try_scorer(loaded, documents[0], columns_of(config))
+    return loaded
 
 
-def _task_config(manager: TaskManager, name: str, settings: EvaluationSettings) -> dict[str, Any]:
-    """Read a task's YAML, its includes merged and its data files found."""
-    entry = manager.task_index.get(name)
-    if entry is None:
-        raise TaskProblemError("", f"there is no such task{_did_you_mean(name, manager)}")
-    if entry.kind not in (Kind.TASK, Kind.PY_TASK) or entry.yaml_path is None:
-        members = sorted(entry.tags or manager.match_tasks([f"{name}_*"]))
-        shown = ", ".join(f"`{member}`" for member in members[:4]) + ", ..." * (len(members) > 4)
-        raise TaskProblemError("", f"is a group of tasks; name its tasks one by one ({shown})")
+def _all_of(*checks: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the last check gives
+    """Run all checks, raise what they found as one, and return what the last one returned."""
+    found: list[tuple[str, str]] = []
+    result = None
+    for check in checks:
+        try:
+            result = check()
+        except TaskProblemError as error:
+            found += error.problems
+    if found:
+        raise TaskProblemError(*found[0], found[1:])
+    return result
+
+
+def _task_config(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
+    """Read a task's YAML, its includes merged."""
     try:
         with sandboxed_code_eval():
-            config: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
+            config: dict[str, Any] = load_yaml(path, resolve_func=True)
+    except ModuleNotFoundError as error:
+        raise TaskProblemError("", f"needs a package that is missing: {error}") from error
     except Exception as error:
-        raise TaskProblemError("", f"cannot read {entry.yaml_path}: {_cause(error)}") from error
+        raise TaskProblemError("", f"cannot read {path}: {cause_of(error)}") from error
     if config.get("unsafe_code") and not settings.allow_code_execution:
         raise TaskProblemError(
             "",
             "runs generated code; set `evaluation.allow_code_execution: true` if it may, in the "
             "sandbox",
         )
-    if settings.data_dir is not None and "data_files" in (config.get("dataset_kwargs") or {}):
-        config["dataset_kwargs"] = {
-            **config["dataset_kwargs"],
-            "data_files": _resolved(config["dataset_kwargs"]["data_files"], settings.data_dir),
-        }
-    _check_data_files((config.get("dataset_kwargs") or {}).get("data_files"), settings)
     return config
 
 
-def _resolved(data_files: object, directory: str) -> object:
-    """Make the relative local paths of a ``data_files`` value absolute, whatever its shape."""
-    if isinstance(data_files, dict):
-        return {split: _resolved(files, directory) for split, files in data_files.items()}
-    if isinstance(data_files, list):
-        return [_resolved(files, directory) for files in data_files]
-    if "://" in str(data_files):
-        return data_files
-    return str((Path(directory) / str(data_files)).resolve())
+def _num_fewshot(config: Mapping[str, Any], spec: TaskSpec) -> int:
+    own = config.get("num_fewshot")
+    return int((own if spec.num_fewshot is None else spec.num_fewshot) or 0)
 
 
-def _check_data_files(data_files: object, settings: EvaluationSettings) -> None:
-    for path in _flat(data_files):
-        if "://" in path or any(sign in path for sign in "*?[") or Path(path).is_file():
-            continue
-        where = "`evaluation.data_dir`" if settings.data_dir else "the working directory"
+def _check_fewshot_count(config: Mapping[str, Any], spec: TaskSpec) -> None:
+    if spec.num_fewshot and config.get("num_fewshot") == 0:
         raise TaskProblemError(
-            "",
-            f"its data file {path} does not exist; relative paths are looked up in {where}",
+            "num_fewshot",
+            f"the task fixes it to 0, which lm-eval never overrides (got {spec.num_fewshot})",
         )
 
 
-def _flat(value: object) -> Iterator[str]:
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _flat(part)
-    elif value is not None:
-        yield str(value)
+def _build(
+    files: TaskFiles, config: Mapping[str, Any], name: str, settings: EvaluationSettings
+) -> tuple[Task, list[Mapping[str, object]]]:
+    """Let lm-eval build a task, and return it with the documents that are scored."""
+    try:
+        # A copy, since lm-eval takes away what it has read.
+        built = {**config, "dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
+        task = files.manager.load([built])["tasks"][name]
+        documents = list(task.eval_docs)
+    except Exception as error:  # a task is code of others: anything may come
+        hint = columns_of(config)
+        folder = hub_folder(config, settings.data_dir) if settings.data_dir else None
+        if folder is not None:
+            hint = f"; nor has `evaluation.data_dir` its items ({folder} does not exist)"
+        if isinstance(error, IndexError):
+            hint += f"; are there any items in its split `{scored_split(config)}`?"
+        raise TaskProblemError("", f"lm-eval cannot load it: {cause_of(error)}{hint}") from error
+    if not documents:
+        raise TaskProblemError("", f"its split `{scored_split(config)}` has no items")
+    return task, documents
 
 
 def _check_kind(task: Task) -> None:
@@ -253,74 +237,75 @@ def _check_kind(task: Task) -> None:
         )
 
 
-def _set_fewshot(task: Task, spec: TaskSpec) -> None:
-    own = task.config.num_fewshot
-    if spec.num_fewshot is not None and spec.num_fewshot != own:
-        if own == 0:
-            raise TaskProblemError(
-                "num_fewshot",
-                f"the task fixes it to 0, which lm-eval never overrides (got {spec.num_fewshot})",
-            )
-        task.set_config("num_fewshot", spec.num_fewshot)
-    elif own is None:
-        task.set_config("num_fewshot", 0)
-
-
-def _metric_key(task: Task, spec: TaskSpec) -> MetricKey:
-    """Choose metric and filter, or say what there is."""
-    aggregations = _aggregations(task)
-    usable = {name: function for name, function in aggregations.items() if function in _MEANS}
-    filters = [ensemble.name for ensemble in task._filters]
-    metric, _, filter_name = (spec.metric or "").partition(",")
-    choices = [f"{name},{filter_}" for name in usable for filter_ in filters]
-    listed = ", ".join(f"`{choice}`" for choice in choices) or "none"
-    if not metric:
-        if len(choices) == 1:
-            metric = next(iter(usable))
-        else:
-            raise TaskProblemError("metric", f"has several metrics, choose one of {listed}")
-    if metric not in aggregations:
-        near = difflib.get_close_matches(metric, list(aggregations), n=1)
-        hint = f"did you mean `{near[0]}`? There is {listed}" if near else f"there is {listed}"
-        raise TaskProblemError("metric", f"there is no `{metric}`; {hint}")
-    if metric not in usable:
+def _set_budget(task: Task, spec: TaskSpec) -> None:
+    """Replace the task's token budget by the job's, as ``--gen_kwargs max_gen_toks=N`` does."""
+    if spec.max_new_tokens is None:
+        return
+    if task.OUTPUT_TYPE != "generate_until":
         raise TaskProblemError(
-            "metric",
-            f"`{metric}` is not a mean over items but {_name_of(aggregations[metric])} of all of "
-            f"them, so it has no score per item; use one of {listed}",
+            "max_new_tokens", f"nothing is generated by a task of type `{task.OUTPUT_TYPE}`"
         )
-    if not filter_name and len(filters) == 1:
-        filter_name = filters[0]
-    if filter_name not in filters:
-        named = ", ".join(f"`{metric},{filter_}`" for filter_ in filters)
-        what = f"there is no filter `{filter_name}`" if filter_name else "has several filters"
-        raise TaskProblemError("metric", f"{what}; choose one of {named}")
-    higher = task.higher_is_better().get(metric, True)
-    return MetricKey(metric, filter_name, 1 if higher else -1)
+    kwargs = task.config.generation_kwargs or {}
+    others = {name: value for name, value in kwargs.items() if name not in _BUDGETS}
+    task.set_config("generation_kwargs", {**others, "max_gen_toks": spec.max_new_tokens})
 
 
-def _aggregations(task: Task) -> dict[str, Callable[..., object]]:
-    """Return metric -> aggregation, with `pass@k` for the functions that report it."""
-    found: dict[str, Callable[..., object]] = dict(task.aggregation())
-    for entry in task.config.metric_list or []:
-        name = entry["metric"] if isinstance(entry["metric"], str) else entry["metric"].__name__
-        if name in found and "k" in entry:
-            counts = entry["k"] if isinstance(entry["k"], list) else [entry["k"]]
-            function = found.pop(name)
-            found.update({f"pass@{k}": function for k in counts})
-    return found
+def _try_scorer(loaded: LoadedTask, document: Mapping[str, object], columns: str) -> None:
+    """Score the reference answer of one item: a scorer that cannot is broken for all of them.
+
+    Tasks that run programs are left out: their references are asserts.
+    """
+    task = loaded.task
+    if task.config.unsafe_code or not isinstance(task, ConfigurableTask):
+        return
+    try:
+        target = task.doc_to_target(copy.deepcopy(document))
+        built = task.construct_requests(
+            doc=copy.deepcopy(document),
+            ctx=[""] * task.multiple_input if task.multiple_input else "",
+            metadata=(loaded.name, 0, 1),
+            apply_chat_template=False,
+            chat_template=None,
+        )
+        instances = built if isinstance(built, list) else [built]
+        for number, instance in enumerate(instances):
+            instance.resps = [_reference(instance.request_type, target, number)]
+        for ensemble in task._filters:
+            if ensemble.name == loaded.key.filter:
+                ensemble.apply(instances)
+        responses = [instance.filtered_resps[loaded.key.filter] for instance in instances]
+        results = task.process_results(copy.deepcopy(document), responses)
+        loaded.key.item_score(results, f"{loaded.key} of its first item")
+    except SandboxUnavailableError:
+        return
+    except EvaluationError as error:
+        raise TaskProblemError("metric", error.message) from error
+    except Exception as error:  # a scorer is code of others: anything may come
+        raise TaskProblemError(
+            "", f"its scorer fails on the first item: {cause_of(error)}{columns}"
+        ) from error
 
 
-def _definition(task: Task, config: Mapping[str, Any]) -> str:
+def _reference(request_type: str, target: object, number: int) -> object:
+    """Return a response of a perfect model, by the kind of the request."""
+    if request_type == "generate_until":
+        return str(target[0] if isinstance(target, list) and target else target)
+    return -1.0 - number if request_type == "loglikelihood_rolling" else (-1.0 - number, True)
+
+
+def _definition(task: Task, config: Mapping[str, Any], spec: TaskSpec) -> str:
     """Hash what fixes a task's prompts and scores: 16 hexadecimal digits.
 
     A function counts by the source of its whole module. Where the data files are does not
-    count: items carry the hash of their own content.
+    count, nor that they take the place of a dataset of the hub: items carry the hash of their
+    own content.
     """
     content = {key: value for key, value in config.items() if key != "metadata"}
     arguments = content.get("dataset_kwargs") or {}
     content["dataset_kwargs"] = {k: v for k, v in arguments.items() if k != "data_files"}
     content["num_fewshot"] = task.config.num_fewshot
+    if spec.max_new_tokens is not None:
+        content["max_new_tokens"] = spec.max_new_tokens
     text = json.dumps(content, sort_keys=True, default=_source_of)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -336,22 +321,6 @@ def _source_of(value: object) -> str:
     # A plain `str` of a function would hold its address, another one in every process.
     name = getattr(value, "__qualname__", None)
     return f"{name}\n{source}" if name else str(value)
-
-
-def _did_you_mean(name: str, manager: TaskManager) -> str:
-    near = difflib.get_close_matches(name, manager.all_subtasks, n=3)
-    if near:
-        return "; did you mean " + " or ".join(f"`{match}`" for match in near) + "?"
-    return "; add the directory of its YAML to `evaluation.include_path`"
-
-
-def _name_of(function: object) -> str:
-    return f"`{getattr(function, '__name__', type(function).__name__)}`"
-
-
-def _cause(error: BaseException) -> str:
-    """Say an error in one line; its type matters where the text is a bare key."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @contextmanager

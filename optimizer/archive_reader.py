@@ -19,7 +19,7 @@ from configs.schema import JobConfig, SplitName
 from evaluators.scores import ObjectiveScore, Scores, TaskScores
 from optimizer.archive_records import (
     RecordedOutcome,
-    blob_to_floats,
+    blob_to_item_scores,
     blob_to_texts,
     decode_candidate,
     decode_outcome,
@@ -176,14 +176,12 @@ class ArchiveReader:
         with self._transaction() as connection:
             rows = connection.execute(self._of_outcome(item_scores, candidate, split)).all()
         found = {
-            row.task: TaskScores(
-                task=row.task,
-                item_ids=tuple(
-                    self.manifest.items(split)[row.task]
-                    if row.item_ids is None
-                    else json.loads(row.item_ids)
-                ),
-                values=blob_to_floats(row.values_f64),
+            row.task: blob_to_item_scores(
+                row.task,
+                self.manifest.items(split)[row.task]
+                if row.item_ids is None
+                else json.loads(row.item_ids),
+                row.values_f64,
             )
             for row in rows
         }

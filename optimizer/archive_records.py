@@ -62,6 +62,21 @@ def blob_to_floats(blob: bytes) -> FloatArray:
     return np.frombuffer(blob, dtype=_FLOAT64).astype(np.float64)
 
 
+def item_scores_to_blob(scores: TaskScores) -> bytes:
+    """Encode the values of a task's n items, followed by their weights where these differ."""
+    weights = b"" if scores.weights is None else floats_to_blob(scores.weights)
+    return floats_to_blob(scores.values) + weights
+
+
+def blob_to_item_scores(task: str, item_ids: Sequence[str], blob: bytes) -> TaskScores:
+    """Read what ``item_scores_to_blob`` wrote for these items."""
+    floats, count = blob_to_floats(blob), len(item_ids)
+    # Twice as many numbers as items: the second half are weights.
+    weights = floats[count:] if count and floats.size == 2 * count else None
+    values = floats if weights is None else floats[:count]
+    return TaskScores(task, tuple(item_ids), values, weights)
+
+
 def texts_to_blob(texts: Sequence[str]) -> bytes:
     """Compress generated texts; any text survives, unpaired surrogates included."""
     return zlib.compress(json.dumps(list(texts)).encode("ascii"))
@@ -196,7 +211,7 @@ def item_rows(outcome: Completed, usual: Items) -> Rows:
         {
             **_key_columns(outcome.key),
             "task": task,
-            "values_f64": floats_to_blob(part.values),
+            "values_f64": item_scores_to_blob(part),
             "item_ids": None if _same_items(part, usual) else json.dumps(part.item_ids),
         }
         for task, part in outcome.task_scores.items()
@@ -247,6 +262,8 @@ def _problem_of(part: TaskScores, usual: Items) -> str:
     if not np.isfinite(part.values).all():
         first = int(np.flatnonzero(~np.isfinite(part.values))[0])
         return f"has score {part.values[first]} on item `{part.item_ids[first]}`"
+    if part.weights is not None and not (np.isfinite(part.weights) & (part.weights > 0)).all():
+        return f"has weights from {part.weights.min()} to {part.weights.max()}; they are positive"
     if not _same_items(part, usual) and (
         foreign := set(part.item_ids).difference(usual.get(part.task, ()))
     ):

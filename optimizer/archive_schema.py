@@ -130,7 +130,12 @@ objective_scores = _of_outcome(
 item_scores = _of_outcome(
     "item_scores",
     "task",
-    Column("values_f64", LargeBinary, nullable=False, doc="little-endian float64, one per item"),
+    Column(
+        "values_f64",
+        LargeBinary,
+        nullable=False,
+        doc="little-endian float64: a value per item, then a weight per item if they differ",
+    ),
     Column("item_ids", Text, doc="JSON; NULL when they are the manifest's, in its order"),
 )
 

@@ -117,7 +117,7 @@ def _compare(suite: Suite, ours: TaskScores, stock: list[dict[str, Any]]) -> lis
     """Return one line per item of a task whose two scores differ."""
     task = suite.tasks[ours.task]
     theirs = {
-        sample["doc_id"]: task.key.sign * float(sample[task.key.metric])
+        sample["doc_id"]: task.key.item_score(sample, f"{ours.task}, {sample['doc_id']}")[0]
         for sample in stock
         if sample["filter"] == task.key.filter
     }

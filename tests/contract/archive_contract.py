@@ -278,6 +278,14 @@ class ArchiveContract:
                 ),
                 "scored on `report-mbpp-0`, which is no item of it in this split",
             ),
+            (
+                lambda scores: scores.update(
+                    mbpp=TaskScores(
+                        "mbpp", item_ids("search", "mbpp"), np.ones(7), np.array([1.0] * 6 + [0.0])
+                    )
+                ),
+                "has weights from 0.0 to 1.0; they are positive",
+            ),
         ],
     )
     def test_unusable_scores_are_refused(self, archive, change, message) -> None:
@@ -303,6 +311,20 @@ class ArchiveContract:
         assert found["mbpp"].values.tolist() == [0.25, 1.0]
         assert found["gsm8k"].item_ids == item_ids("search", "gsm8k")
         assert archive.scores("search")[0]["code"].count == 2 + 7
+
+    def test_weights_of_items_are_kept_and_count(self, archive) -> None:
+        archive.record_proposal(example_candidate(0))
+        outcome = completed(0)
+        ids, values = item_ids("search", "gsm8k"), np.linspace(0.0, 1.0, 7)
+        weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 6.0])
+        outcome.task_scores["gsm8k"] = TaskScores("gsm8k", ids, values, weights)
+        archive.record_outcome(outcome)
+
+        found = archive.task_scores(0, "search")
+        assert found["gsm8k"].values.tolist() == values.tolist()
+        assert found["gsm8k"].weights.tolist() == weights.tolist()
+        assert found["mbpp"].weights is None
+        assert archive.scores("search")[0]["math"].value == pytest.approx(8.5 / 12)
 
     def test_outcomes_keep_their_finishing_order(self, archive, location) -> None:
         for index in range(4):

@@ -70,10 +70,12 @@ def test_suite_lists_choices_when_metric_is_missing_or_unknown(settings) -> None
     )
     assert "tiny_text.metric: there is no `vowel`; did you mean `vowels`? There is" in text
     assert (
-        "tiny_match.metric: there is no filter `digit`; choose one of `exact_match,digits`, "
-        "`exact_match,whole`" in text
+        "tiny_match.metric: there is no filter `digit`, did you mean `digits`? There is "
+        "`exact_match,digits`, `exact_match,whole`" in text
     )
-    assert "tiny_likelihood.metric: there is no `bleu`; there is `acc,none`" in text
+    assert (
+        "tiny_likelihood.metric: there is no `bleu`; there is `acc,none`, `perplexity,none`" in text
+    )
 
 
 def test_suite_asks_for_filter_when_there_are_several(settings) -> None:
@@ -111,7 +113,11 @@ def test_suite_names_missing_column(settings, own_tasks) -> None:
         own_tasks, "tiny_bad", "tiny_shots", {"doc_to_text: prompt": 'doc_to_text: "{{query}}"'}
     )
     text = refusal(["tiny_bad"], with_tasks(settings, own_tasks))
-    assert re.search(r"tiny_bad: lm-eval cannot load it: .*'query' is undefined", text)
+    assert re.search(
+        r"tiny_bad: /.*/items/shots.jsonl, line 1 \(and 29 more lines\): there is no column "
+        r"`query`, which `doc_to_text: {{query}}` wants; it has `prompt`, `answer`, `long`",
+        text,
+    )
 
 
 def test_suite_refuses_sampling_and_unknown_generation_settings(settings, own_tasks) -> None:
@@ -301,27 +307,40 @@ def test_scorer_that_changes_its_document_does_not_change_the_next_evaluation(
     assert first.tolist() == second.tolist()
 
 
-def test_evaluation_names_item_when_score_is_no_number(settings, live) -> None:
-    objectives = {"o": Objective(tasks=[{"task": "tiny_lottery", "metric": "text"}])}
-    evaluator = HarnessEvaluator(objectives, settings)
-    with pytest.raises(EvaluationError, match=r"`tiny_lottery`: text,none of item `\w+` is a str"):
-        evaluator.evaluate(live, evaluator.manifest.items("search"))
+def test_suite_refuses_scorer_that_gives_no_number(settings) -> None:
+    text = refusal([{"task": "tiny_lottery", "metric": "text"}], settings)
+    assert "tiny_lottery.metric: text,none of its first item is a str, not a number" in text
 
 
-@pytest.mark.parametrize(
-    ("scorer", "message"),
-    [
-        ("{'vowels': float('nan')}", r"vowels,none of item `\w+` is nan"),
-        ("{'other': 1}", r"vowels,none of item `\w+` is missing; the scorer gave other"),
-        ("1 / 0", r"vowels,none of item `\w+`: its scorer raised ZeroDivisionError"),
-    ],
-)
+SCORER_FAILURES = [
+    ("{'vowels': float('nan')}", r"vowels,none of ITEM is nan"),
+    ("{'vowels': '1'}", r"vowels,none of ITEM is a str, not a number"),
+    ("{'other': 1}", r"vowels,none of ITEM is missing; the scorer gave other"),
+    ("1 / 0", r"ZeroDivisionError: division by zero"),
+]
+
+
+@pytest.mark.parametrize(("scorer", "message"), SCORER_FAILURES)
+def test_suite_refuses_scorer_that_fails_on_a_reference_answer(
+    scorer, message, settings, own_tasks
+) -> None:
+    (own_tasks / "bad.py").write_text(f"def bad(doc, results):\n    return {scorer}\n")
+    add_task(own_tasks, "tiny_bad", "tiny_shots", {"scoring.vowels": "bad.bad"})
+    text = refusal(["tiny_bad"], with_tasks(settings, own_tasks))
+    assert message.replace("ITEM", "its first item") in text
+
+
+@pytest.mark.parametrize(("scorer", "message"), SCORER_FAILURES)
 def test_evaluation_names_item_when_scorer_fails(
     scorer, message, settings, own_tasks, live
 ) -> None:
-    code = f"def bad(doc, results):\n    return {scorer}\n"
+    code = f"""
+def bad(doc, results):
+    return {{"vowels": 1}} if results[0] == doc["answer"] else {scorer}
+"""
     (own_tasks / "bad.py").write_text(code)
     add_task(own_tasks, "tiny_bad", "tiny_shots", {"scoring.vowels": "bad.bad"})
+    message = message.replace("ITEM", r"item `\w+`")
     evaluator = HarnessEvaluator(
         {"o": Objective(tasks=["tiny_bad"])}, with_tasks(settings, own_tasks)
     )

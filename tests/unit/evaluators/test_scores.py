@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from configs.schema import Objective
-from evaluators.scores import PairedDifference, TaskScores, aggregate, paired_difference
+from evaluators.scores import (
+    PairedDifference,
+    TaskScores,
+    aggregate,
+    paired_difference,
+    standard_error,
+)
 
 OBJECTIVES = {
     "math": Objective.model_validate(["gsm"]),
@@ -63,3 +69,45 @@ def test_sigmas_of_no_difference_is_zero():
 def test_task_scores_refuses_values_that_do_not_fit_the_items():
     with pytest.raises(ValueError, match=r"must have shape \(2,\), one per item, found \(3,\)"):
         TaskScores("gsm", ("a", "b"), np.zeros(3))
+
+
+def weighted(values: list[float], weights: list[float]) -> TaskScores:
+    ids = tuple(f"gsm{i}" for i in range(len(values)))
+    return TaskScores("gsm", ids, np.array(values, dtype=float), np.array(weights, dtype=float))
+
+
+def test_items_count_by_their_weights():
+    scores = aggregate({"math": OBJECTIVES["math"]}, {"gsm": weighted([1, 0, 0.5], [2, 1, 1])})
+    assert scores["math"].value == pytest.approx(2.5 / 4)
+    assert scores["math"].count == 3
+
+
+def test_equal_weights_change_nothing():
+    draw = np.random.default_rng(0)
+    values = draw.random(50)
+    plain, same = standard_error(values), standard_error(values, np.full(50, 3.0))
+    assert same == pytest.approx(plain, rel=1e-12)
+
+
+def test_error_of_weighted_mean_is_its_spread_over_samples():
+    draw = np.random.default_rng(0)
+    weights = draw.integers(1, 9, size=(4000, 60)).astype(float)
+    values = draw.random((4000, 60)) + 0.1 * weights
+    means = np.average(values, weights=weights, axis=1)
+    errors = [standard_error(*row) for row in zip(values, weights, strict=True)]
+    assert np.mean(errors) == pytest.approx(means.std(), rel=0.05)
+
+
+def test_paired_difference_counts_items_by_their_weights():
+    preference = {"math": 1.0, "code": 0.0}
+    a, b = weighted([1, 1, 0], [5, 1, 2]), weighted([0, 1, 1], [5, 1, 2])
+    found = paired_difference(OBJECTIVES, preference, {"gsm": a}, {"gsm": b})
+    assert found.mean == pytest.approx((5 - 2) / 8)
+    assert found.stderr == pytest.approx(
+        standard_error(np.array([1.0, 0.0, -1.0]), np.array([5.0, 1.0, 2.0]))
+    )
+
+
+def test_weights_of_another_number_of_items_are_refused():
+    with pytest.raises(ValueError, match=r"weights of `gsm` must have shape \(2,\)"):
+        weighted([1, 0], [1, 2, 3])
