@@ -120,8 +120,8 @@ def test_tiles_that_are_kept_serve_every_recipe_that_may_use_them(
     recipes = [
         recipe(sources, (0.5, 0.3, 0.2), 0.5, 0, "dare_linear"),
         recipe(sources, (0.5, 0.3, 0.2), 0.9, 0, "dare_linear"),
-        recipe(sources, (0.5, 0.0, 0.2), 0.9, 0, "dare_linear"),
         recipe(sources, (0.5, 0.3, 0.2), 0.5, 1, "dare_linear"),
+        recipe(sources, (0.5, 0.0, 0.2), 0.9, 0, "dare_linear"),
         recipe(sources, (0.5, 0.3, 0.2), 0.0, 1, "dare_linear"),
         recipe(sources, (0.5, 0.3, 0.2), 0.8, 0, "ties"),
         recipe(sources, (0.5, 0.3, 0.2), 0.6, 0, "ties"),
