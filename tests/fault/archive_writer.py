@@ -84,7 +84,9 @@ def recorded(path: Path) -> tuple[list[list[object]], list[str]]:
                 continue
             scores = archive.task_scores(key.candidate, key.split)
             texts = archive.texts(key.candidate, key.split)
-            if isinstance(expected, Completed) and texts != expected.texts:
+            # Texts of dominated candidates of the search are not kept.
+            kept = (expected.texts, {}) if key.split == "search" else (expected.texts,)
+            if isinstance(expected, Completed) and texts not in kept:
                 wrong.append(f"texts {key}")
             for task in TASKS:
                 values = example_values(key.candidate, key.split, task)

@@ -12,6 +12,7 @@ from configs.errors import ArchiveError
 from configs.recipe import MergeRecipe
 from optimizer.archive_records import (
     blob_to_floats,
+    blob_to_scores,
     blob_to_texts,
     decode_candidate,
     floats_to_blob,
@@ -19,6 +20,7 @@ from optimizer.archive_records import (
     json_to_job,
     json_to_sources,
     proposal_row,
+    scores_to_blob,
     sources_to_json,
     storable,
     texts_to_blob,
@@ -32,6 +34,20 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 def test_floats_survive(values) -> None:
     array = np.array(values, dtype=np.float64)
     assert blob_to_floats(floats_to_blob(array)).tobytes() == array.tobytes()
+
+
+@given(st.lists(st.floats(), max_size=20))
+def test_item_scores_survive(values) -> None:
+    array = np.array(values, dtype=np.float64)
+    found = blob_to_scores(scores_to_blob(array))
+    assert found.tobytes() == array.tobytes()
+    assert found.flags.writeable
+
+
+@pytest.mark.parametrize(("share", "bytes_per_item"), [(0.0, 0.1), (0.1, 0.4), (0.5, 0.6)])
+def test_item_scores_of_exact_match_take_bits(share, bytes_per_item) -> None:
+    right = np.random.default_rng(0).random(256) < share
+    assert len(scores_to_blob(right.astype(np.float64))) < 256 * bytes_per_item
 
 
 def test_floats_are_little_endian_float64() -> None:
