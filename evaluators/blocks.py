@@ -106,14 +106,19 @@ def union(parts: Iterable[Mapping[str, TaskScores]], split: Items) -> dict[str, 
     Returns:
         Task -> scores on all items that any block holds; tasks without are left out.
     """
-    found: dict[str, dict[str, float]] = {task: {} for task in split}
+    found: dict[str, dict[str, tuple[float, float]]] = {task: {} for task in split}
     for part in parts:
         for task, scores in part.items():
-            for item, value in zip(scores.item_ids, scores.values.tolist(), strict=True):
-                found[task].setdefault(item, value)
+            weights = np.ones(len(scores.item_ids)) if scores.weights is None else scores.weights
+            pairs = zip(scores.values.tolist(), weights.tolist(), strict=True)
+            for item, pair in zip(scores.item_ids, pairs, strict=True):
+                found[task].setdefault(item, pair)
     together = {}
-    for task, values in found.items():
-        ids = tuple(item for item in split[task] if item in values)
+    for task, by_item in found.items():
+        ids = tuple(item for item in split[task] if item in by_item)
         if ids:
-            together[task] = TaskScores(task, ids, np.array([values[item] for item in ids]))
+            values, weights = np.array([by_item[item] for item in ids]).T.copy()
+            together[task] = TaskScores(
+                task, ids, values, None if (weights == 1.0).all() else weights
+            )
     return together

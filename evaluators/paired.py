@@ -27,11 +27,24 @@ class Stratum:
     """Differences on the items of one task, and how much their mean counts.
 
     ``share`` is >= 0, and the shares of a comparison sum to one; ``differences`` has shape
-    ``(n,)``, n >= 1, finite.
+    ``(n,)``, n >= 1, finite. ``weights`` says how much each item counts, None that all count
+    alike.
     """
 
     share: float
     differences: FloatArray
+    weights: FloatArray | None = None
+
+    @property
+    def mean(self) -> float:
+        """Weighted mean of the differences."""
+        return float(np.average(self.differences, weights=self.weights))
+
+    @property
+    def terms(self) -> FloatArray:
+        """What each item adds to the comparison, ``(n,)``; their sum is ``share * mean``."""
+        weights = np.ones(self.differences.size) if self.weights is None else self.weights
+        return self.share * weights / weights.sum() * self.differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,8 @@ def strata(
                 continue
             if a[spec.task].item_ids != b[spec.task].item_ids:
                 raise ValueError(f"candidates were scored on different items of `{spec.task}`")
-            parts.append(Stratum(share, a[spec.task].values - b[spec.task].values))
+            gaps = a[spec.task].values - b[spec.task].values
+            parts.append(Stratum(share, gaps, a[spec.task].weights))
     return parts
 
 
@@ -117,8 +131,8 @@ def difference(parts: Sequence[Stratum]) -> PairedDifference:
     """
     mean, variance, spread = 0.0, 0.0, 0.0
     for part in parts:
-        mean += part.share * float(part.differences.mean())
-        own = (part.share * standard_error(part.differences)) ** 2
+        mean += part.share * part.mean
+        own = (part.share * standard_error(part.differences, part.weights)) ** 2
         variance += own
         spread += own**2 / max(1, part.differences.size - 1)
     freedom = variance**2 / spread if spread else math.inf
@@ -177,9 +191,7 @@ def sign_flip_p_value(
         seed: Of the random signs; equal seeds give equal p-values.
         num_resamples: How many are drawn, >= 1.
     """
-    terms = np.concatenate(
-        [part.share / part.differences.size * part.differences for part in parts]
-    )
+    terms = np.concatenate([part.terms for part in parts])
     terms = terms[terms != 0.0]
     if not terms.size:
         return 1.0

@@ -22,21 +22,35 @@ Items = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
-    """Scores of one task, item by item.
+    """Scores of one task, item by item; the task's score is their weighted mean.
 
-    ``values`` is an ``(n,)`` float64 array aligned with ``item_ids``; finite, higher is better.
+    Attributes:
+        task: Name of the task.
+        item_ids: The items, in the order in which they were scored.
+        values: ``(n,)`` float64 array aligned with ``item_ids``; finite, higher is better.
+        weights: ``(n,)`` float64 array, how much each item counts (bytes of a text, instructions
+            of a prompt); finite, positive. None where all count alike.
     """
 
     task: str
     item_ids: tuple[str, ...]
     values: FloatArray
+    weights: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        if self.values.shape != (len(self.item_ids),):
-            raise ValueError(
-                f"values of `{self.task}` must have shape ({len(self.item_ids)},), one per item, "
-                f"found {self.values.shape}"
-            )
+        for name, array in (("values", self.values), ("weights", self.weights)):
+            if array is not None and array.shape != (len(self.item_ids),):
+                raise ValueError(
+                    f"{name} of `{self.task}` must have shape ({len(self.item_ids)},), one per "
+                    f"item, found {array.shape}"
+                )
+
+    @property
+    def mean(self) -> float:
+        """The score of the task: the mean of the values by the weights."""
+        if self.weights is None:
+            return float(self.values.mean())
+        return float(np.average(self.values, weights=self.weights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +79,27 @@ def aggregate(objectives: Mapping[str, Objective], task_scores: Mapping[str, Tas
     for name, objective in objectives.items():
         weights = np.array([spec.weight for spec in objective.tasks])
         weights /= weights.sum()
-        parts = [task_scores[spec.task].values for spec in objective.tasks]
+        parts = [task_scores[spec.task] for spec in objective.tasks]
+        errors = [standard_error(part.values, part.weights) for part in parts]
         scores[name] = ObjectiveScore(
-            value=float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True))),
-            stderr=math.hypot(
-                *(w * standard_error(part) for w, part in zip(weights, parts, strict=True))
-            ),
-            count=sum(part.size for part in parts),
+            value=float(sum(w * part.mean for w, part in zip(weights, parts, strict=True))),
+            stderr=math.hypot(*(w * error for w, error in zip(weights, errors, strict=True))),
+            count=sum(part.values.size for part in parts),
         )
     return scores
 
 
-def standard_error(values: FloatArray) -> float:
-    """Standard error of the mean of an ``(n,)`` array; 0 for a single value."""
+def standard_error(values: FloatArray, weights: FloatArray | None = None) -> float:
+    """Standard error of the mean of an ``(n,)`` array; 0 for a single value.
+
+    With weights it is that of the weighted mean, to first order: items are drawn together with
+    their weights, so the mean is a ratio of two sums (Cochran, "Sampling Techniques", 1977,
+    equation 2.39 with no finite population correction).
+    """
     if values.size < 2:
         return 0.0
-    return float(values.std(ddof=1)) / math.sqrt(values.size)
+    if weights is None:
+        return float(values.std(ddof=1)) / math.sqrt(values.size)
+    residuals = weights * (values - np.average(values, weights=weights))
+    n = values.size
+    return math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(weights.sum())

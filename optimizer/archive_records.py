@@ -229,6 +229,7 @@ def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items)
             **_key_columns(key),
             "task": task,
             "values_zlib": scores_to_blob(part.values),
+            "weights_zlib": None if part.weights is None else scores_to_blob(part.weights),
             "item_ids": None if _same_items(part, usual) else json.dumps(part.item_ids),
         }
         for task, part in parts.items()
@@ -237,11 +238,12 @@ def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items)
 
 def decode_items(row: Mapping[str, Any], usual: Items) -> TaskScores:
     """Build the per-item scores of a task from their row."""
-    task, ids = row["task"], row["item_ids"]
+    task, ids, weights = row["task"], row["item_ids"], row["weights_zlib"]
     return TaskScores(
         task=task,
         item_ids=tuple(usual[task] if ids is None else json.loads(ids)),
         values=blob_to_scores(row["values_zlib"]),
+        weights=None if weights is None else blob_to_scores(weights),
     )
 
 
@@ -313,6 +315,8 @@ def _problem_of(part: TaskScores, usual: Items, *, whole: bool) -> str:
     if not np.isfinite(part.values).all():
         first = int(np.flatnonzero(~np.isfinite(part.values))[0])
         return f"has score {part.values[first]} on item `{part.item_ids[first]}`"
+    if part.weights is not None and not (np.isfinite(part.weights) & (part.weights > 0)).all():
+        return "has a weight of an item that is not a positive number"
     if not _same_items(part, usual) and (
         foreign := set(part.item_ids).difference(usual.get(part.task, ()))
     ):

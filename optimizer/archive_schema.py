@@ -150,6 +150,7 @@ def _per_item(name: str) -> Table:
         name,
         "task",
         Column("values_zlib", LargeBinary, nullable=False, doc="one float64 per item, compressed"),
+        Column("weights_zlib", LargeBinary, doc="the same; NULL when all items count alike"),
         Column("item_ids", Text, doc="JSON; NULL when they are those of the block, in its order"),
     )
 

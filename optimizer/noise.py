@@ -25,7 +25,7 @@ import numpy as np
 
 from configs.errors import ArchiveError, JobChangedError, Problem
 from configs.schema import SPLITS, JobConfig, SplitName
-from evaluators.scores import FloatArray, TaskScores
+from evaluators.scores import FloatArray, TaskScores, standard_error
 from optimizer.archive import Archive
 from optimizer.baselines import label_of
 from optimizer.verdict import WIN_SIGMAS
@@ -113,12 +113,12 @@ def noise_of(archive: Archive, job: JobConfig, difference: float) -> NoiseReport
         JobChangedError: The archive scored other tasks than the job.
     """
     _check_same_tasks(archive, job)
-    scored = {
+    found = {
         label_of(candidate): _every_item(archive, candidate.index)
         for candidate in archive.candidates()
         if candidate.is_baseline
     }
-    scored = {label: tasks for label, tasks in scored.items() if tasks}
+    scored = {label: tasks for label, tasks in found.items() if tasks}
     if not scored:
         raise ArchiveError(
             f"no baseline was scored in archive {archive.path} yet; `mergefront noise JOB.yaml "
@@ -128,7 +128,9 @@ def noise_of(archive: Archive, job: JobConfig, difference: float) -> NoiseReport
         )
     names = [spec.task for objective in job.objectives.values() for spec in objective.tasks]
     tasks = {
-        name: task_noise(name, [parts[name] for parts in scored.values() if name in parts])
+        name: task_noise(
+            name, *_columns([parts[name] for parts in scored.values() if name in parts])
+        )
         for name in names
     }
     sizes = job.evaluation.splits.model_dump()
@@ -141,17 +143,24 @@ def noise_of(archive: Archive, job: JobConfig, difference: float) -> NoiseReport
     )
 
 
-def task_noise(task: str, baselines: Sequence[Mapping[str, float]]) -> TaskNoise:
+def task_noise(
+    task: str,
+    baselines: Sequence[Mapping[str, float]],
+    weights: Mapping[str, float] | None = None,
+) -> TaskNoise:
     """Estimate the variances of a task.
 
     Args:
         task: Its name.
         baselines: Per baseline, item id -> score; pairs are compared on the items they share.
+        weights: Item id -> how much it counts; None where all count alike. A variance is then
+            n times that of the weighted mean.
     """
     items = sorted({item for scores in baselines for item in scores})
     table = np.array([[scores.get(item, math.nan) for item in items] for scores in baselines])
-    within = [_variance(row) for row in table]
-    between = [_variance(a - b) for a, b in itertools.combinations(table, 2)]
+    counts = None if weights is None else np.array([weights[item] for item in items])
+    within = [_variance(row, counts) for row in table]
+    between = [_variance(a - b, counts) for a, b in itertools.combinations(table, 2)]
     paired = [value for value in between if value is not None]
     variance = float(np.mean([value for value in within if value is not None] or [0.0]))
     return TaskNoise(
@@ -180,9 +189,12 @@ def items_needed(terms: Sequence[tuple[float, float]], difference: float) -> int
     return max(1, math.ceil(round(variance * (WIN_SIGMAS / difference) ** 2, 9)))
 
 
-def _variance(values: FloatArray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.var(ddof=1)) if known.size > 1 else None
+def _variance(values: FloatArray, weights: FloatArray | None) -> float | None:
+    known = ~np.isnan(values)
+    if known.sum() < 2:
+        return None
+    error = standard_error(values[known], None if weights is None else weights[known])
+    return float(known.sum()) * error**2
 
 
 def _rows(
@@ -217,17 +229,36 @@ def _rows(
             )
 
 
-def _every_item(archive: Archive, candidate: int) -> dict[str, dict[str, float]]:
-    """Return task -> item -> score over all splits on which a candidate was scored."""
-    found: dict[str, dict[str, float]] = {}
+def _every_item(archive: Archive, candidate: int) -> dict[str, list[TaskScores]]:
+    """Return task -> scores, split by split, of all splits on which a candidate was scored."""
+    found: dict[str, list[TaskScores]] = {}
     for split in SPLITS:
         for task, scores in archive.scored_items(candidate, split).items():
-            found.setdefault(task, {}).update(_by_item(scores))
+            found.setdefault(task, []).append(scores)
     return found
 
 
-def _by_item(scores: TaskScores) -> dict[str, float]:
-    return dict(zip(scores.item_ids, scores.values.tolist(), strict=True))
+def _columns(
+    baselines: Sequence[Sequence[TaskScores]],
+) -> tuple[list[dict[str, float]], dict[str, float] | None]:
+    """Return item -> score per baseline, and item -> weight where items count differently."""
+    values = [
+        {
+            item: value
+            for part in parts
+            for item, value in zip(part.item_ids, part.values.tolist(), strict=True)
+        }
+        for parts in baselines
+    ]
+    weights = {
+        item: weight
+        for parts in baselines
+        for part in parts
+        if part.weights is not None
+        for item, weight in zip(part.item_ids, part.weights.tolist(), strict=True)
+    }
+    ids = {item for scores in values for item in scores}
+    return values, {item: weights.get(item, 1.0) for item in ids} if weights else None
 
 
 def _check_same_tasks(archive: Archive, job: JobConfig) -> None:

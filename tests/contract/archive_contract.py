@@ -333,6 +333,19 @@ class ArchiveContract:
         assert archive.texts(1, "report") == completed(1, "report").texts
         assert archive.task_scores(1, "search")["mbpp"].values.tolist() == [0.5] * 7
 
+    def test_weights_of_items_come_back_bit_for_bit(self, archive) -> None:
+        archive.record_proposal(example_candidate(0))
+        outcome = completed(0)
+        weights = np.array([1.0, 2.0, 1 / 3, 5.0, 1e9, 1e-9, 7.0])
+        scores = dataclasses.replace(outcome.task_scores["gsm8k"], weights=weights)
+        outcome.task_scores["gsm8k"] = scores
+        archive.record_outcome(outcome)
+
+        found = archive.task_scores(0, "search")
+        assert found["gsm8k"].weights.tobytes() == weights.tobytes()
+        assert found["mbpp"].weights is None
+        assert archive.scores("search")[0]["math"].value == pytest.approx(scores.mean)
+
     def test_outcomes_keep_their_finishing_order(self, archive, location) -> None:
         for index in range(4):
             archive.record_proposal(example_candidate(index))

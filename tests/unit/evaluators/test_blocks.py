@@ -53,3 +53,12 @@ def test_union_takes_the_first_score_of_an_item() -> None:
     assert list(found) == ["gsm8k"]
     assert found["gsm8k"].item_ids == ("a", "b", "c")
     assert found["gsm8k"].values.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_union_keeps_the_weights_of_items() -> None:
+    parts = [
+        {"gsm8k": TaskScores("gsm8k", ("c",), np.array([3.0]), np.array([5.0]))},
+        {"gsm8k": TaskScores("gsm8k", ("a",), np.array([1.0]), np.array([2.0]))},
+    ]
+    assert union(parts, SPLIT)["gsm8k"].weights.tolist() == [2.0, 5.0]
+    assert union(parts, SPLIT)["gsm8k"].values.tolist() == [1.0, 3.0]

@@ -1,5 +1,6 @@
 """Paired statistics on numbers that are known from elsewhere."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -49,6 +50,20 @@ def test_paired_difference_weighs_objectives_and_tasks():
     assert found.sigmas == math.inf
     shares = [part.share for part in strata(OBJECTIVES, {"math": 0.5, "code": 0.5}, a, b)]
     assert shares == pytest.approx([0.5, 0.375, 0.125])
+
+
+def test_items_count_by_their_weights():
+    weights = np.array([3.0, 1.0])
+    found = difference([Stratum(1.0, np.array([1.0, 0.0]), weights)])
+    assert found.mean == pytest.approx(0.75)
+    assert found.stderr == pytest.approx(0.375)
+    # Sums 4, 2, -2 and -4 of 3 and 1: the observed 3 - 1 = 2 is as small as any.
+    assert sign_flip_p_value([Stratum(1.0, np.array([1.0, -1.0]), weights)]) == 1.0
+    assert sign_flip_p_value([Stratum(1.0, np.array([1.0, 1.0]), weights)]) == 0.5
+    a, b = task_scores(gsm=[1, 0]), task_scores(gsm=[0, 0])
+    for part in (a, b):
+        part["gsm"] = dataclasses.replace(part["gsm"], weights=weights)
+    assert paired_difference(OBJECTIVES, {"math": 1.0}, a, b).mean == pytest.approx(0.75)
 
 
 def test_paired_difference_refuses_other_items():

@@ -66,6 +66,14 @@ def test_one_baseline_is_taken_as_unpaired():
     assert (found.is_paired, found.correlation) == (False, None)
 
 
+def test_items_that_count_more_make_more_noise():
+    scores = [{"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0}]
+    weights = {"a": 3.0, "b": 1.0, "c": 1.0, "d": 3.0}
+    # Weighted mean 3/4: 4 * (4 / 3) * 2 * ((3 * 1/4)^2 + (3/4)^2) / 64
+    assert task_noise("t", scores, weights).variance == pytest.approx(0.1875)
+    assert task_noise("t", scores, dict.fromkeys("abcd", 2.0)).variance == pytest.approx(1 / 3)
+
+
 def test_items_needed_is_the_formula():
     # d2 (2 / 0.02)^2 = 0.25 * 10,000
     assert items_needed([(1.0, 0.25)], 0.02) == 2500
