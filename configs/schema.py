@@ -153,6 +153,12 @@ class TaskSpec(_Section):
     """Share of this task in the objective, relative to the objective's other tasks."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples in the prompt; None keeps the task's own number."""
+    companion: bool = False
+    """Record beside the score how likely the reference answer is (bits per byte; of a multiple
+    choice the log-likelihood of the right choice): one forward pass per item more."""
+    target: str | None = Field(default=None, min_length=1)
+    """Column of the data that holds the reference answer, for ``companion`` and the metrics
+    ``target_bits_per_byte`` and ``target_loglikelihood``; None takes the task's own target."""
 
     @model_validator(mode="before")
     @classmethod

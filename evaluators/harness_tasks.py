@@ -30,6 +30,7 @@ from configs.errors import Problem
 from configs.schema import EvaluationSettings, Objective, TaskSpec
 from evaluators.code_eval import sandboxed_code_eval
 from evaluators.manifest import item_id
+from evaluators.reference import NoReferenceError, Reference, check_references, reference_of
 
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
 _MEANS: tuple[object, ...] = (mean, np.mean)
@@ -76,6 +77,7 @@ class LoadedTask:
         key: What is scored.
         indices: Item id -> position of the item's first copy among the task's documents.
         definition: Hash of all that fixes what a score means, data files excepted.
+        reference: How the likelihood of reference answers is scored; None where it is not.
     """
 
     name: str
@@ -83,11 +85,22 @@ class LoadedTask:
     key: MetricKey
     indices: Mapping[str, int]
     definition: str
+    reference: Reference | None = None
 
     @property
     def output_type(self) -> str:
-        """``generate_until``, ``multiple_choice``, ``loglikelihood`` or ``..._rolling``."""
+        """``generate_until``, ``multiple_choice``, ``loglikelihood`` or ``..._rolling``.
+
+        What is asked of the model: a task whose references are its score generates nothing.
+        """
+        if self.reference is not None and self.reference.is_objective:
+            return "loglikelihood"
         return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def has_companion(self) -> bool:
+        """Whether the likelihood of reference answers stands beside the score."""
+        return self.reference is not None and not self.reference.is_objective
 
     @property
     def num_fewshot(self) -> int:
@@ -160,11 +173,15 @@ def _load_task(manager: TaskManager, spec: TaskSpec, settings: EvaluationSetting
         raise TaskProblemError("", f"lm-eval cannot load it: {_cause(error)}") from error
     _check_kind(task)
     _set_fewshot(task, spec)
-    key = _metric_key(task, spec)
+    reference = _reference(task, spec, documents)
+    if reference is not None and reference.is_objective:
+        key = MetricKey(reference.metric, "none", reference.sign)
+    else:
+        key = _metric_key(task, spec)
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
         indices.setdefault(item_id(document), position)
-    return LoadedTask(spec.task, task, key, indices, _definition(task, config))
+    return LoadedTask(spec.task, task, key, indices, _definition(task, config), reference)
 
 
 def _task_config(manager: TaskManager, name: str, settings: EvaluationSettings) -> dict[str, Any]:
@@ -264,6 +281,19 @@ def _set_fewshot(task: Task, spec: TaskSpec) -> None:
         task.set_config("num_fewshot", spec.num_fewshot)
     elif own is None:
         task.set_config("num_fewshot", 0)
+
+
+def _reference(
+    task: Task, spec: TaskSpec, documents: Sequence[Mapping[str, object]]
+) -> Reference | None:
+    """Say how the job wants reference answers scored, once every item is known to have one."""
+    try:
+        reference = reference_of(spec, str(task.OUTPUT_TYPE))
+        if reference is not None:
+            check_references(task, reference, documents)
+    except NoReferenceError as error:
+        raise TaskProblemError(error.key, str(error)) from error
+    return reference
 
 
 def _metric_key(task: Task, spec: TaskSpec) -> MetricKey:

@@ -44,7 +44,8 @@ class Stratum:
     def terms(self) -> FloatArray:
         """What each item adds to the comparison, ``(n,)``; their sum is ``share * mean``."""
         weights = np.ones(self.differences.size) if self.weights is None else self.weights
-        return self.share * weights / weights.sum() * self.differences
+        terms: FloatArray = self.share * weights / weights.sum() * self.differences
+        return terms
 
 
 @dataclass(frozen=True, slots=True)
