@@ -103,6 +103,24 @@ def test_blocks_have_the_scores_that_their_items_have_in_the_whole(runner, spec,
         np.testing.assert_array_equal(together[task].values, scores.values)
 
 
+def test_outcome_brings_the_companions_that_the_job_asks_for(tiny_job, spec, make_request):
+    from dataclasses import replace
+
+    from workers.job import JobRunner
+
+    content = spec.job.model_dump(mode="json")
+    for objective in content["objectives"].values():
+        for task in objective["tasks"]:
+            task["companion"] = True
+    asking = JobRunner(replace(spec, job=type(spec.job).model_validate(content)), "worker-2")
+    outcome = asking.run(make_request(0.5, 0.4, 0.3))
+    assert isinstance(outcome, Completed), outcome
+    assert outcome.companions.keys() == outcome.task_scores.keys()
+    for task, part in outcome.companions.items():
+        assert part.item_ids == outcome.task_scores[task].item_ids
+        assert (part.values < 0).all()
+
+
 def test_request_is_refused_when_its_items_are_not_those_of_its_block(make_request):
     items = {"tiny_text": ("a", "b")}
     recipe = make_request(1.0, 1.0, 1.0).recipe
