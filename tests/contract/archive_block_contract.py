@@ -158,6 +158,19 @@ class ArchiveBlockContract:
         assert raced.remaining(0, "search") == {}
         assert raced.scores("search").keys() == {0}
 
+    def test_first_score_of_an_item_counts_where_blocks_overlap(self, raced) -> None:
+        ids = item_ids("search", "mbpp")
+        record(raced, 0, {"mbpp": ids[2:5]})
+        items = {"mbpp": ids[:4]}
+        again = completed_block(0, raced.record_block("search", items), items)
+        again.task_scores["mbpp"].values[:] = 9.0
+        raced.record_outcome(again)
+
+        found = raced.scored_items(0, "search")["mbpp"]
+        assert found.item_ids == ids[:5]
+        expected = completed(0).task_scores["mbpp"].values[2:5].tolist()
+        assert found.values.tolist() == [9.0, 9.0, *expected]
+
     def test_whole_split_counts_alone_where_blocks_were_scored_before(self, raced) -> None:
         first, second = partition(SPLIT, (1, 1))
         record(raced, 0, first)
