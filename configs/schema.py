@@ -155,6 +155,12 @@ class TaskSpec(_Section):
     """Examples in the prompt; None keeps the task's own number."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Most tokens that are generated per item; None keeps the task's own limit."""
+    companion: bool = False
+    """Record beside the score how likely the reference answer is (bits per byte; of a multiple
+    choice the log-likelihood of the right choice): one forward pass per item more."""
+    target: str | None = Field(default=None, min_length=1)
+    """Column of the data that holds the reference answer, for ``companion`` and the metrics
+    ``target_bits_per_byte`` and ``target_loglikelihood``; None takes the task's own target."""
 
     @model_validator(mode="before")
     @classmethod

@@ -33,11 +33,14 @@ class Evaluation:
 
     ``texts`` holds the raw generated text per item of generation tasks, aligned with that
     task's ``item_ids``. ``seconds`` says where the time went, by stage (``forward``, ``score``).
+    ``companions`` holds what a task says beside its score, where the job asks for it: higher is
+    better there too.
     """
 
     task_scores: dict[str, TaskScores]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    companions: dict[str, TaskScores] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

@@ -9,6 +9,7 @@ modules ``evaluators.harness*`` are the only ones that import lm-eval.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,6 +216,11 @@ class HarnessEvaluator:
             self._run(live, [item for group in frozen.values() for item in group])
             clock.append(time.perf_counter())
             scores = {task: self._score(task, group) for task, group in frozen.items()}
+            companions = {
+                task: _target_scores(self.suite.tasks[task], group)
+                for task, group in frozen.items()
+                if self.suite.tasks[task].has_companion
+            }
             clock.append(time.perf_counter())
         texts = {
             task: tuple(item.instances[0].resps[0] for item in group)
@@ -223,7 +229,7 @@ class HarnessEvaluator:
         }
         stages = ("prepare", "forward", "score")
         seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
-        return Evaluation(scores, texts, seconds)
+        return Evaluation(scores, texts, seconds, companions)
 
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
@@ -270,7 +276,7 @@ class HarnessEvaluator:
 
         run_requests(
             live,
-            [request for item in items for request in item.requests],
+            [request for item in items for request in item.all_requests],
             batch_size=self.suite.settings.batch_size,
             max_length=self._encode_with(live).max_length,
         )
@@ -278,6 +284,8 @@ class HarnessEvaluator:
     def _score(self, name: str, items: Sequence[FrozenItem]) -> TaskScores:
         """Apply the task's own filter and scorer, item by item."""
         loaded = self.suite.tasks[name]
+        if loaded.reference is not None and loaded.reference.is_objective:
+            return _target_scores(loaded, items)
         key = loaded.key
         for ensemble in loaded.task._filters:
             if ensemble.name == key.filter:
@@ -304,3 +312,19 @@ class HarnessEvaluator:
                 f"{where}: its scorer raised {type(error).__name__}: {error}"
             ) from error
         return key.item_score(metrics, where)
+
+
+def _target_scores(loaded: LoadedTask, items: Sequence[FrozenItem]) -> TaskScores:
+    """Score the likelihoods of reference answers, higher is better."""
+    values = []
+    for item in items:
+        assert loaded.reference is not None  # noqa: S101 - else nobody asked
+        assert item.target is not None  # noqa: S101 - frozen with it
+        log_probability, _ = item.target.instance.resps[0]
+        value = loaded.reference.value(log_probability, item.target_bytes)
+        if not math.isfinite(value):
+            raise EvaluationError(
+                f"`{loaded.name}`: {loaded.reference.metric} of item `{item.item_id}` is {value}"
+            )
+        values.append(value)
+    return TaskScores(loaded.name, tuple(item.item_id for item in items), np.array(values))

@@ -183,10 +183,10 @@ def _brier(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a sco
     return float(metrics.brier_score([result])), 1.0
 
 
-_MEAN, _POOLED = ItemForm(_number), ItemForm(_parts)
+MEAN, _POOLED = ItemForm(_number), ItemForm(_parts)
 _KNOWN: dict[Callable[..., object], ItemForm] = {
-    metrics.mean: _MEAN,
-    np.mean: _MEAN,
+    metrics.mean: MEAN,
+    np.mean: MEAN,
     metrics.brier_score: ItemForm(_brier),
     metrics.bits_per_byte: ItemForm(_ratio(-1.0 / math.log(2.0))),
     metrics.weighted_perplexity: ItemForm(_ratio(-1.0), is_log=True),
@@ -196,7 +196,7 @@ _KNOWN: dict[Callable[..., object], ItemForm] = {
 _NUMBERS = ([0.0, 1.0, 1.0, 0.25], [3.0, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0])
 _LISTS = ([[True, False], [True]], [[False], [True, True, True], [False, True]], [[1, 0, 0], [1]])
 _PROBES: tuple[tuple[ItemForm, tuple[tuple[Any, float], ...]], ...] = (
-    (_MEAN, tuple((values, math.fsum(values) / len(values)) for values in _NUMBERS)),
+    (MEAN, tuple((values, math.fsum(values) / len(values)) for values in _NUMBERS)),
     (
         _POOLED,
         tuple((parts, sum(map(sum, parts)) / sum(map(len, parts))) for parts in _LISTS),

@@ -6,7 +6,7 @@ lm-eval's instances, tokenizing, truncation. Encoding follows ``HFLM`` of lm-eva
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from configs.errors import EvaluationError
 from evaluators.generation import Prompt, generate
 from evaluators.harness_tasks import LoadedTask
 from evaluators.loglikelihood import Continuation, loglikelihoods
+from evaluators.reference import continuation_of
 
 if TYPE_CHECKING:
     from evaluators.evaluator import LiveModel
@@ -67,11 +68,22 @@ class FrozenRequest:
 
 @dataclass(frozen=True, slots=True)
 class FrozenItem:
-    """One item, ready to be run: a multiple choice has one request per choice."""
+    """One item, ready to be run: a multiple choice has one request per choice.
+
+    ``target`` asks for the likelihood of the reference answer, of ``target_bytes`` bytes, where
+    the job wants it.
+    """
 
     item_id: str
     doc: Mapping[str, object]
     requests: tuple[FrozenRequest, ...]
+    target: FrozenRequest | None = None
+    target_bytes: int = 0
+
+    @property
+    def all_requests(self) -> tuple[FrozenRequest, ...]:
+        """What is asked of the model, the likelihood of the reference answer last."""
+        return self.requests if self.target is None else (*self.requests, self.target)
 
     @property
     def instances(self) -> list[Instance]:
@@ -146,8 +158,8 @@ class Encoder:
                 before, after = after[:1], after[1:]
         if not before or not after or len(after) > self.max_length:
             raise EvaluationError(
-                f"`{task}`: a choice of {len(after)} tokens after a context of {len(before)} "
-                f"cannot be scored; both need a token, and a choice at most {self.max_length}"
+                f"`{task}`: an answer of {len(after)} tokens after a context of {len(before)} "
+                f"cannot be scored; both need a token, and an answer at most {self.max_length}"
             )
         return Continuation(tuple(before), tuple(after))
 
@@ -239,36 +251,72 @@ def freeze_split(
     frozen = {}
     for position in sorted(wanted):
         item, document = wanted[position], documents[position]
-        instances = _instances(task, document, position, encoder, apply_chat_template)
-        requests = tuple(_freeze(instance, encoder, loaded.name) for instance in instances)
-        frozen[item] = FrozenItem(item, document, requests)
+        frozen[item] = _frozen_item(
+            loaded, item, document, position, encoder, apply_chat_template=apply_chat_template
+        )
     return frozen
 
 
-def _instances(
-    task: Task,
-    doc: Mapping[str, object],
+def _frozen_item(
+    loaded: LoadedTask,
+    item: str,
+    document: Mapping[str, object],
     position: int,
     encoder: Encoder,
+    *,
     apply_chat_template: bool,
-) -> list[Instance]:
-    """Do for one document what ``Task.build_all_requests`` does for all."""
-    template = encoder.chat if apply_chat_template else None
-    context = task.fewshot_context(
+) -> FrozenItem:
+    task, reference = loaded.task, loaded.reference
+    context = _context(task, document, encoder, apply_chat_template)
+    requests: tuple[FrozenRequest, ...] = ()
+    if reference is None or not reference.is_objective:
+        instances = _instances(
+            task, document, context, position, encoder.chat if apply_chat_template else None
+        )
+        requests = tuple(_freeze(instance, encoder, loaded.name) for instance in instances)
+    if reference is None:
+        return FrozenItem(item, document, requests)
+    answer = continuation_of(
+        task, reference, document, context, apply_chat_template=apply_chat_template
+    )
+    instance = Instance("loglikelihood", dict(document), (context, answer), len(requests))
+    target = _freeze(instance, encoder, loaded.name)
+    # As lm-eval does it, space at the end of the prompt is scored with what follows.
+    scored = context[len(context.rstrip()) :] + answer
+    size = len(scored.encode("utf-8", "surrogatepass"))
+    return FrozenItem(item, document, requests, target, size)
+
+
+def _context(
+    task: Task, doc: Mapping[str, object], encoder: Encoder, apply_chat_template: bool
+) -> str:
+    """Build the prompt of one document, its few-shot examples included."""
+    context: str = task.fewshot_context(
         doc,
         num_fewshot=task.config.num_fewshot or 0,
         system_instruction=None,
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=apply_chat_template,
-        chat_template=template,
+        chat_template=encoder.chat if apply_chat_template else None,
         gen_prefix=task.doc_to_prefix(doc),
     )
+    return context
+
+
+def _instances(
+    task: Task,
+    doc: Mapping[str, object],
+    context: str,
+    position: int,
+    chat_template: Callable[..., str] | None,
+) -> list[Instance]:
+    """Do for one document what ``Task.build_all_requests`` does for all."""
     built = task.construct_requests(
         doc=doc,
         ctx=context,
         metadata=(task.config.task, position, task.config.repeats),
-        apply_chat_template=apply_chat_template,
-        chat_template=template,
+        apply_chat_template=chat_template is not None,
+        chat_template=chat_template,
     )
     instances = built if isinstance(built, list) else [built]
     return sorted(instances, key=lambda instance: instance.idx)

@@ -32,9 +32,10 @@ from evaluators.harness_data import (
     with_local_data,
 )
 from evaluators.harness_index import TaskFiles
-from evaluators.harness_metrics import MetricKey, choose_metric
+from evaluators.harness_metrics import MEAN, MetricKey, choose_metric
 from evaluators.harness_problems import TaskProblemError, cause_of
 from evaluators.manifest import item_id
+from evaluators.reference import NoReferenceError, Reference, check_references, reference_of
 
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
 # Keywords of `generate` that change nothing when the most likely token is always taken.
@@ -53,6 +54,7 @@ class LoadedTask:
         key: What is scored.
         indices: Item id -> position of the item's first copy among the task's documents.
         definition: Hash of all that fixes what a score means, data files excepted.
+        reference: How the likelihood of reference answers is scored; None where it is not.
     """
 
     name: str
@@ -60,11 +62,22 @@ class LoadedTask:
     key: MetricKey
     indices: Mapping[str, int]
     definition: str
+    reference: Reference | None = None
 
     @property
     def output_type(self) -> str:
-        """``generate_until``, ``multiple_choice``, ``loglikelihood`` or ``..._rolling``."""
+        """``generate_until``, ``multiple_choice``, ``loglikelihood`` or ``..._rolling``.
+
+        What is asked of the model: a task whose references are its score generates nothing.
+        """
+        if self.reference is not None and self.reference.is_objective:
+            return "loglikelihood"
         return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def has_companion(self) -> bool:
+        """Whether the likelihood of reference answers stands beside the score."""
+        return self.reference is not None and not self.reference.is_objective
 
     @property
     def num_fewshot(self) -> int:
@@ -129,16 +142,16 @@ def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -
         raise TaskProblemError("", found[0], [("", text) for text in found[1:]])
     task, documents = _build(files, config, spec.task, settings)
     task.set_config("num_fewshot", num_fewshot)
-    key = _all_of(
+    reference, key = _all_of(
         lambda: _set_budget(task, spec),
         lambda: _check_kind(task),
         lambda: _check_fewshot_count(stock, spec),
-        lambda: choose_metric(task, spec.metric),
+        lambda: _what_counts(task, spec, documents),
     )
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
         indices.setdefault(item_id(document), position)
-    loaded = LoadedTask(spec.task, task, key, indices, _definition(task, stock, spec))
+    loaded = LoadedTask(spec.task, task, key, indices, _definition(task, stock, spec), reference)
     _try_scorer(loaded, documents[0], columns_of(config))
     return loaded
 
@@ -237,6 +250,29 @@ def _check_kind(task: Task) -> None:
         )
 
 
+def _what_counts(
+    task: Task, spec: TaskSpec, documents: Sequence[Mapping[str, object]]
+) -> tuple[Reference | None, MetricKey]:
+    """Choose the metric, be it one of the task or the likelihood of its reference answers."""
+    reference = _references(task, spec, documents)
+    if reference is not None and reference.is_objective:
+        return reference, MetricKey(reference.metric, "none", reference.sign, MEAN)
+    return reference, choose_metric(task, spec.metric)
+
+
+def _references(
+    task: Task, spec: TaskSpec, documents: Sequence[Mapping[str, object]]
+) -> Reference | None:
+    """Say how the job wants reference answers scored, once every item is known to have one."""
+    try:
+        reference = reference_of(spec, str(task.OUTPUT_TYPE))
+        if reference is not None:
+            check_references(task, reference, documents)
+    except NoReferenceError as error:
+        raise TaskProblemError(error.key, str(error)) from error
+    return reference
+
+
 def _set_budget(task: Task, spec: TaskSpec) -> None:
     """Replace the task's token budget by the job's, as ``--gen_kwargs max_gen_toks=N`` does."""
     if spec.max_new_tokens is None:
@@ -255,7 +291,9 @@ def _try_scorer(loaded: LoadedTask, document: Mapping[str, object], columns: str
 
     Tasks that run programs are left out: their references are asserts.
     """
-    task = loaded.task
+    task, reference = loaded.task, loaded.reference
+    if reference is not None and reference.is_objective:
+        return
     if task.config.unsafe_code or not isinstance(task, ConfigurableTask):
         return
     try:

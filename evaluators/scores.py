@@ -1,4 +1,6 @@
-"""Per-item scores and what is made of them: means, standard errors and paired differences.
+"""Per-item scores and what is made of one candidate's: means and their standard errors.
+
+Two candidates are compared by ``evaluators.paired``.
 
 Every score here is *higher is better*; the harness turns a metric around where it is not.
 """
@@ -101,53 +103,3 @@ def standard_error(values: FloatArray, weights: FloatArray | None = None) -> flo
     residuals = weights * (values - np.average(values, weights=weights))
     n = values.size
     return math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(weights.sum())
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Mean of ``a - b`` over the same items, and its standard error."""
-
-    mean: float
-    stderr: float
-
-    @property
-    def sigmas(self) -> float:
-        """The mean in units of its standard error; infinite when every item differs alike."""
-        if self.stderr > 0:
-            return self.mean / self.stderr
-        return math.copysign(math.inf, self.mean) if self.mean else 0.0
-
-
-def paired_difference(
-    objectives: Mapping[str, Objective],
-    preference: Mapping[str, float],
-    a: Mapping[str, TaskScores],
-    b: Mapping[str, TaskScores],
-) -> PairedDifference:
-    """Compare two candidates item by item on the preference-weighted mean of the objectives.
-
-    Args:
-        objectives: The job's objectives.
-        preference: Objective -> weight; the weights sum to one.
-        a: Per-item scores of the first candidate.
-        b: Per-item scores of the second, on the same items in the same order.
-
-    Raises:
-        ValueError: The two were not scored on the same items.
-    """
-    mean, variance = 0.0, 0.0
-    for name, objective in objectives.items():
-        total = sum(spec.weight for spec in objective.tasks)
-        for spec in objective.tasks:
-            share = preference[name] * spec.weight / total
-            if share == 0.0:
-                continue
-            if a[spec.task].item_ids != b[spec.task].item_ids:
-                raise ValueError(f"candidates were scored on different items of `{spec.task}`")
-            weights = a[spec.task].weights
-            difference = TaskScores(
-                spec.task, a[spec.task].item_ids, a[spec.task].values - b[spec.task].values, weights
-            )
-            mean += share * difference.mean
-            variance += (share * standard_error(difference.values, weights)) ** 2
-    return PairedDifference(mean=mean, stderr=math.sqrt(variance))

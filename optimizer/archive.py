@@ -20,12 +20,16 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Connection, Engine, Table, func, select
 
 from configs.errors import ArchiveError, ArchiveExistsError
-from configs.schema import JobConfig
+from configs.schema import JobConfig, SplitName
+from evaluators.blocks import WHOLE, block_name, ordered, remaining
+from evaluators.scores import Items, Scores
 from optimizer.archive_lock import ArchiveLock
 from optimizer.archive_reader import SEARCH_ID, ArchiveReader
 from optimizer.archive_records import (
     RecordedOutcome,
+    Row,
     Rows,
+    block_to_json,
     checked_scores,
     item_rows,
     job_to_json,
@@ -36,10 +40,12 @@ from optimizer.archive_records import (
     text_rows,
 )
 from optimizer.archive_schema import (
+    blocks,
     choices,
+    companion_scores,
+    create_tables,
     item_scores,
     mergefront_version,
-    migrate,
     objective_scores,
     outcomes,
     proposals,
@@ -58,7 +64,9 @@ from optimizer.archive_sqlite import (
     storage_errors,
 )
 from optimizer.candidate import Candidate
-from workers.outcome import Completed, Outcome
+from optimizer.pareto import non_dominated
+from optimizer.scalarize import score_matrix
+from workers.outcome import Completed, EvaluationKey, Outcome
 
 if TYPE_CHECKING:
     from evaluators.manifest import Manifest
@@ -222,32 +230,76 @@ class Archive(ArchiveReader):
         with self._writing() as connection:
             self._insert(connection, proposals, [proposal_row(candidate, pending, utc_now())])
 
+    def record_block(self, split: SplitName, items: Items) -> str:
+        """Record which items a block holds, before it is sent; it is on the disk on return.
+
+        Returns:
+            The block's name for ``EvaluationKey``: ``WHOLE`` where it holds all of the split. A
+            block that is known already is not recorded again.
+
+        Raises:
+            ArchiveError: The block is empty, or an item of it is not in the split.
+        """
+        usual = self.manifest.items(split)
+        try:
+            content = ordered(items, usual)
+        except ValueError as error:
+            raise ArchiveError(f"archive {self._path}, split `{split}`: {error}") from error
+        if not remaining(usual, content):
+            return WHOLE
+        name = block_name(content)
+        row: Row = {"split": split, "block": name, "items": block_to_json(content)}
+        with self._writing() as connection:
+            query = select(blocks.c.block).where(blocks.c.split == split, blocks.c.block == name)
+            if connection.execute(self._of_search(blocks, query)).first() is None:
+                self._insert(connection, blocks, [row])
+        return name
+
     def record_outcome(self, outcome: Outcome) -> bool:
         """Record what came of an evaluation; it is on the disk on return.
 
+        Item scores are kept always. Texts are kept of held-out evaluations and of baselines, and
+        of a candidate that none dominates of those scored on the same items before it.
+
         Returns:
-            False when that candidate already has an outcome on that split: a stale attempt,
-            nothing is written.
+            False when that candidate already has an outcome on that split or block (a stale
+            attempt), or has been scored on the whole split block by block: nothing is written.
 
         Raises:
-            ArchiveError: The candidate was never proposed, its scores are not finite or not of
-                the job's tasks and items, or the disk refuses (full, gone). Nothing is written.
+            ArchiveError: The candidate was never proposed or the block never recorded, its
+                scores are not finite or not of the job's tasks and items, or the disk refuses
+                (full, gone). Nothing is written.
         """
-        self.candidate(outcome.key.candidate)
+        candidate = self.candidate(outcome.key.candidate)
         if outcome.key in self._by_key:
             return False
-        usual = self.manifest.items(outcome.key.split)
+        usual = self.block(outcome.key.split, outcome.key.block)
         scores = checked_scores(outcome, self.job, usual) if isinstance(outcome, Completed) else {}
-        row = outcome_row(outcome, sequence=len(self._outcomes), finished_at=utc_now())
+        row = outcome_row(outcome, sequence=len(self._recorded), finished_at=utc_now())
         with self._writing() as connection:
             self._insert(connection, outcomes, [row])
             if isinstance(outcome, Completed):
-                self._insert(connection, objective_scores, objective_rows(outcome.key, scores))
-                self._insert(connection, item_scores, item_rows(outcome, usual))
-                self._insert(connection, texts, text_rows(outcome))
+                key, told = outcome.key, outcome.task_scores
+                self._insert(connection, objective_scores, objective_rows(key, scores))
+                self._insert(connection, item_scores, item_rows(key, told, usual))
+                companions = item_rows(key, outcome.companions, usual)
+                self._insert(connection, companion_scores, companions)
+                if self._keeps_texts(candidate, key, scores):
+                    self._insert(connection, texts, text_rows(outcome))
             if self._run is not None:
                 self._beat(connection, self._run)
         return True
+
+    def _keeps_texts(self, candidate: Candidate, key: EvaluationKey, scores: Scores) -> bool:
+        if key.split != "search" or candidate.is_baseline:
+            return True
+        rivals = [
+            outcome.scores
+            for outcome in self._recorded
+            if (outcome.key.split, outcome.key.block) == (key.split, key.block) and outcome.scores
+        ]
+        points = score_matrix([*rivals, scores], tuple(scores))
+        return bool(scores) and bool(non_dominated(points)[-1])
 
     def record_choice(self, candidate_index: int, rule: str) -> None:
         """Record which merge was chosen, and by which rule; the latest choice holds.
@@ -335,7 +387,7 @@ def _write_new(
     engine = new_file_engine(new)
     try:
         with engine.begin() as connection:
-            migrate(connection, 0)
+            create_tables(connection)
             connection.execute(
                 searches.insert().values(
                     search_id=SEARCH_ID,

@@ -2,8 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from configs.errors import ArchiveError
 from configs.recipe import MergeRecipe
-from configs.schema import JobConfig
+from configs.schema import JobConfig, Objective
+from evaluators.blocks import WHOLE
 from evaluators.scores import FloatArray, Items, Scores, TaskScores, aggregate
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, EvaluationKey, Failed, Outcome, Stage
@@ -62,19 +63,20 @@ def blob_to_floats(blob: bytes) -> FloatArray:
     return np.frombuffer(blob, dtype=_FLOAT64).astype(np.float64)
 
 
-def item_scores_to_blob(scores: TaskScores) -> bytes:
-    """Encode the values of a task's n items, followed by their weights where these differ."""
-    weights = b"" if scores.weights is None else floats_to_blob(scores.weights)
-    return floats_to_blob(scores.values) + weights
+def scores_to_blob(values: FloatArray) -> bytes:
+    """Compress an ``(n,)`` float64 array without loss.
+
+    Bytes of equal significance stand together, so that what scores have in common (all of an
+    exact match but one bit) is next to nothing.
+    """
+    planes = values.astype(_FLOAT64).view(np.uint8).reshape(-1, _FLOAT64.itemsize).T
+    return zlib.compress(planes.tobytes(), level=9)
 
 
-def blob_to_item_scores(task: str, item_ids: Sequence[str], blob: bytes) -> TaskScores:
-    """Read what ``item_scores_to_blob`` wrote for these items."""
-    floats, count = blob_to_floats(blob), len(item_ids)
-    # Twice as many numbers as items: the second half are weights.
-    weights = floats[count:] if count and floats.size == 2 * count else None
-    values = floats if weights is None else floats[:count]
-    return TaskScores(task, tuple(item_ids), values, weights)
+def blob_to_scores(blob: bytes) -> FloatArray:
+    """Read what ``scores_to_blob`` wrote."""
+    planes = np.frombuffer(zlib.decompress(blob), dtype=np.uint8).reshape(_FLOAT64.itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(_FLOAT64).ravel().astype(np.float64)
 
 
 def texts_to_blob(texts: Sequence[str]) -> bytes:
@@ -160,23 +162,38 @@ def decode_candidate(row: Mapping[str, Any]) -> Candidate:
     )
 
 
-def decode_outcome(
-    row: Mapping[str, Any], scores: Scores | None, job: JobConfig
-) -> RecordedOutcome:
+def decode_outcome(row: Mapping[str, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
     """Build an outcome from its row and its scores, which take the order of the job."""
+    in_order = {name: scores[name] for name in job.objectives if name in scores}
     return RecordedOutcome(
         sequence=row["sequence"],
-        key=EvaluationKey(row["candidate"], row["split"]),
+        key=EvaluationKey(row["candidate"], row["split"], row["block"]),
         attempt=row["attempt"],
         worker=row["worker"],
         seconds=json.loads(row["seconds"]),
         finished_at=row["finished_at"],
-        scores=None if scores is None else {name: scores[name] for name in job.objectives},
+        scores=None if row["status"] == "failed" else in_order,
         weights_digest=row["weights_digest"],
         stage=None if row["stage"] is None else Stage(row["stage"]),
         error_class=row["error_class"],
         message=row["message"],
     )
+
+
+def whole_outcome(parts: Sequence[RecordedOutcome], scores: Scores) -> RecordedOutcome:
+    """Build the outcome of a split that was scored block by block.
+
+    Args:
+        parts: Its completed blocks in finishing order; the last one names worker and time.
+        scores: Over the items of all of them.
+    """
+    last = parts[-1]
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for stage, spent in part.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    key = EvaluationKey(last.key.candidate, last.key.split)
+    return replace(last, key=key, seconds=seconds, scores=scores)
 
 
 def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
@@ -205,17 +222,39 @@ def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
     ]
 
 
-def item_rows(outcome: Completed, usual: Items) -> Rows:
+def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items) -> Rows:
     """Encode per-item scores task by task; ids are stored only where they are not the usual."""
     return [
         {
-            **_key_columns(outcome.key),
+            **_key_columns(key),
             "task": task,
-            "values_f64": item_scores_to_blob(part),
+            "values_zlib": scores_to_blob(part.values),
+            "weights_zlib": None if part.weights is None else scores_to_blob(part.weights),
             "item_ids": None if _same_items(part, usual) else json.dumps(part.item_ids),
         }
-        for task, part in outcome.task_scores.items()
+        for task, part in parts.items()
     ]
+
+
+def decode_items(row: Mapping[str, Any], usual: Items) -> TaskScores:
+    """Build the per-item scores of a task from their row."""
+    task, ids, weights = row["task"], row["item_ids"], row["weights_zlib"]
+    return TaskScores(
+        task=task,
+        item_ids=tuple(usual[task] if ids is None else json.loads(ids)),
+        values=blob_to_scores(row["values_zlib"]),
+        weights=None if weights is None else blob_to_scores(weights),
+    )
+
+
+def block_to_json(items: Items) -> str:
+    """Encode the items of a block."""
+    return json.dumps({task: list(ids) for task, ids in items.items()}, separators=(",", ":"))
+
+
+def json_to_block(text: str) -> dict[str, tuple[str, ...]]:
+    """Read what ``block_to_json`` wrote."""
+    return {task: tuple(ids) for task, ids in json.loads(text).items()}
 
 
 def text_rows(outcome: Completed) -> Rows:
@@ -232,19 +271,24 @@ def checked_scores(outcome: Completed, job: JobConfig, usual: Items) -> Scores:
     Args:
         outcome: What a worker sent.
         job: Its objectives say which tasks must be there.
-        usual: Items of the outcome's split; a subset of them will do.
+        usual: Items of the outcome's split, of which a subset will do, or of its block, which
+            must all be there.
+
+    Returns:
+        The score of every objective; of a block, those whose tasks it all holds.
 
     Raises:
         ArchiveError: A task is missing, or has no items, foreign ones, or a score that is not
             finite.
     """
     tasks = [spec.task for objective in job.objectives.values() for spec in objective.tasks]
-    found = outcome.task_scores
-    problems = [f"task `{task}` has no scores" for task in tasks if task not in found]
+    found, is_block = outcome.task_scores, outcome.key.block != WHOLE
+    wanted = [task for task in tasks if task in usual or not is_block]
+    problems = [f"task `{task}` has no scores" for task in wanted if task not in found]
     problems += [
         f"task `{task}` {problem}"
-        for task, part in found.items()
-        if (problem := _problem_of(part, usual))
+        for task, part in (*found.items(), *outcome.companions.items())
+        if (problem := _problem_of(part, usual, whole=is_block))
     ]
     if problems:
         raise ArchiveError(
@@ -253,10 +297,19 @@ def checked_scores(outcome: Completed, job: JobConfig, usual: Items) -> Scores:
             candidate=outcome.key.candidate,
             split=outcome.key.split,
         )
-    return aggregate(job.objectives, found)
+    return aggregate(covered_objectives(job, found), found)
 
 
-def _problem_of(part: TaskScores, usual: Items) -> str:
+def covered_objectives(job: JobConfig, tasks: Container[str]) -> dict[str, Objective]:
+    """Return the objectives of a job whose tasks are all among ``tasks``."""
+    return {
+        name: objective
+        for name, objective in job.objectives.items()
+        if all(spec.task in tasks for spec in objective.tasks)
+    }
+
+
+def _problem_of(part: TaskScores, usual: Items, *, whole: bool) -> str:
     if part.values.size == 0:
         return "was scored on no item"
     if not np.isfinite(part.values).all():
@@ -267,7 +320,10 @@ def _problem_of(part: TaskScores, usual: Items) -> str:
     if not _same_items(part, usual) and (
         foreign := set(part.item_ids).difference(usual.get(part.task, ()))
     ):
-        return f"was scored on `{min(foreign)}`, which is no item of it in this split"
+        where = "block" if whole else "split"
+        return f"was scored on `{min(foreign)}`, which is no item of it in this {where}"
+    if whole and (missing := set(usual[part.task]).difference(part.item_ids)):
+        return f"was not scored on `{min(missing)}`, which is in this block"
     return ""
 
 
@@ -276,4 +332,4 @@ def _same_items(part: TaskScores, usual: Items) -> bool:
 
 
 def _key_columns(key: EvaluationKey) -> Row:
-    return {"candidate": key.candidate, "split": key.split}
+    return {"candidate": key.candidate, "split": key.split, "block": key.block}

@@ -1,12 +1,14 @@
-"""The tables of an archive, their version, and how an older archive becomes a newer one.
+"""The tables of an archive, and their version.
 
 Every row belongs to a search (``search_id``), so that one database can hold several of them; an
 archive file holds exactly one. All tables but ``meta`` and ``runs`` are append-only: triggers
-abort every UPDATE and DELETE. Floats are 8-byte IEEE columns or little-endian float64 blobs, so
-what is read back is bit for bit what was recorded; times are UTC ISO-8601 texts.
+abort every UPDATE and DELETE. Floats are 8-byte IEEE columns or blobs of float64, so what is read
+back is bit for bit what was recorded; times are UTC ISO-8601 texts.
+
+Version 1 had no blocks and no companions, and item scores without compression; an archive of
+another version than this is refused (``optimizer.archive_sqlite.check_file``).
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -28,6 +30,9 @@ from sqlalchemy import (
     event,
     inspect,
 )
+
+SCHEMA_VERSION = 2
+"""Counts changes of the tables or of what is in them."""
 
 METADATA = MetaData()
 
@@ -85,6 +90,7 @@ outcomes = Table(
     Column("search_id", Integer, primary_key=True),
     Column("candidate", Integer, primary_key=True, autoincrement=False),
     Column("split", String, primary_key=True),
+    Column("block", String, primary_key=True, doc="of `blocks`; empty for the whole split"),
     Column("sequence", Integer, nullable=False, doc="finishing order from 0, over all splits"),
     Column("status", String, nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -101,18 +107,29 @@ outcomes = Table(
         ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
     ),
 )
-"""Exactly one row per candidate and split: the primary key refuses a second."""
+"""Exactly one row per candidate, split and block: the primary key refuses a second."""
+
+blocks = Table(
+    "blocks",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("split", String, primary_key=True),
+    Column("block", String, primary_key=True, doc="evaluators.blocks.block_name of the items"),
+    Column("items", Text, nullable=False, doc="JSON: task -> item ids, in the split's order"),
+)
+"""Which items were scored where not all of a split were."""
 
 
 def _of_outcome(name: str, part: str, *columns: Column[object]) -> Table:
     """Describe a table with one row per part (objective or task) of an outcome."""
-    key = ("search_id", "candidate", "split")
+    key = ("search_id", "candidate", "split", "block")
     return Table(
         name,
         METADATA,
         Column("search_id", Integer, primary_key=True),
         Column("candidate", Integer, primary_key=True, autoincrement=False),
         Column("split", String, primary_key=True),
+        Column("block", String, primary_key=True),
         Column(part, String, primary_key=True),
         *columns,
         ForeignKeyConstraint(key, [f"outcomes.{column}" for column in key]),
@@ -127,17 +144,21 @@ objective_scores = _of_outcome(
     Column("count", Integer, nullable=False),
 )
 
-item_scores = _of_outcome(
-    "item_scores",
-    "task",
-    Column(
-        "values_f64",
-        LargeBinary,
-        nullable=False,
-        doc="little-endian float64: a value per item, then a weight per item if they differ",
-    ),
-    Column("item_ids", Text, doc="JSON; NULL when they are the manifest's, in its order"),
-)
+
+def _per_item(name: str) -> Table:
+    return _of_outcome(
+        name,
+        "task",
+        Column("values_zlib", LargeBinary, nullable=False, doc="one float64 per item, compressed"),
+        Column("weights_zlib", LargeBinary, doc="the same; NULL when all items count alike"),
+        Column("item_ids", Text, doc="JSON; NULL when they are those of the block, in its order"),
+    )
+
+
+item_scores = _per_item("item_scores")
+
+companion_scores = _per_item("companion_scores")
+"""What tasks say beside their scores (``companion`` in the job), for the same items."""
 
 texts = _of_outcome(
     "texts",
@@ -158,7 +179,17 @@ choices = Table(
     ),
 )
 
-APPEND_ONLY = (searches, proposals, outcomes, objective_scores, item_scores, texts, choices)
+APPEND_ONLY = (
+    searches,
+    proposals,
+    outcomes,
+    blocks,
+    objective_scores,
+    item_scores,
+    companion_scores,
+    texts,
+    choices,
+)
 """Tables whose rows never change and never go."""
 
 for _table in APPEND_ONLY:
@@ -187,33 +218,17 @@ def mergefront_version() -> str:
         return "source tree"
 
 
-def m001_initial(connection: Connection) -> None:
-    """Create every table of version 1 in an empty database."""
+def create_tables(connection: Connection) -> None:
+    """Create every table in an empty database, and say of which version they are."""
     METADATA.create_all(connection, checkfirst=False)
     connection.execute(
         meta.insert(),
         [
-            {"key": "schema_version", "value": "0"},
+            {"key": "schema_version", "value": str(SCHEMA_VERSION)},
             {"key": "created_at", "value": utc_now()},
             {"key": "mergefront_version", "value": mergefront_version()},
         ],
     )
-
-
-Migration = Callable[[Connection], None]
-
-MIGRATIONS: tuple[Migration, ...] = (m001_initial,)
-"""Step n turns an archive of version n into one of version n + 1; 0 is an empty database."""
-
-SCHEMA_VERSION = len(MIGRATIONS)
-
-
-def migrate(connection: Connection, found: int) -> None:
-    """Apply every step from version ``found`` on, within the caller's transaction."""
-    for step in MIGRATIONS[found:]:
-        step(connection)
-    stamp = meta.update().where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION))
-    connection.execute(stamp)
 
 
 def found_version(connection: Connection) -> tuple[int, str] | None:

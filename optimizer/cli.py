@@ -1,10 +1,10 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
-What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_merge``
-(merge, recipe) and ``optimizer.cli_read`` (everything that only reads an archive). They are
-imported inside the commands, so that ``mergefront --help`` needs neither torch nor Ray. Results go
-to standard output, progress, logs and errors to standard error; the exit codes are those of
-``configs.errors``.
+What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
+``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (everything that only reads an
+archive). They are imported inside the commands, so that ``mergefront --help`` needs neither torch
+nor Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes
+are those of ``configs.errors``.
 """
 
 import functools
@@ -122,6 +122,31 @@ def check(
 
     cli_search.check(
         job, overrides=_overrides(settings), headers_only=headers_only, as_json=as_json
+    )
+
+
+@_command
+def noise(
+    *,
+    job: JobFile,
+    settings: Settings = None,
+    difference: Annotated[
+        float, typer.Option(metavar="D", help="The difference of scores that should be seen.")
+    ] = 0.02,
+    run_singles: Annotated[
+        bool, typer.Option("--run", help="First score base and checkpoints, where they were not.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the items of a job can see, and how many it needs."""
+    from optimizer import cli_noise
+
+    cli_noise.noise(
+        job,
+        overrides=_overrides(settings),
+        difference=difference,
+        run=run_singles,
+        as_json=as_json,
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that search: check, run and resume.
+"""The commands that search: check, run and resume, and what ``noise --run`` scores.
 
 Ray is imported and started only after everything that can be checked without it was checked.
 """
@@ -23,7 +23,7 @@ from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive import Archive
 from optimizer.cli import INTERRUPTED
 from optimizer.cli_read import print_json, stdout_console
-from optimizer.driver import run_search
+from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.job_changes import changed_keys
 from optimizer.live import make_view
 from optimizer.preflight import Prepared, prepare
@@ -62,6 +62,43 @@ def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None
     )
     with archive:
         _search(archive, prepared, console, plain=plain, options=_options(overrides))
+
+
+def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
+    """Score base and checkpoints in the job's archive, as the beginning of its search.
+
+    Does nothing where they have been scored. A job that is not the archive's is refused.
+    """
+    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+
+    console = _stderr_console()
+    announce = partial(_say, console, style="dim")
+    job = load_job(job_path, overrides)
+    path = Path(job.archive)
+    if path.exists():
+        archive = Archive.open(path, writable=True)
+    else:
+        prepared = prepare(job, announce=announce)
+        archive = Archive.create(
+            path,
+            job=job,
+            job_path=_job_path_of(job_path, job),
+            sources=prepared.sources,
+            manifest=prepared.manifest,
+        )
+    with archive:
+        if len(archive.outcomes("search")) >= num_singles(archive.job):
+            return
+        if changes := changed_keys(archive.job, job):
+            raise JobChangedError(f"{job_path} searches something else than {path}:", changes)
+        prepared = prepare(job, archive=archive, announce=announce)
+        _warn(console, prepared)
+        spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+        view = make_view(archive, console, plain=True)
+        command = f"mergefront resume {shlex.quote(str(path))}{_options(overrides)}"
+        with _resumable(archive, job, command), view, RayPool(spec) as pool:
+            run_singles(archive, pool, prepared.space, job=job, on_event=view.on_event)
 
 
 def resume(

@@ -78,6 +78,31 @@ def run_search(
     return SearchResult(reason, len(search.observations), chosen)
 
 
+def num_singles(job: JobConfig) -> int:
+    """Return how many candidates the base and the checkpoints are: the first of every search."""
+    return len(job.models.checkpoints) + (job.models.base is not None)
+
+
+def run_singles(
+    archive: Archive,
+    pool: WorkerPool,
+    space: SearchSpace,
+    *,
+    job: JobConfig,
+    on_event: OnEvent = ignore_event,
+) -> None:
+    """Score the base and the checkpoints only; ``run_search`` goes on from there.
+
+    Raises:
+        TooManyFailuresError: More than the job's share of candidates failed.
+        WorkerError: No worker can be started.
+    """
+    budget = job.budget.model_copy(update={"evaluations": num_singles(job)})
+    search = _Search(archive, pool, space, job.model_copy(update={"budget": budget}), on_event)
+    archive.begin_run()
+    search.explore()
+
+
 class _Search:
     """The state of a search, rebuilt from its archive."""
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from configs.recipe import MergeRecipe
 from configs.schema import SPLITS, SplitName
-from evaluators.scores import ObjectiveScore, PairedDifference, Scores
+from evaluators.paired import PairedDifference
+from evaluators.scores import ObjectiveScore, Scores
 from optimizer.driver import baseline_labels
 from optimizer.front_view import (
     ScoredCandidate,
@@ -273,7 +274,12 @@ def report_record(report: Report) -> dict[str, object]:
             "sentence": found.sentence,
             "means": found.means,
             "differences": {
-                label: {"mean": gap.mean, "stderr": gap.stderr, "sigmas": _finite(gap.sigmas)}
+                label: {
+                    "mean": gap.mean,
+                    "stderr": gap.stderr,
+                    "sigmas": _finite(gap.sigmas),
+                    "interval_95": list(gap.interval(0.95)),
+                }
                 for label, gap in found.differences.items()
             },
         },

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evaluators.scores import PairedDifference, paired_difference
+from evaluators.paired import PairedDifference, paired_difference
 from optimizer.archive import Archive
 from optimizer.driver import baseline_labels
 from optimizer.scalarize import preferred_mean

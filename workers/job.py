@@ -80,13 +80,13 @@ class JobRunner:
         self._evaluator: Evaluator = evaluator
 
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
-        """Materialize a recipe, score it on all items of its split, and say what came of it.
+        """Materialize a recipe, score it on its split or block, and say what came of it.
 
         Never raises for the candidate's own failure: whatever goes wrong between recipe and
         scores is a ``Failed`` outcome with its stage, class and message.
 
         Args:
-            request: Candidate, split and recipe.
+            request: Candidate, split, recipe, and the items if not all of the split.
             attempt: Counts from 1; copied into the outcome.
         """
         clock = _Clock()
@@ -107,6 +107,7 @@ class JobRunner:
                 weights_digest=weights_digest,
                 task_scores=evaluation.task_scores,
                 texts=evaluation.texts,
+                companions=evaluation.companions,
                 seconds=clock.seconds,
             )
         # Only here, after the except clause, is the traceback gone that kept tensors alive.
@@ -123,10 +124,11 @@ class JobRunner:
             return self._materializer.digest_of(self._live.model)
 
     def _evaluate(self, request: EvaluationRequest, clock: "_Clock") -> "Evaluation":
+        items = request.items
+        if items is None:
+            items = self._spec.manifest.items(request.key.split)
         with clock.measure("evaluate"):
-            evaluation = self._evaluator.evaluate(
-                self._live, self._spec.manifest.items(request.key.split)
-            )
+            evaluation = self._evaluator.evaluate(self._live, items)
         # The evaluator knows better than a clock around it where the time went.
         if evaluation.seconds:
             del clock.seconds["evaluate"]

@@ -5,23 +5,40 @@ from enum import StrEnum
 
 from configs.recipe import MergeRecipe
 from configs.schema import SplitName
-from evaluators.scores import TaskScores
+from evaluators.blocks import WHOLE, block_name
+from evaluators.scores import Items, TaskScores
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationKey:
-    """Names one evaluation of a search: a candidate on a split."""
+    """Names one evaluation of a search: a candidate on a split, or on a block of its items.
+
+    ``block`` is the name of the block (``evaluators.blocks.block_name``), or ``WHOLE``.
+    """
 
     candidate: int
     split: SplitName
+    block: str = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """Materialize a recipe and score it on all items of a split."""
+    """Materialize a recipe and score it on a split: on all of its items, or on those of a block.
+
+    Raises:
+        ValueError: ``items`` are not those of the block that ``key`` names.
+    """
 
     key: EvaluationKey
     recipe: MergeRecipe
+    items: Items | None = None
+
+    def __post_init__(self) -> None:
+        found = WHOLE if self.items is None else block_name(self.items)
+        if found != self.key.block:
+            raise ValueError(
+                f"the key names block `{self.key.block}`, but the items are those of `{found}`"
+            )
 
 
 class Stage(StrEnum):
@@ -38,7 +55,8 @@ class Completed:
 
     ``weights_digest`` names the merged tensors bit for bit (``workers.digest``). ``seconds``
     says where the wall time went, by stage: ``materialize``, ``digest``, ``forward``, ``score``.
-    ``attempt`` counts from 1; ``worker`` names the process.
+    ``attempt`` counts from 1; ``worker`` names the process. ``companions`` holds what tasks say
+    beside their scores (``companion`` in the job), for the same items.
     """
 
     key: EvaluationKey
@@ -47,6 +65,7 @@ class Completed:
     weights_digest: str
     task_scores: dict[str, TaskScores]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    companions: dict[str, TaskScores] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -30,6 +30,7 @@ from tests.contract.archive_examples import (
     example_sources,
     failed,
     item_ids,
+    with_companion,
 )
 from workers.outcome import Stage
 
@@ -115,7 +116,7 @@ class ArchiveContract:
         execute(f"UPDATE meta SET value = '{found}' WHERE key = 'schema_version'")  # noqa: S608 - our own text
         execute("UPDATE meta SET value = '7.8.9' WHERE key = 'mergefront_version'")
 
-        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 1; .*7\.8\.9"):
+        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 2; .*7\.8\.9"):
             Archive.open(location, writable=writable)
 
     # Proposals
@@ -312,19 +313,46 @@ class ArchiveContract:
         assert found["gsm8k"].item_ids == item_ids("search", "gsm8k")
         assert archive.scores("search")[0]["code"].count == 2 + 7
 
-    def test_weights_of_items_are_kept_and_count(self, archive) -> None:
+    def test_companions_come_back_bit_for_bit_beside_the_scores(self, archive) -> None:
+        archive.record_proposal(example_candidate(0))
+        archive.record_proposal(example_candidate(1))
+        outcome = with_companion(completed(0))
+        archive.record_outcome(outcome)
+        archive.record_outcome(completed(1))
+
+        found = archive.companions(0, "search")
+        assert list(found) == ["gsm8k"]
+        assert found["gsm8k"].item_ids == item_ids("search", "gsm8k")
+        assert found["gsm8k"].values.tobytes() == outcome.companions["gsm8k"].values.tobytes()
+        assert archive.companions(1, "search") == {}
+        assert archive.scores("search")[0] == aggregate(
+            example_job().objectives, completed(0).task_scores
+        )
+
+    def test_texts_are_kept_of_baselines_the_front_and_held_out_items(self, archive) -> None:
+        for index, origin in enumerate(["baseline:base", *["strategy:cma"] * 3, "baseline:soup"]):
+            archive.record_proposal(example_candidate(index, origin=origin))
+        for index, level in enumerate([1.0, 0.5, 1.5, 1.5, 0.0]):
+            archive.record_outcome(with_level(completed(index), level))
+        archive.record_outcome(with_level(completed(1, "report"), 0.0))
+
+        kept = [bool(archive.texts(index, "search")) for index in range(5)]
+        assert kept == [True, False, True, True, True]  # an equal is not dominated
+        assert archive.texts(1, "report") == completed(1, "report").texts
+        assert archive.task_scores(1, "search")["mbpp"].values.tolist() == [0.5] * 7
+
+    def test_weights_of_items_come_back_bit_for_bit(self, archive) -> None:
         archive.record_proposal(example_candidate(0))
         outcome = completed(0)
-        ids, values = item_ids("search", "gsm8k"), np.linspace(0.0, 1.0, 7)
-        weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 6.0])
-        outcome.task_scores["gsm8k"] = TaskScores("gsm8k", ids, values, weights)
+        weights = np.array([1.0, 2.0, 1 / 3, 5.0, 1e9, 1e-9, 7.0])
+        scores = dataclasses.replace(outcome.task_scores["gsm8k"], weights=weights)
+        outcome.task_scores["gsm8k"] = scores
         archive.record_outcome(outcome)
 
         found = archive.task_scores(0, "search")
-        assert found["gsm8k"].values.tolist() == values.tolist()
-        assert found["gsm8k"].weights.tolist() == weights.tolist()
+        assert found["gsm8k"].weights.tobytes() == weights.tobytes()
         assert found["mbpp"].weights is None
-        assert archive.scores("search")[0]["math"].value == pytest.approx(8.5 / 12)
+        assert archive.scores("search")[0]["math"].value == pytest.approx(scores.mean)
 
     def test_outcomes_keep_their_finishing_order(self, archive, location) -> None:
         for index in range(4):
@@ -484,7 +512,8 @@ class ArchiveContract:
     def test_recorded_rows_cannot_be_changed(self, create, execute, change) -> None:
         with create() as archive:
             archive.record_proposal(example_candidate(0))
-            archive.record_outcome(completed(0))
+            archive.record_outcome(with_companion(completed(0)))
+            archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})
             archive.record_choice(0, "only one")
 
         for table in APPEND_ONLY:
@@ -499,6 +528,13 @@ def with_floats(candidate, floats):
         candidate.recipe.model_dump() | {"weights": weights}
     )
     return dataclasses.replace(candidate, genotype=np.array(floats), recipe=recipe)
+
+
+def with_level(outcome, level):
+    """The outcome with this score on every item."""
+    for part in outcome.task_scores.values():
+        part.values[:] = level
+    return outcome
 
 
 def set_values(scores, task, values) -> None:

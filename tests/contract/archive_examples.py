@@ -1,5 +1,6 @@
 """A small search to record: one job, its items, and outcomes that are a function of their key."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import SPLITS, JobConfig, SplitName
 from evaluators.manifest import Manifest
-from evaluators.scores import TaskScores
+from evaluators.scores import Items, TaskScores
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, EvaluationKey, Failed, Stage
 from workers.sources import ResolvedSource, Sources
@@ -92,6 +93,31 @@ def completed(candidate: int, split: SplitName = "search", *, attempt: int = 1) 
         },
         texts={"gsm8k": tuple(f"answer {candidate} of item {n}" for n in range(ITEMS_PER_TASK))},
         seconds={"materialize": 0.1, "forward": 1 / 3},
+    )
+
+
+def with_companion(outcome: Completed) -> Completed:
+    scores = outcome.task_scores["gsm8k"]
+    companion = TaskScores("gsm8k", scores.item_ids, -np.exp(scores.values))
+    return dataclasses.replace(outcome, companions={"gsm8k": companion})
+
+
+def completed_block(candidate: int, block: str, items: Items) -> Completed:
+    """What ``completed`` is on these items of the search split, and on no others."""
+    whole = completed(candidate)
+    rows = {
+        task: [item_ids("search", task).index(item) for item in ids] for task, ids in items.items()
+    }
+    return dataclasses.replace(
+        whole,
+        key=EvaluationKey(candidate, "search", block),
+        task_scores={
+            task: TaskScores(task, tuple(items[task]), whole.task_scores[task].values[rows[task]])
+            for task in items
+        },
+        texts={"gsm8k": tuple(whole.texts["gsm8k"][row] for row in rows["gsm8k"])}
+        if "gsm8k" in rows
+        else {},
     )
 
 

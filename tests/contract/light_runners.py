@@ -13,8 +13,9 @@ import numpy as np
 
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import JobConfig
+from evaluators.blocks import WHOLE, block_name
 from evaluators.manifest import Manifest
-from evaluators.scores import TaskScores
+from evaluators.scores import Items, TaskScores
 from workers.job import WorkerSpec
 from workers.outcome import (
     Completed,
@@ -46,7 +47,8 @@ class LightRunner:
                 message="logits are nan",
             )
         texts = _VERBS[verb](argument)
-        scores = TaskScores("task", ("a", "b"), np.array([0.0, 1.0]))
+        ids = ("a", "b") if request.items is None else tuple(request.items["task"])
+        scores = TaskScores("task", ids, np.array([float(item == "b") for item in ids]))
         return Completed(
             key=request.key,
             attempt=attempt,
@@ -139,8 +141,8 @@ def light_spec(**workers: object) -> WorkerSpec:
     )
 
 
-def request(candidate: int, method: str = "score") -> EvaluationRequest:
-    """Ask for what ``method`` names."""
+def request(candidate: int, method: str = "score", items: Items | None = None) -> EvaluationRequest:
+    """Ask for what ``method`` names, of the split or of a block of it."""
     recipe = MergeRecipe(
         method=method,
         base=None,
@@ -150,4 +152,5 @@ def request(candidate: int, method: str = "score") -> EvaluationRequest:
         drop_ratios=((0.0,),),
         dtype="float32",
     )
-    return EvaluationRequest(EvaluationKey(candidate, "search"), recipe)
+    block = WHOLE if items is None else block_name(items)
+    return EvaluationRequest(EvaluationKey(candidate, "search", block), recipe, items)

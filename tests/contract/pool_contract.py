@@ -76,6 +76,21 @@ class PoolContract:
         assert pool.num_pending == 1
         assert [outcome.key.candidate for outcome in drain(pool)] == [0]
 
+    def test_pool_scores_blocks_of_one_candidate_each_once(self, pool):
+        requests = [request(0, items={"task": [item]}) for item in ("a", "b")]
+        requests += [request(0), request(0, "raise no", items={"task": ("b", "a")})]
+        outcomes = {}
+        for one in requests:
+            if pool.num_free == 0:
+                outcome = pool.next_outcome()
+                outcomes[outcome.key] = outcome
+            pool.submit(one)
+        outcomes |= {outcome.key: outcome for outcome in drain(pool)}
+        assert outcomes.keys() == {one.key for one in requests}
+        scored = [outcomes[one.key].task_scores["task"] for one in requests[:3]]
+        assert [part.item_ids for part in scored] == [("a",), ("b",), ("a", "b")]
+        assert isinstance(outcomes[requests[3].key], Failed)
+
     def test_pool_passes_a_failure_on(self, pool):
         pool.submit(request(0, "fail"))
         (outcome,) = drain(pool)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.archive_block_contract import ArchiveBlockContract
 from tests.contract.archive_contract import ArchiveContract
 
 
-class TestSqliteArchive(ArchiveContract):
+class TestSqliteArchive(ArchiveContract, ArchiveBlockContract):
     @pytest.fixture
     def location(self, tmp_path: Path) -> Path:
         return tmp_path / "search.sqlite"

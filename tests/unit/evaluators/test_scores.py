@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from configs.schema import Objective
-from evaluators.scores import (
-    PairedDifference,
-    TaskScores,
-    aggregate,
-    paired_difference,
-    standard_error,
-)
+from evaluators.paired import paired_difference
+from evaluators.scores import TaskScores, aggregate, standard_error
 
 OBJECTIVES = {
     "math": Objective.model_validate(["gsm"]),
@@ -36,34 +31,6 @@ def test_aggregate_weighs_tasks_and_adds_errors_in_quadrature():
 
 def test_aggregate_of_one_item_has_no_error():
     assert aggregate({"math": OBJECTIVES["math"]}, task_scores(gsm=[1]))["math"].stderr == 0.0
-
-
-def test_paired_difference_cancels_what_items_have_in_common():
-    easy_and_hard = np.tile([1.0, 0.0], 50)
-    a, b = easy_and_hard.copy(), easy_and_hard.copy()
-    b[0] = 0.0
-    preference = {"math": 1.0, "code": 0.0}
-    found = paired_difference(OBJECTIVES, preference, task_scores(gsm=a), task_scores(gsm=b))
-    assert found.mean == pytest.approx(0.01)
-    assert found.stderr == pytest.approx(0.01)
-
-
-def test_paired_difference_weighs_objectives_and_tasks():
-    a = task_scores(gsm=[1, 1], he=[1, 1], mbpp=[0, 0])
-    b = task_scores(gsm=[0, 0], he=[0, 0], mbpp=[1, 1])
-    found = paired_difference(OBJECTIVES, {"math": 0.5, "code": 0.5}, a, b)
-    assert found.mean == pytest.approx(0.5 + 0.5 * (0.75 - 0.25))
-    assert found.sigmas == math.inf
-
-
-def test_paired_difference_refuses_other_items():
-    other = {"gsm": TaskScores("gsm", ("x", "y"), np.zeros(2))}
-    with pytest.raises(ValueError, match="different items of `gsm`"):
-        paired_difference(OBJECTIVES, {"math": 1, "code": 0}, task_scores(gsm=[1, 0]), other)
-
-
-def test_sigmas_of_no_difference_is_zero():
-    assert PairedDifference(0.0, 0.0).sigmas == 0.0
 
 
 def test_task_scores_refuses_values_that_do_not_fit_the_items():

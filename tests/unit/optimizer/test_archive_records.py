@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 
 from configs.errors import ArchiveError
 from configs.recipe import MergeRecipe
-from evaluators.scores import TaskScores
 from optimizer.archive_records import (
     blob_to_floats,
-    blob_to_item_scores,
+    blob_to_scores,
     blob_to_texts,
     decode_candidate,
     floats_to_blob,
-    item_scores_to_blob,
     job_to_json,
     json_to_job,
     json_to_sources,
     proposal_row,
+    scores_to_blob,
     sources_to_json,
     storable,
     texts_to_blob,
@@ -37,16 +36,18 @@ def test_floats_survive(values) -> None:
     assert blob_to_floats(floats_to_blob(array)).tobytes() == array.tobytes()
 
 
-@given(st.lists(st.tuples(finite, finite), max_size=9), st.booleans())
-def test_item_scores_and_weights_survive(pairs, is_weighted) -> None:
-    values, weights = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    ids = tuple(map(str, range(len(pairs))))
-    original = TaskScores("t", ids, values, weights if is_weighted and pairs else None)
-    found = blob_to_item_scores("t", ids, item_scores_to_blob(original))
-    assert found.values.tobytes() == original.values.tobytes()
-    assert (found.weights is None) == (original.weights is None)
-    if found.weights is not None:
-        assert found.weights.tobytes() == weights.tobytes()
+@given(st.lists(st.floats(), max_size=20))
+def test_item_scores_survive(values) -> None:
+    array = np.array(values, dtype=np.float64)
+    found = blob_to_scores(scores_to_blob(array))
+    assert found.tobytes() == array.tobytes()
+    assert found.flags.writeable
+
+
+@pytest.mark.parametrize(("share", "bytes_per_item"), [(0.0, 0.1), (0.1, 0.4), (0.5, 0.6)])
+def test_item_scores_of_exact_match_take_bits(share, bytes_per_item) -> None:
+    right = np.random.default_rng(0).random(256) < share
+    assert len(scores_to_blob(right.astype(np.float64))) < 256 * bytes_per_item
 
 
 def test_floats_are_little_endian_float64() -> None:

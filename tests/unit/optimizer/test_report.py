@@ -107,7 +107,12 @@ def test_report_is_json_even_with_infinitely_sure_differences(make_report):
     worst = Merge((0, 0, 0), (0.0,) * 3, report=(0.0,) * 3, origin="baseline:base")
     record = report_record(make_report(worst, best, chosen=1))
     again = json.loads(json.dumps(record, allow_nan=False))
-    assert again["verdict"]["differences"]["base"] == {"mean": 1.0, "stderr": 0.0, "sigmas": None}
+    assert again["verdict"]["differences"]["base"] == {
+        "mean": 1.0,
+        "stderr": 0.0,
+        "sigmas": None,
+        "interval_95": [1.0, 1.0],
+    }
     assert again["verdict"]["won"] is True
     assert again["choice"]["candidate"] == 1
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs.errors import CheckpointError, EvaluationError
 from configs.recipe import Group, MergeRecipe, Source
+from evaluators.blocks import WHOLE, block_name, partition, union
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed, Stage
 
 
@@ -39,7 +40,7 @@ def runner(spec):
 
 @pytest.fixture
 def make_request(spec):
-    def make(*weights, split="search", **changes):
+    def make(*weights, split="search", items=None, **changes):
         sources = spec.sources
         recipe = {
             "method": "dare_linear",
@@ -52,7 +53,8 @@ def make_request(spec):
             "drop_ratios": ((0.25,),) * len(weights),
             "dtype": "float32",
         }
-        return EvaluationRequest(EvaluationKey(7, split), MergeRecipe(**(recipe | changes)))
+        key = EvaluationKey(7, split, WHOLE if items is None else block_name(items))
+        return EvaluationRequest(key, MergeRecipe(**(recipe | changes)), items)
 
     return make
 
@@ -80,6 +82,51 @@ def test_runner_scores_every_item_of_the_split(runner, spec, make_request):
     assert len(outcome.texts["tiny_text"]) == 4
     assert {"materialize", "digest", "forward", "score"} <= outcome.seconds.keys()
     assert all(seconds >= 0 for seconds in outcome.seconds.values())
+
+
+def test_blocks_have_the_scores_that_their_items_have_in_the_whole(runner, spec, make_request):
+    weights = (0.5, 0.4, 0.3)
+    split = spec.manifest.items("search")
+    whole = runner.run(make_request(*weights))
+    parts = [runner.run(make_request(*weights, items=b)) for b in partition(split, (1, 2, 1))]
+    between = runner.run(make_request(9.0, 9.0, 9.0, items={"tiny_text": split["tiny_text"][:1]}))
+    assert between.weights_digest != whole.weights_digest
+    assert [part.task_scores.keys() for part in parts] == [split.keys()] * 3
+    for part in parts:
+        assert part.weights_digest == whole.weights_digest
+        for task, texts in part.texts.items():
+            rows = [split[task].index(item) for item in part.task_scores[task].item_ids]
+            assert texts == tuple(whole.texts[task][row] for row in rows)
+    together = union([part.task_scores for part in parts], split)
+    for task, scores in whole.task_scores.items():
+        assert together[task].item_ids == scores.item_ids
+        np.testing.assert_array_equal(together[task].values, scores.values)
+
+
+def test_outcome_brings_the_companions_that_the_job_asks_for(tiny_job, spec, make_request):
+    from dataclasses import replace
+
+    from workers.job import JobRunner
+
+    content = spec.job.model_dump(mode="json")
+    for objective in content["objectives"].values():
+        for task in objective["tasks"]:
+            task["companion"] = True
+    asking = JobRunner(replace(spec, job=type(spec.job).model_validate(content)), "worker-2")
+    outcome = asking.run(make_request(0.5, 0.4, 0.3))
+    assert isinstance(outcome, Completed), outcome
+    assert outcome.companions.keys() == outcome.task_scores.keys()
+    for task, part in outcome.companions.items():
+        assert part.item_ids == outcome.task_scores[task].item_ids
+        assert (part.values < 0).all()
+
+
+def test_request_is_refused_when_its_items_are_not_those_of_its_block(make_request):
+    items = {"tiny_text": ("a", "b")}
+    recipe = make_request(1.0, 1.0, 1.0).recipe
+    for block, asked in ((WHOLE, items), (block_name(items), None), ("0123", items)):
+        with pytest.raises(ValueError, match="the key names block"):
+            EvaluationRequest(EvaluationKey(7, "search", block), recipe, asked)
 
 
 def test_runner_scores_what_export_writes(runner, spec, make_request, tmp_path):

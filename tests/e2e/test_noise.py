@@ -1,0 +1,34 @@
+"""`mergefront noise --run`: the first evaluations of a search, judged before the rest is paid."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optimizer.archive import Archive
+
+pytestmark = pytest.mark.slow
+
+
+def test_noise_scores_singles_once_and_the_search_goes_on_from_them(mergefront, job_file, tmp_path):
+    job = job_file(budget={"evaluations": 6}, validation={"candidates": 1})
+    record = json.loads(mergefront.succeed("noise", str(job), "--run", "--json"))
+    path = Path(tmp_path / "run" / "archive.sqlite")
+    with Archive.open(path) as archive:
+        names = ["base", *(f"checkpoint {name}" for name in archive.job.models.checkpoints)]
+        recorded = archive.outcomes("search")
+        assert len(recorded) == len(names)
+    assert record["baselines"] == names
+    for row in record["splits"]["search"].values():
+        assert row["stderr"] >= 0
+        assert row["items"] > 0
+
+    again = mergefront.run("noise", str(job), "--run", "--difference", "0.1")
+    assert again.returncode == 0
+    assert "Noise of the items, from 4 baselines" in again.stdout
+
+    mergefront.succeed("resume", str(path), "--verify", "--plain")
+    with Archive.open(path) as archive:
+        assert archive.outcomes("search")[: len(recorded)] == recorded
+        assert len(archive.outcomes("search")) == 6
+        assert archive.choice() is not None
