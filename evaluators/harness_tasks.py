@@ -129,7 +129,7 @@ def load_tasks(
     specs = [
         (f"objectives.{name}.{spec.task}", spec)
         for name, objective in objectives.items()
-        for spec in objective.tasks
+        for spec in objective.lm_eval_tasks
     ]
     manager = _task_manager({spec.task for _, spec in specs}, settings)
     tasks = []
