@@ -7,6 +7,7 @@ that are no means over items, such as correlations. Imports no lm-eval.
 from __future__ import annotations
 
 import copy
+import math
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -180,7 +181,7 @@ def _scores_of(result: object, count: int, where: str) -> FloatArray:
                 f"{where} returned a {type(value).__name__} as the score of item {index} of "
                 f"{count}, not a number"
             )
-    scores = np.array([float(value) for value in values], dtype=np.float64)
+    scores = np.array([_as_float(value) for value in values], dtype=np.float64)
     if not np.isfinite(scores).all():
         index = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise EvaluationError(
@@ -188,6 +189,13 @@ def _scores_of(result: object, count: int, where: str) -> FloatArray:
             "scores must be finite"
         )
     return scores
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf
 
 
 def _values_of(result: object) -> list[Any] | None:

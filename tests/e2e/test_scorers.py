@@ -14,7 +14,7 @@ import torch
 import yaml
 from scipy.stats import spearmanr
 
-from configs.schema import SPLITS, JobConfig
+from configs.schema import JobConfig
 from tests.e2e.sentence_pairs import DOMAINS, train_encoders, write_pairs
 
 pytestmark = pytest.mark.slow
@@ -158,22 +158,23 @@ def test_command_line_searches_encoders(workplace: Workplace, mergefront) -> Non
     assert status["failures"] == {}
     mergefront.succeed("report", "archive.sqlite")
     mergefront.succeed("export", "archive.sqlite", "--out", "model")
-    for split in SPLITS:
-        verified = subprocess.run(
-            [sys.executable, ROOT / "scripts/verify_export.py", "archive.sqlite", "model",
-             "--split", split],
-            cwd=workplace.directory, env=mergefront.environment, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert verified.returncode == 0, verified.stdout + verified.stderr
-        assert f"items of {split}: equal" in verified.stdout
+    verified = subprocess.run(
+        [sys.executable, ROOT / "scripts/verify_export.py", "archive.sqlite", "model"],
+        cwd=workplace.directory,
+        env=mergefront.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "192 items of report: equal" in verified.stdout
 
 
 def test_readme_scorer_is_spearmans_correlation(workplace: Workplace) -> None:
     from evaluators.manifest import item_id
 
     lines = (workplace.directory / "news.jsonl").read_text().splitlines()
-    items = [json.loads(line) for line in lines]
+    items = [json.loads(line) for line in lines[:50]]
     ids = tuple(item_id(item) for item in items)
     found = workplace.correlations(workplace.directory / "news", "news", ids)
 

@@ -51,8 +51,8 @@ def test_spread_is_the_standard_error_of_the_correlation(strength: float) -> Non
         parts = spearman_contributions(x, strength * x + (1 - strength**2) ** 0.5 * noise)
         found.append(parts.mean())
         claimed.append(standard_error(parts))
-    # Products of standardized ranks, whose mean is the same, would claim 3 to 10 times as much
-    # where correlations are strong.
+    # Products of standardized ranks have the same mean, and where correlations are strong would
+    # claim several times as much.
     assert np.mean(claimed) == pytest.approx(np.std(found), rel=0.15)
 
 
