@@ -49,7 +49,8 @@ def spearman_contributions(predicted: ArrayLike, expected: ArrayLike) -> FloatAr
     """Divide Spearman's rank correlation of n items among them; see :func:`contributions`.
 
     Products of standardized ranks have the same mean, but spread with the correlation where its
-    error shrinks: at 0.9 their standard error would be ten times too large.
+    error shrinks: at 0.89, 200 items of normal variables have a standard error of 0.017, which
+    these contributions give, and those products put at 0.064.
     Ties share their mean rank, as in ``scipy.stats.spearmanr``. Where all predictions, or all
     expected values, are equal, no association can be seen: the correlation counts as 0. Takes
     n steps of n operations each, 0.1 s for 2,000 items.

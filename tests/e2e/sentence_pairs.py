@@ -50,6 +50,8 @@ def train_encoders(directory: Path) -> dict[str, Path]:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary += [word for domain in DOMAINS for pair in words_of(domain) for word in pair]
     directory.mkdir(parents=True, exist_ok=True)
+    # Of models this small, more threads only wait for each other.
+    torch.set_num_threads(1)
     (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = BertTokenizer(str(directory / "vocab.txt"))
     config = BertConfig(

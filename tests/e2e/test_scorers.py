@@ -1,6 +1,7 @@
 """Encoders searched by rank correlation on sentence pairs, with the scorer of the README."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -144,6 +145,30 @@ def test_encoders_are_searched_and_exported_as_they_were_scored(
     assert (tmp_path / "model/modules.json").read_text() == "[]"
     assert "my_metrics.py:similarity" in (tmp_path / "model/README.md").read_text()
     torch.set_num_threads(threads)
+
+
+def test_worker_of_scorers_only_imports_no_lm_eval(workplace: Workplace) -> None:
+    content = workplace.job(archive="never.sqlite")
+    code = f"""
+import sys
+from pathlib import Path
+from configs.load import job_of
+from optimizer.preflight import prepare
+from workers.job import JobRunner, WorkerSpec
+job = job_of({content!r})
+prepared = prepare(job)
+JobRunner(WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest), "local")
+print([name for name in ("lm_eval", "datasets", "ray") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=workplace.directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_command_line_searches_encoders(workplace: Workplace, mergefront) -> None:  # type: ignore[no-untyped-def]  # a fixture

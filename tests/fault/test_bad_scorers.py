@@ -3,13 +3,17 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from configs.load import load_job
+from optimizer.archive import Archive
 from optimizer.cli import app
+from optimizer.preflight import prepare
 
 GOOD = """
 def score(model, tokenizer, items, *, batch_size, scale=1.0):
@@ -57,15 +61,22 @@ def test_good_scorer_passes(check) -> None:
     [
         ({"scorer": "metric.py:score"}, "skill.score.scorer: {place}/metric.py cannot be read"),
         ({"scorer": "metrics.py:scores"}, "there is no `scores` in {place}/metrics.py"),
-        ({"scorer": "lonely_metrics:score"}, "did you mean `lonely_metrics.py:...`?"),
         ({"options": {"scael": 2}}, "got an unexpected keyword argument 'scael'; it is score(mod"),
         ({"items": "none.jsonl"}, "skill.score.items: {place}/none.jsonl cannot be read"),
         ({"options": {"scale": "x"}}, "raised TypeError"),
     ],
 )
 def test_wrong_key_is_one_error(check, tmp_path, spec, expected) -> None:
-    Path("lonely_metrics.py").write_text(GOOD)
     assert_one_error(check(**spec), expected.format(place=tmp_path))
+
+
+def test_file_named_like_a_module_is_pointed_out(check) -> None:
+    Path("lonely_metrics.py").write_text(GOOD)
+    assert_one_error(
+        check(scorer="lonely_metrics:score"),
+        "there is no module `lonely_metrics` among the installed ones",
+        "did you mean `lonely_metrics.py:...`?",
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,3 +116,21 @@ def test_scorer_that_fails_is_found_before_a_worker_starts(check, command, body,
         f"def score(model, tokenizer, items, *, batch_size):\n    {body}\n"
     )
     assert_one_error(check(command), "objectives.skill.score", expected)
+
+
+def test_search_does_not_go_on_with_a_scorer_that_means_something_else(check) -> None:
+    assert check().exit_code == 0
+    job = load_job(Path("job.yaml"))
+    prepared = prepare(job)
+    parts = {"sources": prepared.sources, "manifest": prepared.manifest}
+    with closing(Archive.create(Path(job.archive), job=job, job_path=Path("job.yaml"), **parts)):
+        pass
+    Path("metrics.py").write_text(GOOD.replace("scale *", "2 * scale *"))
+    result = CliRunner().invoke(app, ["resume", "archive.sqlite"])
+    assert result.exit_code == 4, result.output
+    assert "score: its definition differs from the archived one" in result.stderr
+    Path("metrics.py").write_text(GOOD)
+    Path("items.jsonl").write_text("".join(f'{{"text": "a {n}"}}\n' for n in range(16)))
+    result = CliRunner().invoke(app, ["resume", "archive.sqlite"])
+    assert result.exit_code == 4, result.output
+    assert "score: its items of the search split differ from the archived ones" in result.stderr
