@@ -210,8 +210,8 @@ class EvaluationSettings(_Section):
     include_path: list[str] = Field(default_factory=list)
     """Directories with task YAMLs, beside those that ship with lm-eval."""
     data_dir: str | None = None
-    """Directory against which relative ``data_files`` of tasks are resolved; None is the
-    working directory."""
+    """Directory against which relative ``data_files`` of tasks and ``items`` of scorers are
+    resolved; None is the working directory."""
     splits: SplitSizes = SplitSizes()
     """Items per task and split."""
     batch_size: int = Field(default=64, ge=1)

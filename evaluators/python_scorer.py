@@ -7,6 +7,7 @@ that are no means over items, such as correlations. Imports no lm-eval.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 import traceback
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from evaluators.manifest import Manifest
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -54,7 +57,8 @@ class Scorer(Protocol):
             tokenizer: That of the model, a copy of this scorer's own.
             items: ``n >= 1`` objects of the items file, copies, all of those that are scored
                 together: those of one split, or in the dry run a few.
-            batch_size: ``evaluation.batch_size``: rows per forward pass, >= 1.
+            batch_size: ``evaluation.batch_size``: rows per forward pass, >= 1. A scorer that runs
+                out of the accelerator's memory is called again with half of it, down to 1.
             **options: The scorer's ``options`` in the job file.
 
         Returns:
@@ -74,7 +78,7 @@ class ScorerEvaluator:
 
     Args:
         scorers: From ``evaluators.scorer_suite.load_scorers``.
-        batch_size: Rows per forward pass, >= 1; scorers are told.
+        batch_size: Rows per forward pass, >= 1; scorers are told. Halved where memory runs out.
         manifest: The items that may be asked for; None allows all items of the files.
 
     Raises:
@@ -123,19 +127,37 @@ class ScorerEvaluator:
             raise EvaluationError(
                 f"item `{unknown[0]}` of scorer `{task}` is not in {scorer.spec.items}"
             )
-        # A scorer may change what it is given; the next candidate must not see that.
-        documents = [copy.deepcopy(scorer.items[item]) for item in ids]
-        result = self._call(live, scorer, documents)
+        result = self._within_memory(live, scorer, ids)
         where = f"scorer `{task}` ({scorer.spec.metric})"
         if live.model.training:
             live.model.train(mode=False)
             raise EvaluationError(f"{where} left the model in training mode; call `model.eval()`")
         return TaskScores(task, tuple(ids), _scores_of(result, len(ids), where))
 
-    def _call(
-        self, live: LiveModel, scorer: LoadedScorer, documents: list[dict[str, Any]]
-    ) -> object:
+    def _within_memory(self, live: LiveModel, scorer: LoadedScorer, ids: Sequence[str]) -> object:
+        """Call a scorer, with half the batch size again and again while memory runs out.
+
+        What was found to fit is kept for the candidates that follow.
+        """
         import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
+
+        while True:
+            try:
+                return self._call(live, scorer, ids)
+            except torch.OutOfMemoryError:
+                if self._batch_size == 1:
+                    raise
+                self._batch_size //= 2
+            # After the except clause, when no traceback keeps tensors alive any more.
+            torch.cuda.empty_cache()
+            logger.warning(
+                "scorer `%s` ran out of memory; trying %d rows per forward pass",
+                scorer.spec.task,
+                self._batch_size,
+            )
+
+    def _call(self, live: LiveModel, scorer: LoadedScorer, ids: Sequence[str]) -> object:
+        import torch  # noqa: PLC0415 - heavy
 
         seed_scorer(scorer.definition)
         seed_torch(scorer.definition)
@@ -144,7 +166,8 @@ class ScorerEvaluator:
                 return scorer.function(
                     live.model,
                     self._tokenizer_of(live, scorer.spec.task),
-                    documents,
+                    # A scorer may change what it is given; the next candidate must not see that.
+                    [copy.deepcopy(scorer.items[item]) for item in ids],
                     batch_size=self._batch_size,
                     **copy.deepcopy(scorer.spec.options),
                 )

@@ -130,6 +130,18 @@ def test_lack_of_memory_keeps_its_name_for_the_worker(score) -> None:
         score("raise torch.OutOfMemoryError('full')")
 
 
+def test_scorer_that_runs_out_of_memory_is_given_smaller_batches(make, live, caplog) -> None:
+    evaluator = make(
+        "items[0]['words'].append(0)\n"
+        "if batch_size > 1: raise torch.OutOfMemoryError('full')\n"
+        "return [len(item['words']) + batch_size for item in items]"
+    )
+    for _ in range(2):
+        assert scores_of(evaluator.evaluate(live, {"f": IDS})).tolist() == [3.0] + [2.0] * 5
+    # 5, 2, 1 rows; the second evaluation begins where the first ended.
+    assert [record.args[1] for record in caplog.records] == [2, 1]
+
+
 def test_global_draws_are_seeded_and_leave_no_trace(make, live) -> None:
     evaluator = make("return [random.random(), numpy.random.random(), *torch.rand(4)]")
 
