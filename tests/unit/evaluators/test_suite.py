@@ -47,6 +47,7 @@ def test_manifest_and_descriptions_are_in_the_order_of_the_job(mixed, settings) 
     names = ("a", "tiny_choice", "tiny_text", "b")
     assert suite.manifest.tasks == names
     for split, size in (("search", 8), ("select", 4), ("report", 12)):
+        assert tuple(suite.manifest.items(split)) == names
         assert {
             name: len(ids) for name, ids in suite.manifest.items(split).items()
         } == dict.fromkeys(names, size)
