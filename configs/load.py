@@ -10,7 +10,8 @@ from pathlib import Path
 from configs.errors import ConfigError, Problem
 from configs.job_yaml import Lines, read_yaml
 from configs.problems import shown, validate
-from configs.schema import JobConfig, ModelSource
+from configs.schema import JobConfig, ModelSource, Objective
+from configs.scorers import ScorerSpec
 
 # ``name`` or ``organisation/name``, as on the Hugging Face hub.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -121,10 +122,10 @@ def _set(section: MutableMapping[str, object], key: str, value: object) -> str |
 
 
 def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
-    def absolute(path: str) -> str:
+    def absolute(path: str, start: Path = directory) -> str:
         with suppress(RuntimeError):  # `~nobody`: there is no such user, but maybe such a file
-            return os.path.normpath(directory.absolute() / Path(path).expanduser())
-        return os.path.normpath(directory.absolute() / path)
+            return os.path.normpath(start.absolute() / Path(path).expanduser())
+        return os.path.normpath(start.absolute() / path)
 
     def resolved(source: ModelSource) -> ModelSource:
         exists = os.path.exists(absolute(source.path))  # noqa: PTH110 - Path.exists raises for some names
@@ -132,6 +133,17 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
         return source.model_copy(update={"path": absolute(source.path)}) if local else source
 
     models, evaluation = job.models, job.evaluation
+    data_dir = None if evaluation.data_dir is None else absolute(evaluation.data_dir)
+
+    def located(spec: ScorerSpec) -> ScorerSpec:
+        scorer = f"{absolute(spec.module)}:{spec.function}" if spec.is_file else spec.scorer
+        items = absolute(spec.items, Path(data_dir or directory))
+        return spec.model_copy(update={"scorer": scorer, "items": items})
+
+    def placed(objective: Objective) -> Objective:
+        tasks = [located(s) if isinstance(s, ScorerSpec) else s for s in objective.tasks]
+        return objective.model_copy(update={"tasks": tasks})
+
     return job.model_copy(
         update={
             "models": models.model_copy(
@@ -145,11 +157,10 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
             "evaluation": evaluation.model_copy(
                 update={
                     "include_path": [absolute(path) for path in evaluation.include_path],
-                    "data_dir": None
-                    if evaluation.data_dir is None
-                    else absolute(evaluation.data_dir),
+                    "data_dir": data_dir,
                 }
             ),
+            "objectives": {name: placed(part) for name, part in job.objectives.items()},
             "archive": job.archive if "://" in job.archive else absolute(job.archive),
         }
     )

@@ -10,11 +10,12 @@ import types
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.errors import Problem
 from configs.schema import JobConfig
+from configs.scorers import SCORER_TAG, TASK_TAG
 
 Location = tuple[int | str, ...]
 
@@ -85,11 +86,13 @@ def yaml_steps(location: Location, content: object) -> list[int | str]:
     """Return the keys and indices that lead to a value in the YAML.
 
     A model's location can be longer: ``(objectives, math, tasks, 0, task)`` is the whole of
-    ``objectives: {math: gsm8k}``.
+    ``objectives: {math: gsm8k}``. Nor does the YAML say which of two kinds an entry is.
     """
     steps: list[int | str] = []
     here = content
     for part in location:
+        if part in (TASK_TAG, SCORER_TAG):
+            continue
         if isinstance(here, Mapping):
             steps.append(part)
             here = here.get(part)
@@ -278,6 +281,8 @@ def _inner(kind: object, part: object) -> object:
     if _is_model(kind):
         field = kind.model_fields.get(str(part))  # type: ignore[attr-defined]  # a model
         return field.annotation if field else None
+    if _is_union(kind):
+        return _of_union(kind, part)
     arguments = get_args(kind)
     return arguments[-1] if get_origin(kind) in (dict, list) else None
 
@@ -286,10 +291,24 @@ def _plain(kind: object) -> Any:  # noqa: ANN401 - types have no better type
     """Take Annotated and Optional off."""
     if get_origin(kind) is Annotated:
         return _plain(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
+    if _is_union(kind):
         parts = [part for part in get_args(kind) if part is not type(None)]
         return _plain(parts[0]) if len(parts) == 1 else kind
     return kind
+
+
+def _is_union(kind: object) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+def _of_union(kind: object, part: object) -> object:
+    """Return the member that a tag names, or the type of a key that a member has."""
+    for member in get_args(kind):
+        tags = [extra.tag for extra in get_args(member)[1:] if isinstance(extra, Tag)]
+        if part in tags:
+            return member
+    found = [_inner(member, part) for member in map(_plain, get_args(kind)) if _is_model(member)]
+    return next((inner for inner in found if inner is not None), None)
 
 
 def _is_model(kind: object) -> bool:

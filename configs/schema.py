@@ -9,11 +9,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from configs.groups import GroupRule, GroupRules, check_rest
+from configs.scorers import SCORER_TAG, TASK_TAG, ScorerSpec, kind_of_entry
 
 SplitName = Literal["search", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("search", "select", "report")
@@ -168,11 +169,29 @@ class TaskSpec(_Section):
         return {"task": value} if isinstance(value, str) else value
 
 
+Scored = Annotated[
+    Annotated[TaskSpec, Tag(TASK_TAG)] | Annotated[ScorerSpec, Tag(SCORER_TAG)],
+    Discriminator(kind_of_entry),
+]
+"""One entry of an objective: an lm-eval task, or a Python function. Both have ``task``, the name
+of their scores, ``metric`` and ``weight``."""
+
+
 class Objective(_Section):
     """One axis of the front: the weighted mean of its tasks' metrics, higher is better."""
 
-    tasks: list[TaskSpec] = Field(min_length=1)
-    """Tasks of the objective, each scored on its own items."""
+    tasks: list[Scored] = Field(min_length=1)
+    """Tasks and scorers of the objective, each scored on its own items."""
+
+    @property
+    def lm_eval_tasks(self) -> list[TaskSpec]:
+        """The tasks that lm-eval scores."""
+        return [spec for spec in self.tasks if isinstance(spec, TaskSpec)]
+
+    @property
+    def scorers(self) -> list[ScorerSpec]:
+        """The Python functions of the user's own."""
+        return [spec for spec in self.tasks if isinstance(spec, ScorerSpec)]
 
     @model_validator(mode="before")
     @classmethod
@@ -199,9 +218,9 @@ class EvaluationSettings(_Section):
     include_path: list[str] = Field(default_factory=list)
     """Directories with task YAMLs, beside those that ship with lm-eval."""
     data_dir: str | None = None
-    """Directory against which relative ``data_files`` of tasks are resolved (None is the working
-    directory), and where stock tasks find local items instead of the hub's: ``openai/gsm8k`` reads
-    ``gsm8k/SPLIT.jsonl`` there if it has a folder ``gsm8k``."""
+    """Directory against which relative ``data_files`` of tasks and ``items`` of scorers are
+    resolved (None is the working directory), and where stock tasks find local items instead of
+    the hub's: ``openai/gsm8k`` reads ``gsm8k/SPLIT.jsonl`` there if it has a folder ``gsm8k``."""
     splits: SplitSizes = SplitSizes()
     """Items per task and split."""
     batch_size: int = Field(default=64, ge=1)

@@ -28,6 +28,23 @@ class LiveModel:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskDescription:
+    """What ``mergefront check`` prints of a task or scorer, and what its cost is estimated from.
+
+    ``output_type`` is lm-eval's, or ``scorer``.
+    """
+
+    objective: str
+    task: str
+    metric: str
+    output_type: str
+    num_items: int
+    num_fewshot: int
+    max_new_tokens: int
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What came out of one pass over a set of items.
 

@@ -13,14 +13,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configs.errors import ConfigError, EvaluationError, Problem
 from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
-from evaluators.evaluator import Evaluation, LiveModel
+from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
 from evaluators.rng_guard import preserved_rng_state, seed_scorer
@@ -30,22 +29,8 @@ if TYPE_CHECKING:
     from evaluators.harness_requests import Encoder, FrozenItem
 
 
-@dataclass(frozen=True, slots=True)
-class TaskDescription:
-    """What ``mergefront check`` prints of a task, and what its cost is estimated from."""
-
-    objective: str
-    task: str
-    metric: str
-    output_type: str
-    num_items: int
-    num_fewshot: int
-    max_new_tokens: int
-    higher_is_better: bool
-
-
 class Suite:
-    """The loaded tasks of a job, and its manifest.
+    """The loaded lm-eval tasks of a job, and their manifest; ``evaluators.suite`` has all of it.
 
     Args:
         objectives: The job's objectives.
@@ -58,7 +43,9 @@ class Suite:
     def __init__(self, objectives: Mapping[str, Objective], settings: EvaluationSettings) -> None:
         self.settings = settings
         self._objective_of = {
-            spec.task: name for name, objective in objectives.items() for spec in objective.tasks
+            spec.task: name
+            for name, objective in objectives.items()
+            for spec in objective.lm_eval_tasks
         }
         with preserved_rng_state():
             loaded, problems = load_tasks(objectives, settings)

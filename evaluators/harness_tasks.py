@@ -121,7 +121,7 @@ def load_tasks(
     files = TaskFiles(settings.include_path)
     tasks = []
     for name, objective in objectives.items():
-        for spec in objective.tasks:
+        for spec in objective.lm_eval_tasks:
             try:
                 with _quiet_progress():
                     tasks.append(_load_task(files, spec, settings))

@@ -1,12 +1,12 @@
 """Which items are scored: named by their content, split by the hash of it, recorded once.
 
-A manifest is made when a job is checked (``evaluators.harness.build_manifest``), kept in the
+A manifest is made when a job is checked (``evaluators.suite.JobSuite``), kept in the
 archive, and given to every worker, so that all candidates of a search see the same items.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 
@@ -80,6 +80,16 @@ class Manifest:
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in the order of the job file."""
         return tuple(self.task_hashes)
+
+    def restricted_to(self, tasks: Collection[str]) -> "Manifest":
+        """Return the manifest of some of the tasks; names that it lacks are no error."""
+        return Manifest(
+            splits={
+                split: {task: ids for task, ids in items.items() if task in tasks}
+                for split, items in self.splits.items()
+            },
+            task_hashes={t: digest for t, digest in self.task_hashes.items() if t in tasks},
+        )
 
     def to_json(self) -> str:
         """Write as JSON; :meth:`from_json` gives back an equal manifest."""

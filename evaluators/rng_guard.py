@@ -47,3 +47,15 @@ def seed_scorer(name: str) -> None:
     seed = int(name, 16)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002, TID251 - scorers draw from the global state
+
+
+def seed_torch(name: str) -> None:
+    """Seed torch's global generators, CUDA's included, as :func:`seed_scorer` does the others.
+
+    Call it inside :func:`preserved_rng_state` only. Does nothing where torch is not imported.
+
+    Args:
+        name: Hexadecimal digits.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(int(name, 16) % 2**63)

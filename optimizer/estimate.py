@@ -12,7 +12,7 @@ from workers.compat import PoolReport
 from workers.tiers import ASSUMED_RATES, Machine, TierPlan, plan_tiers
 
 if TYPE_CHECKING:
-    from evaluators.harness import TaskDescription
+    from evaluators.evaluator import TaskDescription
     from evaluators.manifest import Manifest
 
 RUNTIME_BYTES = 500_000_000

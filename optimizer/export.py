@@ -86,7 +86,7 @@ def export(
         device=_device_of(archive),
         finish=finish,
     )
-    size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
+    size_bytes = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
     return Exported(out_dir, choice.candidate.recipe.recipe_id, digest, size_bytes)
 
 

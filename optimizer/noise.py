@@ -35,6 +35,8 @@ POWER = 0.8
 MEAN = "mean"
 """Name of the row for the preferred mean of the objectives."""
 
+# What of a task does not change what an item scores.
+_NOT_THE_SCORE = {"weight", "companion", "dry_run"}
 _POWER_SIGMAS = NormalDist().inv_cdf(1 - ALPHA / 2) + NormalDist().inv_cdf(POWER)
 
 
@@ -269,7 +271,7 @@ def _check_same_tasks(archive: Archive, job: JobConfig) -> None:
     """
     before, now = (
         {
-            spec.task: (spec.metric, spec.num_fewshot)
+            spec.task: spec.model_dump(exclude=_NOT_THE_SCORE)
             for objective in each.objectives.values()
             for spec in objective.tasks
         }

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +26,7 @@ from configs.errors import (
 )
 from configs.schema import SPLITS, JobConfig
 from evaluators.manifest import Manifest
+from optimizer.dry_run import try_scorers
 from optimizer.estimate import (
     Estimate,
     digest_seconds,
@@ -42,7 +44,8 @@ from workers.sources import Sources, resolve_sources
 from workers.tiers import machine_of
 
 if TYPE_CHECKING:
-    from evaluators.harness import Suite, TaskDescription
+    from evaluators.evaluator import TaskDescription
+    from evaluators.suite import JobSuite
     from optimizer.archive import Archive
 
 Result = TypeVar("Result")
@@ -131,7 +134,7 @@ def prepare(
         EvaluationError: Generated code cannot be contained here.
         ArchiveError: There is such an archive already, or what it was made from has changed.
     """
-    from evaluators.harness import Suite  # noqa: PLC0415 - lm-eval takes a second to import
+    from evaluators.suite import JobSuite  # noqa: PLC0415 - scorers import what they like
 
     checks = _Checks()
     warnings: list[str] = []
@@ -143,13 +146,13 @@ def prepare(
         sources = checks.attempt(lambda: resolve_sources(job.models))
     pool = None
     if sources is not None:
-        checks.attempt(lambda: _check_architecture(sources))
+        checks.attempt(lambda: _check_architecture(job, sources))
         pool = checks.attempt(
             lambda: check_compatible(
                 sources, job.merge, job.models.vocabulary, headers_only=headers_only
             )
         )
-    suite = checks.attempt(lambda: Suite(job.objectives, job.evaluation))
+    suite = checks.attempt(lambda: JobSuite(job.objectives, job.evaluation))
     checks.attempt(lambda: _check_sandbox(job))
     checks.attempt(lambda: _check_device(job))
     if archive is None:
@@ -160,11 +163,13 @@ def prepare(
     if sources is not None and pool is not None:
         space = SearchSpace(job, sources, dtype=pool.dtype, vocabulary=pool.vocabulary)
     cost = None
-    if pool is not None and space is not None and suite is not None:
+    if sources is not None and pool is not None and space is not None and suite is not None:
         cost = estimate(
             job, pool, space, suite.manifest, suite.describe(), machine=machine_of(job.workers)
         )
         checks.attempt(lambda: warnings.extend(_check_memory(job, cost)))
+        untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
+        warnings.extend(untried or ())
     checks.raise_errors()
     assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
     warnings += [*pool.warnings, *_disk_warnings(job, cost), *_core_warnings(job)]
@@ -196,20 +201,24 @@ def announce_digests(sources: Sources, announce: Callable[[str], None]) -> None:
         )
 
 
-def _check_architecture(sources: Sources) -> None:
-    """Refuse models that no task of lm-eval can be asked of.
+def _check_architecture(job: JobConfig, sources: Sources) -> None:
+    """Refuse models that no task of lm-eval can be asked of, where there are such tasks.
 
     Raises:
-        CheckpointError: The model does not continue texts.
+        CheckpointError: Transformers has no such class, or the model does not continue texts.
     """
     directory = sources.reference.directory
     with CheckpointReader(directory) as reader:
         config = reader.config
-    if not is_causal(config):
-        model_class(config)
+    if is_causal(config):
+        return
+    model_class(config)
+    tasks = [spec.task for part in job.objectives.values() for spec in part.lm_eval_tasks]
+    if tasks:
         raise CheckpointError(
             f"{directory}: `{architecture_of(config)}` does not continue texts, so lm-eval cannot "
-            "score its merges; use causal language models",
+            f"score its merges on `{tasks[0]}`; use causal language models, or a scorer of your "
+            "own (`scorer: file.py:function`)",
             path=str(directory),
         )
 
@@ -258,7 +267,7 @@ def _check_archive_path(job: JobConfig) -> None:
         raise ConfigError.single("archive", f"{path} cannot be made: {parent} is not writable")
 
 
-def _check_unchanged(archive: "Archive", sources: Sources, suite: "Suite") -> None:
+def _check_unchanged(archive: "Archive", sources: Sources, suite: "JobSuite") -> None:
     """Refuse to mix scores of other weights, items or prompts into a record.
 
     Raises:

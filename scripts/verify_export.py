@@ -1,10 +1,11 @@
-"""Score an exported checkpoint with the stock ``lm_eval`` command, and compare with the archive.
+"""Score an exported checkpoint anew, by the stock ``lm_eval`` command, and compare the scores.
 
     python scripts/verify_export.py ARCHIVE DIR [--split report]
 
 Runs ``lm_eval`` in a process of its own on DIR, with the task definitions and items that the
 search used, and compares every item's score with the one that the archive holds for the recipe
-in ``DIR/recipe.json``. In float32 on the CPU they must be equal; the exit code says so.
+in ``DIR/recipe.json``. The job's own scorers are called on DIR as transformers loads it. In float32
+on the CPU the scores must be equal; the exit code says so.
 """
 
 import json
@@ -14,13 +15,19 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+import transformers
 import typer
 
 from configs.errors import ArchiveError, CheckpointError, EvaluationError, MergefrontError
-from configs.schema import SPLITS, EvaluationSettings
+from configs.schema import SPLITS, EvaluationSettings, JobConfig
+from evaluators.evaluator import LiveModel
 from evaluators.harness import Suite
-from evaluators.scores import TaskScores
+from evaluators.python_scorer import ScorerEvaluator
+from evaluators.scores import Items, TaskScores
+from evaluators.suite import JobSuite
 from optimizer.archive import Archive
+from workers.architecture import model_class
 
 # Discrete scores are equal; loglikelihoods of other batch compositions differ in the last bits.
 TOLERANCE = 1e-3
@@ -40,7 +47,7 @@ def main(
     for line in differing[:10]:
         typer.echo(line)
     verdict = "equal" if not differing else f"NOT equal, {len(differing)} items differ"
-    typer.echo(f"stock lm_eval on {directory}, {total} items of {split}: {verdict}")
+    typer.echo(f"scored anew: {directory}, {total} items of {split}: {verdict}")
     raise typer.Exit(1 if differing else 0)
 
 
@@ -53,19 +60,45 @@ def verify(archive_path: Path, directory: Path, split: str) -> tuple[list[str], 
     Raises:
         ArchiveError: The archive cannot be read, or has no scores of this recipe on the split.
         CheckpointError: The directory was not exported from this archive.
-        EvaluationError: The stock command failed.
+        EvaluationError: The stock command or a scorer failed.
     """
     if split not in SPLITS:
         raise ArchiveError(f"there is no split `{split}`; there are {', '.join(SPLITS)}")
     with Archive.open(archive_path) as archive:
         candidate = _candidate_of(archive, directory)
         ours = archive.task_scores(candidate, split)
-        suite = Suite(archive.job.objectives, archive.job.evaluation)
-        samples = suite.stock_samples(archive.manifest.items(split))
-    with tempfile.TemporaryDirectory() as out:
-        stock = run_stock(directory, suite.settings, samples, Path(out))
-    differing = [line for task in samples for line in _compare(suite, ours[task], stock[task])]
-    return differing, sum(len(positions) for positions in samples.values())
+        job, manifest = archive.job, archive.manifest
+    suite = JobSuite(job.objectives, job.evaluation)
+    items = manifest.items(split)
+    differing: list[str] = []
+    if suite.lm_eval is not None:
+        samples = suite.lm_eval.stock_samples({task: items[task] for task in suite.lm_eval.tasks})
+        with tempfile.TemporaryDirectory() as out:
+            stock = run_stock(directory, job.evaluation, samples, Path(out))
+        for task in samples:
+            differing += _compare(suite.lm_eval, ours[task], stock[task])
+    if suite.scorers:
+        own = {task: items[task] for task in suite.scorers}
+        again = rescore(directory, suite, job, own)
+        for task in own:
+            differing += _compare_scorer(ours[task], again[task])
+    return differing, sum(len(ids) for ids in items.values())
+
+
+def rescore(
+    directory: Path, suite: JobSuite, job: JobConfig, items: Items
+) -> dict[str, TaskScores]:
+    """Call the job's own scorers on a checkpoint as anybody would load it, on the CPU.
+
+    Raises:
+        EvaluationError: A scorer fails.
+    """
+    torch.set_num_threads(job.workers.threads)
+    config = json.loads((directory / "config.json").read_text())
+    model = model_class(config).from_pretrained(directory, dtype="auto", use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    evaluator = ScorerEvaluator(suite.scorers.values(), batch_size=job.evaluation.batch_size)
+    return evaluator.evaluate(LiveModel(model.eval(), tokenizer), items).task_scores
 
 
 def run_stock(
@@ -127,6 +160,15 @@ def _compare(suite: Suite, ours: TaskScores, stock: list[dict[str, Any]]) -> lis
         if other is None or abs(other - value) > TOLERANCE:
             lines.append(f"{ours.task} item {item}: archive {value}, stock {other}")
     return lines
+
+
+def _compare_scorer(ours: TaskScores, again: TaskScores) -> list[str]:
+    """Return one line per item of a scorer whose two scores differ."""
+    return [
+        f"{ours.task} item {item}: archive {before}, now {after}"
+        for item, before, after in zip(ours.item_ids, ours.values, again.values, strict=True)
+        if abs(before - after) > TOLERANCE
+    ]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import BinaryIO, Self
 from configs.errors import CheckpointError
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
 from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
-from workers.work_directory import WorkDirectory, remove_leftovers
+from workers.work_directory import WorkDirectory, remove_leftovers, sync_directory
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -37,6 +37,11 @@ SIDE_FILES = (
     "spiece.model",
     "chat_template.jinja",
     "chat_template.json",
+    # Of sentence-transformers: which pooling makes a vector of an encoder's outputs.
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 )
 
 # Linux writes at most 2 GiB per call. The disk is told to begin after each piece: a disk that
@@ -138,18 +143,27 @@ class CheckpointWriter:
         return file
 
     def add_file(self, name: str, content: bytes) -> None:
-        """Write a file beside the weights.
+        """Write a file beside the weights, or in a directory there.
 
         Raises:
-            ValueError: The name is no plain file name, or is taken.
+            ValueError: The name is no plain file name (``directory/file``), or is taken.
             CheckpointError: The disk is full or failed.
         """
         path = self._work_dir / name
         taken = {SINGLE_FILE, INDEX_FILE, *(shard.file_name for shard in self._shards)}
-        if not re.fullmatch(r"[\w-][\w.-]*", name) or name in taken or path.exists():
+        if (
+            not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name)
+            or name in taken
+            or path.exists()
+        ):
             raise ValueError(f"`{name}` is not a free file name for {self.out_dir}")
         try:
+            if path.parent != self._work_dir:
+                path.parent.mkdir(exist_ok=True)
+                sync_directory(self._work_dir)
             _write_file(path, content)
+            if path.parent != self._work_dir:
+                sync_directory(path.parent)
         except OSError as error:
             raise self._disk_error(error) from error
 

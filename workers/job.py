@@ -16,7 +16,7 @@ from configs.schema import DtypeName, JobConfig
 from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from evaluators.evaluator import Evaluation, Evaluator, LiveModel
     from evaluators.manifest import Manifest
@@ -66,7 +66,7 @@ class JobRunner:
     def __init__(self, spec: WorkerSpec, worker: str) -> None:
         import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
 
-        from evaluators.harness import HarnessEvaluator  # noqa: PLC0415 - heavy
+        from evaluators.suite import JobEvaluator  # noqa: PLC0415 - heavy
         from workers.materialize import Materializer  # noqa: PLC0415 - heavy
 
         torch.set_num_threads(spec.job.workers.threads)
@@ -75,7 +75,7 @@ class JobRunner:
         self._live = load_live_model(spec, spec.job.merge.dtype)
         self._materializer = Materializer(spec.sources, residency=spec.job.workers.residency)
         self._materializer.place(self._live.model)
-        evaluator = HarnessEvaluator(spec.job.objectives, spec.job.evaluation, spec.manifest)
+        evaluator = JobEvaluator(spec.job.objectives, spec.job.evaluation, spec.manifest)
         evaluator.prepare(self._live, "search")
         self._evaluator: Evaluator = evaluator
 
@@ -181,7 +181,9 @@ def failure_of(
     )
 
 
-def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
+def load_live_model(
+    spec: WorkerSpec, dtype: DtypeName | None, *, config: "PreTrainedConfig | None" = None
+) -> "LiveModel":
     """Load the model and tokenizer that recipes are written into.
 
     The class is the one that config.json names: a causal language model, or an encoder. Where
@@ -191,6 +193,7 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
     Args:
         spec: Names the device, and the directory: that of the base or the first checkpoint.
         dtype: Data type of all parameters; None is the one that the checkpoint declares.
+        config: What to build instead of what ``config.json`` says, such as fewer layers.
 
     Returns:
         The model in eval mode, without gradients, on the job's device.
@@ -213,10 +216,11 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
     vocabulary = decide_vocabulary(spec.sources, spec.job.models.vocabulary)
     home = companion(spec.sources, vocabulary).directory
     with CheckpointReader(directory) as reader:
-        config = reader.config
+        content = reader.config
     try:
-        model: PreTrainedModel = model_class(config).from_pretrained(
+        model: PreTrainedModel = model_class(content).from_pretrained(
             directory,
+            **({} if config is None else {"config": config}),
             dtype="auto" if dtype is None else getattr(torch, dtype),
             trust_remote_code=False,
             use_safetensors=True,
@@ -228,7 +232,7 @@ def load_live_model(spec: WorkerSpec, dtype: DtypeName | None) -> "LiveModel":
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{directory}: cannot be loaded as "
-            f"{architecture_of(config) or 'a causal language model'}: {error}. "
+            f"{architecture_of(content) or 'a causal language model'}: {error}. "
             "Check config.json and the tokenizer files there",
             directory=str(directory),
         ) from error

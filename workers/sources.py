@@ -18,8 +18,9 @@ BASE_NAME = "base"
 
 # What a snapshot of a hub repository must bring: weights, configuration, tokenizer; never code.
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-# Weights in other layouts that many repositories carry beside the usual one.
-_HUB_IGNORED = ("*/*", "consolidated*")
+# Weights in other layouts that many repositories carry beside the usual one; of directories only
+# the pooling of sentence encoders (`1_Pooling/config.json`) is wanted.
+_HUB_IGNORED = ("[!1]*/*", "*/*.safetensors", "consolidated*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -55,6 +55,19 @@ def test_written_file_is_what_the_reference_implementation_writes(tmp_path: Path
         assert file.metadata() == {"format": "pt"}
 
 
+def test_file_may_stand_in_a_directory_but_not_elsewhere(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out", entries()) as writer:
+        for name in writer.order:
+            writer.write(name, tensor_bytes(TENSORS[name]))
+        for number in (1, 2):
+            writer.add_file(f"1_Pooling/{number}.json", b"{}")
+        for name in ("../x.json", "/x.json", "a/../x.json", "a/b/x.json", "a/", "1_Pooling/1.json"):
+            with pytest.raises(ValueError, match="is not a free file name"):
+                writer.add_file(name, b"")
+    assert names_in(tmp_path / "out" / "1_Pooling") == ["1.json", "2.json"]
+    assert names_in(tmp_path) == ["out"]
+
+
 def test_tensors_are_aligned_to_their_elements(tmp_path: Path) -> None:
     write(tmp_path / "out")
     content = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -161,7 +174,7 @@ def test_tensors_out_of_turn_or_of_another_size_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "a/b", "", ".hidden", "model.safetensors", "/etc/passwd", "twice.md"]
+    "name", ["../evil", "a/b/c", "", ".hidden", "model.safetensors", "/etc/passwd", "twice.md"]
 )
 def test_names_of_further_files_are_plain_and_free(tmp_path: Path, name: str) -> None:
     writer = _writer(tmp_path)

@@ -147,16 +147,31 @@ def test_class_is_that_of_the_config() -> None:
         model_class({"architectures": ["NoSuchModel"]})
 
 
-def test_search_over_encoders_is_refused_before_it_starts(
+def test_search_of_encoders_for_lm_eval_is_refused_before_it_starts(
     encoders: Callable[[str], Sources], tiny_job: Callable[..., JobConfig]
 ) -> None:
     from optimizer.preflight import prepare
 
     sources = encoders("BertModel")
-    with pytest.raises(CheckpointError, match="`BertModel` does not continue texts"):
+    with pytest.raises(
+        CheckpointError, match=r"`BertModel` does not continue texts.*`tiny_text`; use .* a scorer"
+    ):
         prepare(worker_of(tiny_job, sources).job)
     config = sources.everything[0].directory / "config.json"
     content = json.loads(config.read_text()) | {"architectures": ["NoSuchModel"]}
     config.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="which transformers"):
         prepare(worker_of(tiny_job, sources).job)
+
+
+def test_exported_encoder_keeps_its_pooling(
+    encoders: Callable[[str], Sources], tmp_path: Path
+) -> None:
+    sources = encoders("BertModel")
+    home = sources.reference.directory
+    files = {"modules.json": "[]", "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}'}
+    (home / "1_Pooling").mkdir()
+    for name, text in files.items():
+        (home / name).write_text(text)
+    write_checkpoint(recipe_of(sources), sources, tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_text() for name in files} == files

@@ -1,0 +1,138 @@
+"""All that a job scores: lm-eval tasks and Python scorers behind one suite and one evaluator.
+
+lm-eval is imported only for jobs that have tasks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError, EvaluationError, Problem
+from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
+from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
+from evaluators.manifest import Manifest, split_items
+from evaluators.python_scorer import ScorerEvaluator
+from evaluators.scorer_suite import load_scorers
+from evaluators.scores import Items
+
+if TYPE_CHECKING:
+    from evaluators.harness import HarnessEvaluator, Suite
+
+
+class JobSuite:
+    """The loaded tasks and scorers of a job, and its manifest.
+
+    Args:
+        objectives: The job's objectives.
+        settings: The job's evaluation settings.
+
+    Attributes:
+        lm_eval: The part that lm-eval scores; None where there is none.
+        scorers: The part that Python functions score, by name.
+        manifest: The items of every split, tasks and scorers in the order of the job.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, scorers, data and splits.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], settings: EvaluationSettings) -> None:
+        self._names = [spec.task for part in objectives.values() for spec in part.tasks]
+        problems: list[Problem] = []
+        self.lm_eval: Suite | None = None
+        if any(part.lm_eval_tasks for part in objectives.values()):
+            from evaluators.harness import Suite  # noqa: PLC0415 - takes a second to import
+
+            try:
+                self.lm_eval = Suite(objectives, settings)
+            except ConfigError as error:
+                problems += error.problems
+        loaded, found = load_scorers(objectives, settings)
+        problems += found
+        self.scorers = {scorer.spec.task: scorer for scorer in loaded}
+        parts: dict[str, Mapping[SplitName, tuple[str, ...]]] = {}
+        for name, scorer in self.scorers.items():
+            try:
+                parts[name] = split_items(scorer.items, settings.splits)
+            except ValueError as error:
+                problems.append(Problem(f"{scorer.path}.items", str(error)))
+        if problems:
+            raise ConfigError("the objectives cannot be evaluated", problems)
+        self.manifest = self._manifest(parts)
+
+    def _manifest(self, parts: Mapping[str, Mapping[SplitName, tuple[str, ...]]]) -> Manifest:
+        inner = Manifest({}, {}) if self.lm_eval is None else self.lm_eval.manifest
+        hashes = dict(inner.task_hashes)
+        hashes |= {name: scorer.definition for name, scorer in self.scorers.items()}
+        splits: dict[SplitName, dict[str, tuple[str, ...]]] = {}
+        for split in SPLITS:
+            items = {name: part[split] for name, part in parts.items()}
+            items |= dict(inner.splits.get(split, {}))
+            splits[split] = {name: items[name] for name in self._names}
+        return Manifest(splits, {name: hashes[name] for name in self._names})
+
+    def describe(self) -> list[TaskDescription]:
+        """Describe tasks and scorers, in the order of the job."""
+        found = [] if self.lm_eval is None else self.lm_eval.describe()
+        found += [scorer.describe() for scorer in self.scorers.values()]
+        return sorted(found, key=lambda description: self._names.index(description.task))
+
+
+class JobEvaluator:
+    """Scores a live model on everything that a job names; an ``Evaluator``.
+
+    Args:
+        objectives: The job's objectives.
+        settings: The job's evaluation settings.
+        manifest: The items that may be asked for.
+
+    Raises:
+        ConfigError: Everything that is wrong with tasks, scorers, data and splits.
+        EvaluationError: A task or scorer is not the one that the manifest was made from.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        settings: EvaluationSettings,
+        manifest: Manifest,
+    ) -> None:
+        own = [spec.task for part in objectives.values() for spec in part.scorers]
+        others = [spec.task for part in objectives.values() for spec in part.lm_eval_tasks]
+        self._manifest = manifest
+        loaded, problems = load_scorers(objectives, settings)
+        if problems:
+            raise ConfigError("the objectives cannot be evaluated", problems)
+        self._scorers = ScorerEvaluator(
+            loaded, batch_size=settings.batch_size, manifest=manifest.restricted_to(own)
+        )
+        self._lm_eval: HarnessEvaluator | None = None
+        if others:
+            from evaluators.harness import HarnessEvaluator  # noqa: PLC0415 - heavy
+
+            part = manifest.restricted_to(others)
+            self._lm_eval = HarnessEvaluator(objectives, settings, part)
+
+    def prepare(self, live: LiveModel, split: SplitName) -> None:
+        """Do now what the first evaluation of a split would have to do."""
+        if self._lm_eval is not None:
+            self._lm_eval.prepare(live, split)
+
+    def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
+        """Score the model as it is now; see ``evaluators.evaluator.Evaluator``."""
+        if unknown := [task for task in items if task not in self._manifest.task_hashes]:
+            raise EvaluationError(f"task `{unknown[0]}` is not in the manifest of this job")
+        own = {task: ids for task, ids in items.items() if task in self._scorers.scorers}
+        others = {task: ids for task, ids in items.items() if task not in own}
+        parts = []
+        if others and self._lm_eval is not None:
+            parts.append(self._lm_eval.evaluate(live, others))
+        if own:
+            parts.append(self._scorers.evaluate(live, own))
+        scores = {task: score for part in parts for task, score in part.task_scores.items()}
+        return Evaluation(
+            {task: scores[task] for task in items},
+            {task: texts for part in parts for task, texts in part.texts.items()},
+            {stage: spent for part in parts for stage, spent in part.seconds.items()},
+            {task: found for part in parts for task, found in part.companions.items()},
+        )
