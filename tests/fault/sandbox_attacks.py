@@ -19,7 +19,16 @@ from pathlib import Path
 from evaluators.sandbox import Sandbox
 
 SECRET = "MERGEFRONT_TEST_SECRET"
-TIMEOUT_S = 1.0
+# Programs that end only when they are ended, and all others.
+ENDLESS_TIMEOUT_S, TIMEOUT_S = 0.4, 10.0
+ENDLESS = {
+    "endless loop",
+    "sleep",
+    "loop that ignores signals",
+    "huge output",
+    "recursion without a limit",
+    "huge integer",
+}
 LIBC = "import ctypes, os, signal, sys\nlibc = ctypes.CDLL(None)\n"
 
 PROCESSES = {
@@ -266,7 +275,8 @@ def open_host(kind: str) -> Iterator[Host]:
 def play(sandbox: Sandbox, host: Host, name: str) -> list[str]:
     """Return the verdicts on an attack and on a plain program after it."""
     program = host.fill({**ATTACKS, **LITTER}[name])
-    (first,) = sandbox.run([program], timeout_s=TIMEOUT_S if name in ATTACKS else 10.0)
+    timeout_s = ENDLESS_TIMEOUT_S if name in ENDLESS else TIMEOUT_S
+    (first,) = sandbox.run([program], timeout_s=timeout_s)
     results = [first, *sandbox.run([LOOK])]
     return [f"{result.status}: {result.detail}".removesuffix(": ") for result in results]
 
