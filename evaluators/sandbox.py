@@ -89,7 +89,8 @@ class Sandbox:
 
         Args:
             programs: Python source, asserts included; nothing is imported for them.
-            timeout_s: Wall-clock limit per program in seconds, > 0.
+            timeout_s: Limit per program in seconds, > 0: of the wall clock on a machine with
+                a processor to spare, and of its own processor time on a busy one.
 
         Returns:
             One result per program, in their order. A program never raises here.

@@ -33,6 +33,7 @@ _START_TIMEOUT_S = 20.0
 _END_TIMEOUT_S = 2.0
 # On top of a program's own limit, which the server enforces: only a server that hangs meets it.
 _GRACE_S = 10.0
+_PATIENCE = 5.0
 _MAX_TASKS = 64
 _LIMITS = {"AS": 512 << 20, "CORE": 0, "FSIZE": 8 << 20, "NOFILE": 64, "NPROC": _MAX_TASKS}
 _SCRATCH_BYTES = 64 << 20
@@ -144,7 +145,7 @@ class ServerProcess:
         """
         limits = {**self._limits, "CPU": int(timeout_s) + 2}
         self._send({"program": program, "timeout_s": timeout_s, "limits": limits})
-        answer = self._receive(timeout_s + _GRACE_S)
+        answer = self._receive(_PATIENCE * timeout_s + _GRACE_S)
         return Answer(answer["status"], answer["detail"], answer["worn"])
 
     def _send(self, message: Mapping[str, object]) -> None:

@@ -82,6 +82,29 @@ def test_endless_program_is_stopped_and_the_next_one_runs(sandbox: Sandbox) -> N
     assert time.monotonic() - start < 5
 
 
+def test_busy_machine_does_not_change_a_verdict(sandbox: Sandbox) -> None:
+    # Needs 0.15 s of a processor, and gets a third of one.
+    program = "import time\nwhile time.process_time() < 0.15: pass"
+    spin = [sys.executable, "-c", "while True: pass"]
+    cpu = min(os.sched_getaffinity(0))
+    rivals = [subprocess.Popen(["taskset", "-c", str(cpu), *spin]) for _ in range(2)]
+    try:
+        pinned = f"import os\nos.sched_setaffinity(0, {{{cpu}}})\n{program}"
+        (result,) = sandbox.run([pinned], timeout_s=0.25)
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
+    assert result.status == "passed"
+
+
+def test_sleeping_is_no_computing(sandbox: Sandbox) -> None:
+    start = time.monotonic()
+    (result,) = sandbox.run(["import time\ntime.sleep(60)"], timeout_s=0.3)
+    assert result.status == "timeout"
+    assert time.monotonic() - start < 1.2
+
+
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
 def test_timeout_must_be_positive(sandbox: Sandbox, timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s must be above 0"):
