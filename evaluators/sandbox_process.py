@@ -282,15 +282,7 @@ def _bubblewrap(user: int | None) -> list[str]:
         *(bwrap, "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"),
         *("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"),
         *_system_binds(),
-        *(
-            "--dev",
-            "/dev",
-            "--remount-ro",
-            "/dev",
-            "--size",
-            str(_SCRATCH_BYTES),
-            "--tmpfs",
-            _SCRATCH,
-        ),
+        *("--dev", "/dev", "--remount-ro", "/dev"),
+        *("--size", str(_SCRATCH_BYTES), "--tmpfs", _SCRATCH),
         *("--remount-ro", "/", "--"),
     ]

@@ -186,6 +186,14 @@ FORGERIES = {
     "replaced descriptor": "import os\nos.dup2(os.open('/dev/null', os.O_RDWR), 3)",
 }
 ATTACKS = {**PROCESSES, **RESOURCES, **FILES, **NETWORK, **FORGERIES}
+# What remains possible in the interpreter of the asserts: it gains a point, nothing outside.
+KNOWN_FORGERIES = {
+    "equal to everything": "class A:\n  __eq__ = lambda s, o: True\ndef f(): return A()\n"
+    "assert f() == 5",
+    "replaced comparison": "import builtins\nbuiltins.abs = lambda x: 0\nassert abs(5 - 3) < 1e-6",
+    "speaks the protocol": "import hashlib, os\nos.write(3, b'\\0end')\n"
+    "os.write(3, hashlib.sha256(os.read(3, 16)).digest())\nassert False",
+}
 # What a program that leaves something behind in its directory hands to the next.
 LITTER = {
     "deep directories": "import os\nfor _ in range(1100):\n  os.mkdir('d'); os.chdir('d')",
@@ -274,7 +282,7 @@ def open_host(kind: str) -> Iterator[Host]:
 
 def play(sandbox: Sandbox, host: Host, name: str) -> list[str]:
     """Return the verdicts on an attack and on a plain program after it."""
-    program = host.fill({**ATTACKS, **LITTER}[name])
+    program = host.fill({**ATTACKS, **LITTER, **KNOWN_FORGERIES}[name])
     timeout_s = ENDLESS_TIMEOUT_S if name in ENDLESS else TIMEOUT_S
     (first,) = sandbox.run([program], timeout_s=timeout_s)
     results = [first, *sandbox.run([LOOK])]

@@ -14,7 +14,14 @@ import pytest
 from configs.schema import SandboxKind
 from evaluators.sandbox import Sandbox
 from tests.fault import sandbox_attacks
-from tests.fault.sandbox_attacks import ATTACKS, LITTER, SECRET, WEAK_DIFFERENCES, Host
+from tests.fault.sandbox_attacks import (
+    ATTACKS,
+    KNOWN_FORGERIES,
+    LITTER,
+    SECRET,
+    WEAK_DIFFERENCES,
+    Host,
+)
 
 KINDS: tuple[SandboxKind, ...] = ("strict", "weak")
 ROOT = Path(__file__).parents[2]
@@ -59,6 +66,16 @@ def test_attack_scores_zero_and_the_next_program_passes(
     assert after == "passed"
     if name != "full disk":  # what fills a disk may be left to a new sandbox
         assert server_pid(sandbox) == before
+
+
+@pytest.mark.parametrize("name", KNOWN_FORGERIES)
+def test_what_is_documented_as_possible_gains_a_point_and_no_more(
+    sandbox: Sandbox, host: Host, name: str
+) -> None:
+    before = server_pid(sandbox)
+    assert sandbox_attacks.play(sandbox, host, name) == ["passed", "passed"]
+    assert sandbox.run(["assert False"])[0].status == "failed"
+    assert server_pid(sandbox) == before
 
 
 @pytest.mark.parametrize("name", LITTER)
