@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -230,17 +231,20 @@ def test_nothing_survives_a_killed_parent(kind: SandboxKind, busy: bool) -> None
         "print(json.dumps(pids), flush=True)\n"
         "time.sleep(60)"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert parent.stdout is not None
-    pids = json.loads(parent.stdout.readline())
-    assert len(pids) >= 1 + busy
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.communicate()
-    assert wait_until_gone(pids, 5) == []
+    # What the killed parent leaves of its own directories goes with this one.
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        parent = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": scratch},
+        )
+        assert parent.stdout is not None
+        pids = json.loads(parent.stdout.readline())
+        assert len(pids) >= 1 + busy
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.communicate()
+        assert wait_until_gone(pids, 5) == []
 
 
 def _child_has_its_own(queue: multiprocessing.Queue[tuple[bool, str]], parents: int) -> None:
