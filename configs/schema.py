@@ -21,6 +21,7 @@ SPLITS: tuple[SplitName, ...] = ("search", "select", "report")
 Parametrization = Literal["free", "simplex", "softmax"]
 VocabularyPolicy = Literal["refuse", "intersect", "pad"]
 Residency = Literal["auto", "gpu", "host", "disk"]
+SandboxKind = Literal["strict", "weak"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs, not what it searches: a search may be
@@ -229,6 +230,9 @@ class EvaluationSettings(_Section):
     """Wrap prompts in the tokenizer's chat template, as ``lm_eval --apply_chat_template``."""
     allow_code_execution: bool = False
     """Run generated code in the sandbox; tasks that need it are refused otherwise."""
+    sandbox: SandboxKind = "strict"
+    """``strict``: bubblewrap, and a refusal where it is missing. ``weak``: Landlock and seccomp,
+    which hide less; for machines where bubblewrap cannot be had."""
 
 
 class SearchSettings(_Section):

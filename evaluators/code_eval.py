@@ -38,7 +38,7 @@ class SandboxedCodeEval:
             references: One program of asserts per problem.
             predictions: Candidate solutions per problem.
             k: Which pass@k to estimate; those with fewer candidates than k are left out.
-            timeout: Wall-clock seconds per program.
+            timeout: Seconds per program; see ``Sandbox.run``.
 
         Returns:
             ``{"pass@k": mean over problems}``, and problem -> (candidate, result) pairs.

@@ -23,6 +23,7 @@ from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
 from evaluators.rng_guard import preserved_rng_state, seed_scorer
+from evaluators.sandbox import select_sandbox
 from evaluators.scores import Items, TaskScores
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class HarnessEvaluator:
             raise ValueError("the live model is in training mode; call `model.eval()` once")
         if empty := [task for task, ids in items.items() if not ids]:
             raise ValueError(f"task `{empty[0]}` has no items to score; leave it out instead")
+        select_sandbox(self.suite.settings.sandbox)
         clock = [time.perf_counter()]
         with preserved_rng_state():
             frozen = self._frozen_items(live, items)

@@ -1,54 +1,42 @@
-"""Run generated Python programs in a bubblewrap sandbox, a few milliseconds each.
+"""Run generated Python programs in sandboxes, a few milliseconds each.
 
-Start at :class:`Sandbox`. One bubblewrap holds one fork server (``sandbox_server.py``); every
-program runs in a fork of it: no network, a read-only system, its own pid namespace, a user that
-is not root, limits on time, memory, processes and file size.
+Start at :class:`Sandbox`. Every program runs in a fork of a server (``sandbox_server``) that waits
+inside a sandbox (``sandbox_process``), as a user that is not root, in one process that can start
+no other, send no signal and open no socket (``sandbox_walls``), with limits on wall and CPU time,
+memory, threads and the size of files. Two kinds of sandbox:
 
-What it does not stop: a program shares an interpreter with its own asserts, so one written for
-that purpose can look up the token that stands for "ran to the end", or replace what the asserts
-call. It gains a point, not the machine.
+``strict``: a bubblewrap. The system is read-only; home directories, /etc, /proc, the network and
+other processes are not there; /tmp is empty, holds 64 MB and is the program's own.
+
+``weak``, where bubblewrap cannot be had: Landlock lets programs read the system (/usr, /lib) and
+write to one directory. Beyond ``strict`` a program can find out which files exist anywhere, with
+their sizes and times (stat); read what a user left below /usr; fill the disk with files of 8 MB
+for as long as it may run (they are removed afterwards); see the host's name and uptime. Where
+root runs it, each sandbox has a user of its own; else programs are the caller's user, and only
+Landlock and seccomp stand between them and the caller's files and processes.
+
+What neither stops: a program shares its interpreter with the asserts that judge it, as in the
+original metric. One written for the purpose can replace what the asserts call, return an object
+that equals everything, or speak the server's protocol by itself once it knows it. It gains a
+point, nothing outside. Asserts in an interpreter of their own would need every argument and
+result copied between the two, which generators, functions, own classes and changed arguments do
+not survive, and tests use all of them: scores would no longer be the original's.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
-import math
 import os
-import secrets
-import select
-import shutil
-import struct
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
-from configs.errors import SandboxUnavailableError
+from configs.schema import SandboxKind
+from evaluators.sandbox_process import Answer, ServerDiedError, ServerProcess
 
 Status = Literal["passed", "failed", "timeout", "crashed"]
-INTERPRETER = "/usr/bin/python3"
-_HEADER = struct.Struct(">I")
-_MAX_FRAME_BYTES = 1 << 20
-_START_TIMEOUT_S = 20.0
-# On top of a program's own limit, which the server enforces: only a server that hangs meets it.
-_GRACE_S = 10.0
-_MAX_PROCESSES = 64
-_LIMITS = {
-    "AS": 512 << 20,
-    "CORE": 0,
-    "FSIZE": 8 << 20,
-    "NOFILE": 64,
-    "NPROC": _MAX_PROCESSES,
-}
-_SCRATCH_BYTES = 64 << 20
-# Process limits count by user, so every sandbox that root starts takes a user of its own.
-_FIRST_UID, _NUM_UIDS = 1_000_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,125 +54,29 @@ class ProgramResult:
     detail: str
 
 
-class _ServerDiedError(Exception):
-    """The fork server closed its pipe, or did not answer in time."""
-
-
-def _system_binds() -> list[str]:
-    """Return the arguments that show the system, read-only, where it stands."""
-    arguments = ["--ro-bind", "/usr", "/usr"]
-    for name in ("/bin", "/sbin", "/lib", "/lib64", "/lib32"):
-        path = Path(name)
-        if path.is_symlink():
-            arguments += ["--symlink", str(path.readlink()), name]
-        elif path.is_dir():
-            arguments += ["--ro-bind", name, name]
-    return arguments
-
-
-def _command() -> list[str]:
-    """Return the command that starts a server in a new sandbox."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise SandboxUnavailableError(
-            "generated code cannot be run: `bwrap` is not on the PATH; "
-            "install it with `apt-get install bubblewrap`"
-        )
-    prefix: list[str] = []
-    if os.geteuid() == 0:
-        # The kernel exempts root from process limits, whatever uid the namespace shows.
-        uid = str(_FIRST_UID + secrets.randbelow(_NUM_UIDS))
-        prefix = ["prlimit", f"--nproc={_MAX_PROCESSES + 8}", "--", "setpriv", "--reuid", uid]
-        prefix += ["--regid", uid, "--clear-groups", "--no-new-privs"]
-    # By value: a sandboxed user may not be able to read the directory that holds the file.
-    server = Path(__file__).with_name("sandbox_server.py").read_text(encoding="utf-8")
-    return [
-        *prefix,
-        *(bwrap, "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"),
-        *("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"),
-        *_system_binds(),
-        *("--proc", "/proc", "--dev", "/dev"),
-        *("--size", str(_SCRATCH_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/"),  # noqa: S108 - its own
-        *("--", INTERPRETER, "-I", "-S", "-c", server),
-    ]
-
-
-class _Server:
-    """One bubblewrap with its fork server, and the two pipes to it."""
-
-    def __init__(self) -> None:
-        command = _command()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd="/"
-        )
-        try:
-            self._receive(_START_TIMEOUT_S)
-        except _ServerDiedError as error:
-            self._log.seek(0)
-            said = self._log.read().decode("utf-8", "replace").strip() or str(error)
-            self.close()
-            raise SandboxUnavailableError(
-                f"the sandbox did not start: {said[-500:]}; check that `bwrap --unshare-all "
-                f"--ro-bind / / true` works for this user (user namespaces may be switched off)"
-            ) from error
-
-    def request(self, message: Mapping[str, object], timeout_s: float) -> ProgramResult:
-        """Send one program and wait for its result."""
-        body = json.dumps(message).encode()
-        if self._process.stdin is None:
-            raise _ServerDiedError("closed")
-        try:
-            self._process.stdin.write(_HEADER.pack(len(body)) + body)
-            self._process.stdin.flush()
-        except OSError as error:
-            raise _ServerDiedError(str(error)) from error
-        answer = self._receive(timeout_s + _GRACE_S)
-        return ProgramResult(answer["status"], answer["detail"])  # type: ignore[arg-type]
-
-    def _receive(self, timeout_s: float) -> dict[str, str]:
-        deadline = time.monotonic() + timeout_s
-        (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline))
-        if size > _MAX_FRAME_BYTES:
-            raise _ServerDiedError(f"frame of {size} bytes")
-        answer: dict[str, str] = json.loads(self._read(size, deadline))
-        return answer
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        if self._process.stdout is None:
-            raise _ServerDiedError("closed")
-        descriptor, parts = self._process.stdout.fileno(), b""
-        while len(parts) < size:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([descriptor], [], [], left)[0]:
-                raise _ServerDiedError("no answer in time")
-            part = os.read(descriptor, size - len(parts))
-            if not part:
-                raise _ServerDiedError("the server ended")
-            parts += part
-        return parts
-
-    def close(self) -> None:
-        """Kill the sandbox with everything in it."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                # Closing flushes what the dead server never read.
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._process.wait()
-
-
 class Sandbox:
-    """A place where generated programs run; start-up is lazy and takes about 50 ms.
+    """A place where generated programs run; start-up is lazy and takes about 50 ms per server.
 
-    Thread-safe: programs of several threads wait for each other. Not for use across a fork:
-    :func:`shared_sandbox` gives each process its own.
+    Thread-safe: programs of several threads run at once, each on a server of its own, and wait
+    for each other beyond that number. Not for use across a fork: :func:`shared_sandbox` gives
+    each process its own.
+
+    Args:
+        kind: Which walls; see the module.
+        servers: How many programs may run at once, at least 1; None is one per CPU that this
+            process may use.
     """
 
-    def __init__(self) -> None:
-        self._server: _Server | None = None
-        self._lock = threading.Lock()
+    def __init__(self, kind: SandboxKind = "strict", *, servers: int | None = None) -> None:
+        if servers is not None and servers < 1:
+            raise ValueError(f"servers must be at least 1, got {servers}")
+        self.kind = kind
+        self._num_servers = servers or len(os.sched_getaffinity(0))
+        self._changed = threading.Condition()
+        self._idle: list[ServerProcess] = []
+        self._num_busy = 0
+        # The kernel ends a server when the thread that started it ends: this one stays.
+        self._starter: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -197,61 +89,108 @@ class Sandbox:
 
         Args:
             programs: Python source, asserts included; nothing is imported for them.
-            timeout_s: Wall-clock limit per program in seconds, > 0.
+            timeout_s: Limit per program in seconds, > 0: of the wall clock on a machine with
+                a processor to spare, and of its own processor time on a busy one.
 
         Returns:
             One result per program, in their order. A program never raises here.
 
         Raises:
-            SandboxUnavailableError: bubblewrap is missing or may not create namespaces.
+            SandboxUnavailableError: This machine cannot build the sandbox.
             ValueError: ``timeout_s`` is not above 0.
         """
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0 s, got {timeout_s}")
-        with self._lock:
-            return [self._run_one(program, timeout_s) for program in programs]
+        return [self._run_one(program, timeout_s) for program in programs]
 
     def _run_one(self, program: str, timeout_s: float) -> ProgramResult:
-        limits = {**_LIMITS, "CPU": math.ceil(timeout_s) + 1}
-        message = {"program": program, "timeout_s": timeout_s, "limits": limits}
         died = ""
-        # A server can die innocently (the thread that started it ended, the machine ran out of
-        # memory), so only the program that takes two of them down is blamed.
+        # A server can die innocently (the machine ran out of memory), so only the program that
+        # takes two of them down is blamed.
         for _ in range(2):
-            if self._server is None:
-                self._server = _Server()
             try:
-                return self._server.request(message, timeout_s)
-            except _ServerDiedError as error:
+                answer = self._ask(program, timeout_s)
+            except ServerDiedError as error:
                 died = str(error)
-                self._stop()
+            else:
+                return ProgramResult(cast("Status", answer.status), answer.detail)
         return ProgramResult("crashed", f"took the sandbox down: {died}")
 
-    def _stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+    def _ask(self, program: str, timeout_s: float) -> Answer:
+        """Run a program on an idle server, waiting for one or starting one."""
+        server = self._take()
+        reusable = False
+        try:
+            if server is None:
+                server = self._start()
+            answer = server.request(program, timeout_s)
+            # An interrupt above leaves an answer on its way, which the next program must not get.
+            reusable = not answer.worn
+        finally:
+            if server is not None and not reusable:
+                server.kill()
+            with self._changed:
+                self._num_busy -= 1
+                if server is not None and reusable:
+                    self._idle.append(server)
+                self._changed.notify_all()
+        return answer
+
+    def _take(self) -> ServerProcess | None:
+        """Claim the server used last, or None for the right to start one."""
+        with self._changed:
+            while self._num_busy >= self._num_servers:
+                self._changed.wait()
+            self._num_busy += 1
+            return self._idle.pop() if self._idle else None
+
+    def _start(self) -> ServerProcess:
+        with self._changed:
+            if self._starter is None:
+                self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
+            started = self._starter.submit(ServerProcess, self.kind)
+        return started.result()
 
     def close(self) -> None:
-        """Stop the server; a later :meth:`run` starts a new one."""
-        with self._lock:
-            self._stop()
+        """Stop the servers after the programs that run now; a later :meth:`run` starts others."""
+        with self._changed:
+            while self._num_busy:
+                self._changed.wait()
+            for server in self._idle:
+                server.close()
+            self._idle.clear()
+            if self._starter is not None:
+                self._starter.shutdown()
+                self._starter = None
 
 
-_shared: dict[int, Sandbox] = {}
+_kind: SandboxKind = "strict"
+_shared: dict[tuple[int, SandboxKind], Sandbox] = {}
+
+
+def select_sandbox(kind: SandboxKind) -> None:
+    """Say which sandbox this process scores with: what :func:`shared_sandbox` returns from now on.
+
+    Scorers are called by lm-eval, which passes no settings on; so whoever has the settings of the
+    job calls this in every process that scores. Without it a process is strict.
+    """
+    global _kind  # noqa: PLW0603 - one setting per process, like the sandbox itself
+    _kind = kind
 
 
 def shared_sandbox() -> Sandbox:
     """Return this process's sandbox, created at the first call and closed at exit."""
-    pid = os.getpid()
-    if pid not in _shared:
-        sandbox = _shared.setdefault(pid, Sandbox())
-        atexit.register(_close_shared, pid)
-        return sandbox
-    return _shared[pid]
+    key = (os.getpid(), _kind)
+    sandbox = _shared.get(key)
+    if sandbox is None:
+        created = Sandbox(_kind)
+        sandbox = _shared.setdefault(key, created)
+        if sandbox is created:
+            atexit.register(_close_shared, key)
+    return sandbox
 
 
-def _close_shared(pid: int) -> None:
+def _close_shared(key: tuple[int, SandboxKind]) -> None:
     # A fork inherits its parent's exit handlers: it must not kill the parent's server.
-    if pid == os.getpid() and pid in _shared:
-        _shared.pop(pid).close()
+    if key[0] == os.getpid() and key in _shared:
+        _shared.pop(key).close()

@@ -173,6 +173,7 @@ def prepare(
     checks.raise_errors()
     assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
     warnings += [*pool.warnings, *_disk_warnings(job, cost), *_core_warnings(job)]
+    warnings += _sandbox_warnings(job)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,
@@ -228,8 +229,18 @@ def _check_sandbox(job: JobConfig) -> None:
     from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
 
     if job.evaluation.allow_code_execution and job.workers.address is None:
-        with Sandbox() as sandbox:
+        with Sandbox(job.evaluation.sandbox) as sandbox:
             sandbox.run(["pass"])
+
+
+def _sandbox_warnings(job: JobConfig) -> list[str]:
+    evaluation = job.evaluation
+    if not evaluation.allow_code_execution or evaluation.sandbox == "strict":
+        return []
+    return [
+        "evaluation.sandbox is `weak`: generated code can see which files exist on this machine "
+        "and fill its disk for a while; install bubblewrap and use `strict` where you can"
+    ]
 
 
 def _check_device(job: JobConfig) -> None:

@@ -361,6 +361,20 @@ def test_evaluation_keeps_the_error_of_a_missing_sandbox(settings, own_tasks, li
         evaluator.evaluate(live, evaluator.manifest.items("search"))
 
 
+def test_evaluation_scores_in_the_sandbox_of_its_job(settings, own_tasks, live) -> None:
+    (own_tasks / "which.py").write_text(
+        "from evaluators.sandbox import shared_sandbox\n"
+        "def which(doc, results):\n"
+        "    return {'vowels': float(shared_sandbox().kind == 'weak')}\n"
+    )
+    add_task(own_tasks, "tiny_which", "tiny_shots", {"scoring.vowels": "which.which"})
+    for kind, score in (("weak", 1.0), ("strict", 0.0)):
+        chosen = with_tasks(settings, own_tasks).model_copy(update={"sandbox": kind})
+        evaluator = HarnessEvaluator({"o": Objective(tasks=["tiny_which"])}, chosen)
+        found = evaluator.evaluate(live, evaluator.manifest.items("search"))
+        assert set(found.task_scores["tiny_which"].values) == {score}
+
+
 def test_evaluation_fails_when_weights_are_not_finite(evaluator, live) -> None:
     with torch.no_grad():
         live.model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")

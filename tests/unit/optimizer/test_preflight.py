@@ -134,6 +134,15 @@ def test_code_is_not_allowed_to_run_where_nothing_contains_it(tiny_job, job, mon
         prepare(tiny_job(evaluation=evaluation))
 
 
+def test_weak_sandbox_is_taken_only_when_the_job_says_so_and_is_a_warning(
+    tiny_job, job, monkeypatch
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    evaluation = {**job.evaluation.model_dump(), "allow_code_execution": True, "sandbox": "weak"}
+    warnings = prepare(tiny_job(evaluation=evaluation)).warnings
+    assert any("evaluation.sandbox is `weak`" in warning for warning in warnings)
+
+
 def test_cluster_is_not_judged_by_this_machine(tiny_job, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(1000, 1000))
     workers = {"count": 99, "device": "cuda", "gpus": 1, "address": "auto"}
