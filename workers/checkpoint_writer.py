@@ -176,6 +176,8 @@ class CheckpointWriter:
             # Replaces an empty directory, and fails where someone filled it meanwhile.
             self._hidden.publish()
         except OSError as error:
+            if self._hidden.is_published:
+                raise self._unconfirmed(error) from error
             raise self._disk_error(error) from error
 
     def _index(self) -> bytes:
@@ -194,6 +196,14 @@ class CheckpointWriter:
                 f"{free_bytes} free; free space or choose another disk",
                 path=str(self.out_dir),
             )
+
+    def _unconfirmed(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.out_dir}: the checkpoint is there and whole, but the disk did not confirm its "
+            f"name ({error.strerror or error}), which a power failure could take back; check the "
+            "disk, then run `sync` and keep it, or remove it and repeat",
+            path=str(self.out_dir),
+        )
 
     def _disk_error(self, error: OSError) -> CheckpointError:
         return CheckpointError(

@@ -416,6 +416,25 @@ def test_adapter_of_another_base_is_refused_with_both_shapes(
     assert "`model.layers.2.self_attn.q_proj.weight`, which the base does not have" in message
 
 
+@pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, "embed_tokens"]])
+def test_adapter_that_brings_new_tokens_is_refused_with_what_to_do(
+    untied_base: Path, make_adapter: Make, tmp_path: Path, targets: list[str]
+) -> None:
+    longer = LlamaForCausalLM.from_pretrained(untied_base)
+    longer.resize_token_embeddings(262, mean_resizing=False)
+    longer.save_pretrained(tmp_path / "longer")
+    whole = {} if "embed_tokens" in targets else {"modules_to_save": ["embed_tokens", "lm_head"]}
+    adapter = make_adapter(tmp_path / "longer", r=2, target_modules=targets, **whole)
+    with pytest.raises(CheckpointError) as caught:
+        merged_by_us(untied_base, adapter)
+    message = caught.value.message
+    assert str(adapter) in message
+    assert "It brings new tokens (262 rows, the base has 259): load the base" in message
+    assert "resize_token_embeddings(262), merge the adapter into it with `peft`" in message
+    assert "`models.vocabulary: pad`" in message
+    assert "models.base" not in message
+
+
 def test_embeddings_that_are_the_output_head_too_are_refused(
     tiny_pool: TinyPool, make_adapter: Make
 ) -> None:

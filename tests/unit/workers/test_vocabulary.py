@@ -418,7 +418,43 @@ def test_rows_that_are_only_cut_stay_memory_mapped(tiny_pool: TinyPool, grow: Gr
     whole = CheckpointReader(code).tensor(EMBEDDINGS)
     assert tensor.untyped_storage().nbytes() == whole.untyped_storage().nbytes()
     assert torch.equal(tensor, table(code)[:ROWS])
-    padded = open_readers(sources, decide_vocabulary(sources, "pad"))["base"]
-    assert padded.tensor(EMBEDDINGS) is padded.tensor(EMBEDDINGS)
-    for reader in (*readers.values(), padded):
+    assert readers["code"].is_mapped(EMBEDDINGS)
+    assert readers["code"].size_bytes == readers["base"].size_bytes
+    for reader in readers.values():
         reader.close()
+
+
+def test_tables_that_take_turns_are_joined_once(tiny_pool: TinyPool, grow: Grow) -> None:
+    base = grow(tiny_pool.base, tied=False)
+    code = grow(tiny_pool.checkpoints["code"], rows=264, tied=False)
+    sources = pool_of(base, code=code)
+    readers = open_readers(sources, decide_vocabulary(sources, "pad"))
+    joined = [readers["base"].tensor(name) for name in (EMBEDDINGS, HEAD)]
+    again = [readers["base"].tensor(name) for name in (EMBEDDINGS, HEAD)]
+    assert all(one is other for one, other in zip(joined, again, strict=True))
+    assert not any(readers["base"].is_mapped(name) for name in (EMBEDDINGS, HEAD))
+    assert all(
+        torch.equal(tensor[ROWS:], table(code, name)[ROWS:])
+        for tensor, name in zip(joined, (EMBEDDINGS, HEAD), strict=True)
+    )
+    for reader in readers.values():
+        reader.close()
+
+
+def test_fitted_checkpoint_is_otherwise_the_one_in_the_files(
+    tiny_pool: TinyPool, grow: Grow
+) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=264)
+    sources = pool_of(tiny_pool.base, code=code)
+    fitted = open_readers(sources, decide_vocabulary(sources, "pad"))["base"]
+    with CheckpointReader(tiny_pool.base) as plain:
+        assert (fitted.files, fitted.dtype, fitted.duplicates) == (
+            plain.files, plain.dtype, plain.duplicates,
+        )  # fmt: skip
+        name = "model.norm.weight"
+        assert torch.equal(fitted.stored_tensor(name), plain.stored_tensor(name))
+        with pytest.raises(KeyError):
+            fitted.tensor("no.such.weight")
+    fitted.close()
+    assert torch.equal(fitted.tensor(EMBEDDINGS)[:ROWS], table(tiny_pool.base))
+    fitted.close()
