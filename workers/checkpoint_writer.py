@@ -93,7 +93,14 @@ class CheckpointWriter:
             self._require_space()
             self._hidden = WorkDirectory(out_dir)
         except OSError as error:
-            raise self._disk_error(error) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_error(error) from error
+            raise CheckpointError(
+                f"{out_dir}: cannot be created: {error.strerror or error}"
+                f"{f' ({error.filename})' if error.filename else ''}; choose a directory that you "
+                "may write to",
+                path=str(out_dir),
+            ) from error
         self._work_dir = self._hidden.path
 
     def write(self, name: str, data: memoryview) -> None:

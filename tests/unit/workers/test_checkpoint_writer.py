@@ -122,6 +122,14 @@ def test_target_in_use_is_refused_and_left_alone(tmp_path: Path, kind: str) -> N
     assert names_in(tmp_path) == before
 
 
+def test_target_that_cannot_be_created_says_which_directory_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="out: cannot be created: Not a directory") as caught:
+        write(tmp_path / "file" / "in" / "out")
+    assert str(tmp_path / "file" / "in") in caught.value.message
+    assert "choose a directory that you may write to" in caught.value.message
+
+
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     def interrupted() -> None:
         with CheckpointWriter(tmp_path / "out", entries()) as writer:
