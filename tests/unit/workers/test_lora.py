@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,6 +23,7 @@ from transformers import (
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import small_bert
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
 from workers.lora import Adapter, add_low_rank
@@ -333,15 +333,7 @@ def test_merged_adapter_that_was_removed_says_how_to_get_it_back(
 def test_adapter_of_an_encoder_with_a_classifier_is_what_peft_merges(
     make_adapter: Make, tmp_path: Path
 ) -> None:
-    config = BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    small_bert("BertForSequenceClassification").save_pretrained(tmp_path / "bert")
     adapter = make_adapter(
         tmp_path / "bert",
         model_class=BertForSequenceClassification,
