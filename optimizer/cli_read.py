@@ -135,7 +135,7 @@ def _split(text: str) -> SplitName:
     if text not in get_args(SplitName):
         message = f"`{text}` is no split; there are {', '.join(SPLITS)}"
         raise ConfigError("the command line cannot be read", [Problem("--split", message)])
-    return text  # type: ignore[return-value]
+    return text  # type: ignore[return-value]  # just looked up among the names
 
 
 def plot(path: Path, *, out: Path | None) -> None:
