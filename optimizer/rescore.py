@@ -12,7 +12,7 @@ from rich.table import Table
 
 from configs.errors import CheckpointError, EvaluationError
 from configs.recipe import MergeRecipe
-from configs.schema import DtypeName, SplitName
+from configs.schema import DtypeName, JobConfig, SplitName
 from evaluators.scores import (
     PairedDifference,
     Scores,
@@ -93,8 +93,7 @@ def rescore(
     from optimizer.preflight import prepare  # noqa: PLC0415 - heavy
     from workers.job import JobRunner, WorkerSpec  # noqa: PLC0415 - heavy
 
-    merge = archive.job.merge.model_copy(update={"dtype": other.recipe.dtype})
-    job = archive.job.model_copy(update={"merge": merge})
+    job = _job_here(archive.job, other.recipe.dtype)
     prepared = prepare(job, archive=archive, announce=announce)
     index = choice.candidate.index
     spec = WorkerSpec(job=job, sources=prepared.sources, manifest=archive.manifest)
@@ -145,6 +144,16 @@ def render_rescored(
 
 def _record(gap: PairedDifference) -> dict[str, float]:
     return {"mean": gap.mean, "stderr": gap.stderr}
+
+
+def _job_here(job: JobConfig, dtype: DtypeName) -> JobConfig:
+    """Return a job that merges in another dtype, with one worker on this machine."""
+    return job.model_copy(
+        update={
+            "merge": job.merge.model_copy(update={"dtype": dtype}),
+            "workers": job.workers.model_copy(update={"address": None, "count": 1}),
+        }
+    )
 
 
 def _score(pool: WorkerPool, index: int, recipe: MergeRecipe) -> Completed:

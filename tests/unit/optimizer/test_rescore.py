@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from configs.errors import CheckpointError, EvaluationError
+from configs.errors import CheckpointError, ConfigError, EvaluationError
 from evaluators.scores import aggregate, paired_difference
 from optimizer.archive import Archive
 from optimizer.candidate import Candidate
@@ -26,8 +27,6 @@ SPLITS = (("search", "select", "report"), ("search", "select"), ("search",))
 @pytest.fixture(scope="module")
 def runner_and_archive(tiny_job):
     """An archive whose scores a worker made, and that worker."""
-    import torch
-
     from evaluators.harness import build_manifest
     from workers.job import JobRunner, WorkerSpec
     from workers.sources import resolve_sources
@@ -112,6 +111,18 @@ def test_rescoring_leaves_the_archive_as_it_was(archive):
     assert before == after
 
 
+def test_a_job_of_a_cluster_is_scored_with_one_worker_here(archive, monkeypatch):
+    workers = archive.job.workers.model_copy(
+        update={"address": "ray://head:10001", "device": "cuda", "count": 8, "gpus": 1.0}
+    )
+    monkeypatch.setattr(archive, "_job", archive.job.model_copy(update={"workers": workers}))
+    choice = chosen(archive, 0)
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device that the job asks for")
+    with pytest.raises(ConfigError, match="torch finds no CUDA device here"):
+        rescore(archive, choice, in_dtype(choice, "bfloat16"))
+
+
 def test_a_merge_beyond_the_range_of_a_dtype_is_an_error_that_names_it(archive):
     choice = chosen(archive, 2)
     with pytest.raises(
@@ -128,7 +139,6 @@ def test_recorded_weights_that_come_out_differently_here_are_not_compared(archiv
 
 
 def test_export_writes_the_dtype_that_was_scored_and_its_scores(archive, tmp_path):
-    import torch
     from transformers import AutoModelForCausalLM
 
     choice = chosen(archive, 0)
