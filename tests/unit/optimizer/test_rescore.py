@@ -52,6 +52,26 @@ def runner_and_archive(tiny_job):
     torch.set_num_threads(num_threads)
 
 
+@pytest.fixture(autouse=True)
+def _dtypes_differ(monkeypatch):
+    """Models this small score the same in both dtypes: add something, so that a mix-up shows."""
+    from workers.job import JobRunner
+
+    run = JobRunner.run
+
+    def shifted(runner, request, attempt=1):
+        outcome = run(runner, request, attempt)
+        if request.recipe.dtype == "float32" or not isinstance(outcome, Completed):
+            return outcome
+        scores = {
+            task: replace(found, values=found.values + np.arange(found.values.size) / 8)
+            for task, found in outcome.task_scores.items()
+        }
+        return replace(outcome, task_scores=scores)
+
+    monkeypatch.setattr(JobRunner, "run", shifted)
+
+
 @pytest.fixture
 def archive(runner_and_archive):
     return runner_and_archive[1]
@@ -86,6 +106,7 @@ def test_another_dtype_gets_its_own_scores_beside_the_recorded_ones(runner_and_a
     assert found.rescored.mean_difference == paired_difference(
         objectives, archive.job.preference, alone.task_scores, recorded
     )
+    assert found.rescored.mean_difference.mean == pytest.approx(0.1875)
     for name, difference in found.rescored.differences.items():
         task = objectives[name].tasks[0].task
         gaps = alone.task_scores[task].values - recorded[task].values
