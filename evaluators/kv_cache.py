@@ -38,7 +38,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     values: torch.Tensor
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self._length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -52,7 +52,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         key_states: torch.Tensor,
         value_states: torch.Tensor,
         *args: object,  # noqa: ARG002 - the signature of the base class
-        **kwargs: object,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002 - the signature of the base class
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -28,7 +28,7 @@ def preserved_rng_state() -> Iterator[None]:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)  # noqa: NPY002 - what is guarded
         if torch is not None and torch_state is not None:
             torch.random.set_rng_state(torch_state)
             if cuda_states is not None:

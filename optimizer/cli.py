@@ -1,10 +1,10 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (everything that only reads an
-archive). They are imported inside the commands, so that ``mergefront --help`` needs neither torch
-nor Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes
-are those of ``configs.errors``.
+``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (what
+only reads an archive). They are imported inside the commands, so that ``mergefront --help`` needs
+neither torch nor Ray. Results go to standard output, progress, logs and errors to standard error;
+the exit codes are those of ``configs.errors``.
 """
 
 import functools
@@ -46,6 +46,9 @@ Settings = Annotated[
 Evaluations = Annotated[
     int | None, typer.Option("--evaluations", min=1, help="Override budget.evaluations.")
 ]
+
+Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
+ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]
 
 
 def main() -> None:
@@ -252,18 +255,24 @@ def export(
     recipe_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Recipe id or a prefix of it.")
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Such as 500MB or 5GB.")] = "5GB",
+    dtype: Dtype = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
+    ] = False,
+    max_shard_size: ShardSize = "5GB",
     as_json: AsJson = False,
 ) -> None:
     """Write the chosen or another merge as a Hugging Face checkpoint."""
-    from optimizer import cli_read
+    from optimizer import cli_export
 
-    cli_read.export(
+    cli_export.export(
         archive,
         out=out,
         prefer=prefer,
         at_least=at_least,
         recipe_id=recipe_id,
+        dtype=dtype,
+        score=score,
         max_shard_size=max_shard_size,
         as_json=as_json,
     )
@@ -287,10 +296,8 @@ def merge(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
     source: ModelPlaces = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")
-    ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Such as 500MB or 5GB.")] = "5GB",
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = "5GB",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be merged, and write nothing.")
     ] = False,

@@ -4,14 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from rich.table import Table
 
 from configs.errors import ConfigError, Problem
 from configs.recipe import MergeRecipe
-from configs.schema import DtypeName
-from optimizer.cli_read import print_json, size_in_bytes, stdout_console
+from optimizer.cli_export import dtype_of, size_in_bytes
+from optimizer.cli_read import print_json, stdout_console
 
 FORMATS = ("json", "mergekit")
 
@@ -30,7 +29,7 @@ def merge(
 ) -> None:
     """Make one merge of a recipe or a mergekit file."""
     max_shard_bytes = size_in_bytes(max_shard_size)
-    wanted = _dtype(dtype)
+    wanted = dtype_of(dtype)
     from optimizer.merge_file import plan_merge, write_merge  # noqa: PLC0415 - torch
     from optimizer.recipe_file import read_recipe_file  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
@@ -155,12 +154,6 @@ def _is_archive(path: Path) -> bool:
             return file.read(len(_SQLITE)) == _SQLITE
     except OSError:
         return False  # whoever reads it says why it cannot be read
-
-
-def _dtype(text: str | None) -> DtypeName | None:
-    if text is not None and text not in get_args(DtypeName):
-        raise _wrong("--dtype", f"must be {', '.join(get_args(DtypeName))}; found `{text}`")
-    return text  # type: ignore[return-value]
 
 
 def _wrong(flag: str, message: str) -> ConfigError:

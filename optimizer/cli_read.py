@@ -1,12 +1,10 @@
-"""The commands that read an archive: status, front, plot, report and export.
+"""The commands that read an archive: status, front, plot and report.
 
 They take no lock and may run beside the search that writes.
 """
 
 import fcntl
 import json
-import math
-import re
 import sys
 from collections import Counter
 from datetime import datetime
@@ -22,7 +20,6 @@ from optimizer.archive import Archive
 from optimizer.front_view import front_of, front_table, row_record, rows_csv, scored_candidates
 from optimizer.live import format_duration
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # Where output is not a terminal, a table that is cut is of no use.
 _PIPE_WIDTH = 160
 
@@ -138,7 +135,7 @@ def _split(text: str) -> SplitName:
     if text not in get_args(SplitName):
         message = f"`{text}` is no split; there are {', '.join(SPLITS)}"
         raise ConfigError("the command line cannot be read", [Problem("--split", message)])
-    return text  # type: ignore[return-value]
+    return text  # type: ignore[return-value]  # just looked up among the names
 
 
 def plot(path: Path, *, out: Path | None) -> None:
@@ -170,77 +167,3 @@ def report(path: Path, *, as_json: bool) -> None:
         print_json(report_record(found))
     else:
         stdout_console().print(render(found))
-
-
-def export(
-    path: Path,
-    *,
-    out: Path,
-    prefer: str | None,
-    at_least: str | None,
-    recipe_id: str | None,
-    max_shard_size: str,
-    as_json: bool,
-) -> None:
-    """Choose a merge and write it as a checkpoint directory."""
-    from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
-    from optimizer.select import choose  # noqa: PLC0415 - heavy
-
-    wishes = _numbers("--prefer", prefer)
-    floors = _numbers("--at-least", at_least)
-    max_shard_bytes = size_in_bytes(max_shard_size)
-    with Archive.open(path) as archive:
-        choice = choose(archive, prefer=wishes, floors=floors, recipe_id=recipe_id)
-        if choice.split == "search":
-            sys.stderr.write(
-                "note: no merge was scored on held-out items yet, so the scores of the search "
-                "decide, which flatter what the search picked\n"
-            )
-        done = write_export(archive, choice, out, max_shard_bytes=max_shard_bytes)
-    if as_json:
-        print_json(
-            {
-                "directory": str(done.directory),
-                "recipe_id": done.recipe_id,
-                "candidate": choice.candidate.index,
-                "rule": choice.rule,
-                "weights_digest": done.weights_digest,
-                "size_bytes": done.size_bytes,
-            }
-        )
-    else:
-        sys.stderr.write(f"recipe {done.recipe_id[:10]} ({choice.rule})\n")
-        sys.stdout.write(f"{done.directory}\n")
-
-
-def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
-    """Read ``name=number,name=number``."""
-    if text is None:
-        return None
-    numbers: dict[str, float] = {}
-    problems = []
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        try:
-            numbers[name.strip()] = float(value) if equals else math.nan
-        except ValueError:
-            equals = ""
-        if not equals:
-            problems.append(Problem(flag, f"expected NAME=NUMBER, found `{part}`"))
-    if problems:
-        raise ConfigError("the command line cannot be read", problems)
-    return numbers
-
-
-def size_in_bytes(text: str) -> int:
-    """Read a size such as ``5GB`` or ``500 MiB``.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|)\s*", text, re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        message = f"expected a size such as 500MB or 5GB, found `{text}`"
-        raise ConfigError("the command line cannot be read", [Problem("--max-shard-size", message)])
-    return size

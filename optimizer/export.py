@@ -15,6 +15,7 @@ from configs.schema import SPLITS
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
 from optimizer.model_card import model_card
+from optimizer.rescore import OtherDtype, rescored_record
 from optimizer.select import Choice
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
@@ -42,6 +43,7 @@ def export(
     choice: Choice,
     out_dir: Path,
     *,
+    other: OtherDtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Exported:
     """Write a recorded merge as a checkpoint directory with model card and recipe.
@@ -49,6 +51,7 @@ def export(
     Args:
         archive: The record of the search.
         choice: What to export; it must have been scored.
+        other: The same merge in another dtype, which is written instead.
         out_dir: Must not exist, or be an empty directory; appears whole or not at all.
         max_shard_bytes: Largest size of a shard's tensors.
 
@@ -60,12 +63,15 @@ def export(
     from workers.materialize import write_checkpoint  # noqa: PLC0415 - torch
 
     out_dir = out_dir.expanduser().absolute()
-    expected = archive.weights_digest(choice.candidate.index)
+    expected: str | None = archive.weights_digest(choice.candidate.index)
+    if other is not None:
+        expected = None if other.rescored is None else other.rescored.weights_digest
+    recipe = choice.candidate.recipe if other is None else other.recipe
     refuse_used(out_dir)
     verify_sources(archive.sources)
 
     def finish(digest: str) -> Mapping[str, bytes]:
-        if digest != expected:
+        if expected not in (None, digest):
             raise CheckpointError(
                 f"{out_dir}: the merge has weights digest {digest}, but {expected} was scored; "
                 "nothing was exported. Export on the kind of device and with the version of "
@@ -74,12 +80,14 @@ def export(
                 found=digest,
             )
         return {
-            "README.md": model_card(archive, choice, out_name=out_dir.name).encode(),
-            RECIPE_FILE: recipe_json(archive, choice).encode(),
+            "README.md": model_card(
+                archive, choice, out_name=out_dir.name, other=other, weights_digest=digest
+            ).encode(),
+            RECIPE_FILE: recipe_json(archive, choice, other=other, weights_digest=digest).encode(),
         }
 
     digest = write_checkpoint(
-        choice.candidate.recipe,
+        recipe,
         archive.sources,
         out_dir,
         max_shard_bytes=max_shard_bytes,
@@ -87,7 +95,7 @@ def export(
         finish=finish,
     )
     size_bytes = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
-    return Exported(out_dir, choice.candidate.recipe.recipe_id, digest, size_bytes)
+    return Exported(out_dir, recipe.recipe_id, digest, size_bytes)
 
 
 def verify_sources(sources: Sources) -> None:
@@ -108,13 +116,28 @@ def verify_sources(sources: Sources) -> None:
             )
 
 
-def recipe_json(archive: "Archive", choice: Choice) -> str:
-    """Return the text of ``recipe.json``: recipe, digests, scores, and the job that found it."""
+def recipe_json(
+    archive: "Archive",
+    choice: Choice,
+    *,
+    other: OtherDtype | None = None,
+    weights_digest: str | None = None,
+) -> str:
+    """Return the text of ``recipe.json``: recipe, digests, scores, and the job that found it.
+
+    In another dtype, ``scores`` are those of that dtype alone, and ``searched_as`` has the rest.
+
+    Args:
+        archive: The record of the search.
+        choice: The recorded merge.
+        other: The same merge in another dtype, where that is what is written.
+        weights_digest: Of what was written; None is the recorded one.
+    """
     index, recipe = choice.candidate.index, choice.candidate.recipe
-    content = {
+    content: dict[str, object] = {
         "recipe_id": recipe.recipe_id,
         "recipe": recipe.model_dump(mode="json"),
-        "weights_digest": archive.weights_digest(index),
+        "weights_digest": weights_digest or archive.weights_digest(index),
         "origin": choice.candidate.origin,
         "chosen_by": choice.rule,
         "scores": {
@@ -125,6 +148,19 @@ def recipe_json(archive: "Archive", choice: Choice) -> str:
         "job": archive.job.model_dump(mode="json"),
         "mergefront_version": mergefront_version(),
     }
+    if other is not None:
+        content |= {
+            "recipe_id": other.recipe.recipe_id,
+            "recipe": other.recipe.model_dump(mode="json"),
+            "scores": {},
+            "searched_as": {
+                "recipe_id": recipe.recipe_id,
+                "dtype": recipe.dtype,
+                "weights_digest": archive.weights_digest(index),
+                "scores": content["scores"],
+            },
+            **rescored_record(other),
+        }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -12,6 +12,7 @@ from evaluators.scores import ObjectiveScore, Scores
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import SHORT_ID, format_score
 from optimizer.report import Report, format_difference, genes_of, report_of
+from optimizer.rescore import SPLIT, OtherDtype
 from optimizer.scalarize import preferred_mean
 from optimizer.select import Choice
 
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 _TEMPLATE = "model_card.md.j2"
 
 
-def model_card(archive: "Archive", choice: Choice, *, out_name: str) -> str:
+def model_card(
+    archive: "Archive",
+    choice: Choice,
+    *,
+    out_name: str,
+    other: OtherDtype | None = None,
+    weights_digest: str | None = None,
+) -> str:
     """Write the model card of a merge, in Markdown with the hub's metadata on top.
 
     The same archive and choice give the same text: no date, no machine.
@@ -30,8 +38,18 @@ def model_card(archive: "Archive", choice: Choice, *, out_name: str) -> str:
         archive: The record of the search.
         choice: What is exported, and why.
         out_name: Name of the directory, for the title and the command.
+        other: The same merge in another dtype, where that is what is written.
+        weights_digest: Of what was written; None is the recorded one.
     """
-    return render_card(_TEMPLATE, _content(archive, choice, out_name))
+    content = _content(archive, choice, out_name)
+    if weights_digest is not None:
+        content["weights_digest"] = weights_digest
+    content["other"] = None if other is None else _other_dtype(other, archive.job.preference)
+    if other is not None:
+        content |= {"recipe": other.recipe, "searched": choice.candidate.recipe}
+        # They were scored as searched: what is written here is not compared with them.
+        content |= {"baselines": [], "with_differences": False, "verdict": None}
+    return render_card(_TEMPLATE, content)
 
 
 def render_card(template: str, content: Mapping[str, object]) -> str:
@@ -93,6 +111,19 @@ def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, obj
         "job_digest": job.digest,
         "version": mergefront_version(),
     }
+
+
+def _other_dtype(other: OtherDtype, preference: Mapping[str, float]) -> dict[str, object]:
+    """Say how another dtype scored beside the one that was searched; no rows where it was not."""
+    if (found := other.rescored) is None:
+        return {"rows": []}
+    rows = [
+        [name, _score_text(score), _score_text(found.recorded[name]), format_difference(gap)]
+        for (name, score), gap in zip(found.scores.items(), found.differences.values(), strict=True)
+    ]
+    means = [f"{preferred_mean(s, preference):.3f}" for s in (found.scores, found.recorded)]
+    rows.append(["**mean**", *means, format_difference(found.mean_difference)])
+    return {"rows": rows, "split": SPLIT}
 
 
 def _formula(has_base: bool, has_drops: bool) -> str:

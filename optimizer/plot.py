@@ -182,7 +182,7 @@ def _xy(
 def _draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) -> None:
     def scatter(rows: Sequence[ScoredCandidate], label: str, order: int, **style: object) -> None:
         if rows:
-            axes.scatter(*_xy(rows, plane), label=label, zorder=order, **style)  # type: ignore[arg-type]
+            axes.scatter(*_xy(rows, plane), label=label, zorder=order, **style)  # type: ignore[arg-type]  # matplotlib checks what styles hold
 
     scatter(picture.dominated, "dominated merge", 1, s=16, c=MERGE_COLOR, linewidths=0)
     scatter(picture.front, "on the front", 3, s=30, c=FRONT_COLOR, linewidths=0)

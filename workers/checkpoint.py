@@ -95,6 +95,7 @@ class CheckpointReader:
 
         Raises:
             KeyError: There is no tensor of that name.
+            CheckpointError: Its file is larger than the memory of this machine.
         """
         if name not in self.entries:
             raise KeyError(name)
@@ -153,10 +154,25 @@ class CheckpointReader:
         # Opening imports torch, which whoever only asks for names does not need.
         with self._lock:
             if shard not in self._open_shards:
-                self._open_shards[shard] = self._files.enter_context(
-                    safe_open(str(self.directory / shard), framework="pt")
-                )
+                path = self.directory / shard
+                try:
+                    opened = safe_open(str(path), framework="pt")
+                except RuntimeError as error:
+                    raise _mapping_error(path, error) from error
+                self._open_shards[shard] = self._files.enter_context(opened)
             return self._open_shards[shard]
+
+
+def _mapping_error(path: Path, error: RuntimeError) -> CheckpointError:
+    """Say why a file whose header is right cannot be mapped: it is larger than the memory."""
+    # torch maps files as if they could be written to, which the kernel grants up to the memory.
+    return CheckpointError(
+        f"{path}: this file of {path.stat().st_size / 1e9:.1f} GB cannot be mapped into the memory "
+        f"of this machine ({error}). Split it into smaller shards where there is more memory: "
+        '`save_pretrained(..., max_shard_size="5GB")`, or `--max-shard-size 5GB` if it is an '
+        "export. Or let Linux map it: `sysctl vm.overcommit_memory=1`",
+        path=str(path),
+    )
 
 
 def _find_shards(directory: Path) -> tuple[list[str], Mapping[str, str]]:

@@ -98,7 +98,14 @@ class CheckpointWriter:
             self._require_space()
             self._hidden = WorkDirectory(out_dir)
         except OSError as error:
-            raise self._disk_error(error) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_error(error) from error
+            raise CheckpointError(
+                f"{out_dir}: cannot be created: {error.strerror or error}"
+                f"{f' ({error.filename})' if error.filename else ''}; choose a directory that you "
+                "may write to",
+                path=str(out_dir),
+            ) from error
         self._work_dir = self._hidden.path
 
     def write(self, name: str, data: memoryview) -> None:
@@ -190,6 +197,8 @@ class CheckpointWriter:
             # Replaces an empty directory, and fails where someone filled it meanwhile.
             self._hidden.publish()
         except OSError as error:
+            if self._hidden.is_published:
+                raise self._unconfirmed(error) from error
             raise self._disk_error(error) from error
 
     def _index(self) -> bytes:
@@ -208,6 +217,14 @@ class CheckpointWriter:
                 f"{free_bytes} free; free space or choose another disk",
                 path=str(self.out_dir),
             )
+
+    def _unconfirmed(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.out_dir}: the checkpoint is there and whole, but the disk did not confirm its "
+            f"name ({error.strerror or error}), which a power failure could take back; check the "
+            "disk, then run `sync` and keep it, or remove it and repeat",
+            path=str(self.out_dir),
+        )
 
     def _disk_error(self, error: OSError) -> CheckpointError:
         return CheckpointError(

@@ -34,7 +34,7 @@ from workers.pool_warnings import (
     template_warnings,
 )
 from workers.similarity import Similarity, measure_similarity
-from workers.sources import Sources
+from workers.sources import BASE_NAME, Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
 from workers.vocabulary import decide_vocabulary, open_readers
 
@@ -214,18 +214,27 @@ def _measure(sources: Sources, readers: Mapping[str, CheckpointReader]) -> _Meas
     checkpoints = {name: readers[name] for name in names}
     similarity = measure_similarity(base, checkpoints)
     deltas = [] if base is None else [measure_deltas(name, base, readers[name]) for name in names]
-    where = ", here or in the base" if base is not None else ""
     non_finite: Sequence[tuple[str, str | None]] = (
         list(similarity.non_finite.items())
         if base is None
         else [(stats.checkpoint, stats.first_non_finite) for stats in deltas]
     )
-    problems = [
-        Problem(name, f"`{tensor}` holds NaN or infinity{where}")
+    base_only = {} if base is None else {BASE_NAME: base}
+    # What is wrong with the base is found once for every checkpoint, and said once.
+    problems = dict.fromkeys(
+        _not_finite(tensor, base_only | {name: readers[name]})
         for name, tensor in non_finite
         if tensor is not None
-    ]
-    return _Measured(deltas, similarity, problems)
+    )
+    return _Measured(deltas, similarity, list(problems))
+
+
+def _not_finite(tensor: str, suspects: Mapping[str, CheckpointReader]) -> Problem:
+    """Name the first of some models whose tensor holds NaN or infinity; one of them does."""
+    held = ((n, r) for n, r in suspects.items() if not r.tensor(tensor).isfinite().all())
+    name, reader = next(held)
+    advice = "copy the checkpoint again, or leave it out"
+    return Problem(name, f"`{tensor}` holds NaN or infinity ({reader.directory}); {advice}")
 
 
 def _find_problems(

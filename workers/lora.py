@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
-from workers.architecture import tied_weights
+from workers.architecture import tied_weights, vocabulary_size
 from workers.checkpoint import ADAPTER_CACHE, INDEX_FILE, SINGLE_FILE, CheckpointReader
 from workers.checkpoint_writer import SIDE_FILES, CheckpointWriter
 from workers.digest import DigestCache, source_digest, tensor_bytes
@@ -92,13 +92,15 @@ class Adapter:
                 f"{self._path}: damaged adapter: {error}", path=str(self._path)
             ) from error
         self._entries = {entry.name: entry for entry in entries}
+        # Of the longest table of tokens that it holds for one of the base.
+        self._table_rows = 0
         self._updates, problems = self._plan()
         if problems:
             rest = len(problems) - _SHOWN
             shown = "; ".join(problems[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
             raise CheckpointError(
-                f"{directory}: this adapter cannot be merged onto {base.directory}: {shown}. Name "
-                "the base that it was trained on in models.base",
+                f"{directory}: this adapter cannot be merged onto {base.directory}: {shown}. "
+                f"{self._advice()}",
                 path=str(directory),
             )
 
@@ -151,6 +153,7 @@ class Adapter:
             if (entry := self._target(target, problems)) is None:
                 continue
             found = self._entries[name]
+            self._see_table(entry, found.shape[0] if found.shape else 0)
             if found.shape != entry.shape or found.dtype not in FLOATING:
                 problems.append(
                     f"`{name}` is {found.dtype} {found.shape}, the base has {entry.shape}"
@@ -165,6 +168,23 @@ class Adapter:
                 update.factors, update.transposed, update.scaling, known.replaced
             )
         return updates, problems + self._tied_problems(updates)
+
+    def _see_table(self, entry: TensorEntry, rows: int) -> None:
+        """Notice how many tokens an update of a table of tokens is for."""
+        if entry.shape[0] == vocabulary_size(self._base.config):
+            self._table_rows = max(self._table_rows, rows)
+
+    def _advice(self) -> str:
+        """Say what to do about an adapter that does not fit."""
+        rows = vocabulary_size(self._base.config)
+        if rows is None or self._table_rows <= rows:
+            return "Name the base that it was trained on in models.base"
+        return (
+            f"It brings new tokens ({self._table_rows} rows, the base has {rows}): load the base, "
+            f"resize_token_embeddings({self._table_rows}), merge the adapter into it with `peft` "
+            "(`merge_and_unload`), save the model with the adapter's tokenizer, and name that, "
+            "with `models.vocabulary: pad`"
+        )
 
     def _target(self, name: str, problems: list[str]) -> TensorEntry | None:
         """Find a tensor of the base by the name that the adapter's model gave it.
@@ -200,6 +220,7 @@ class Adapter:
                 f"`{layer}` has rank {rank} by {CONFIG_FILE}, but matrices {b.shape} x {a.shape}"
             )
         is_embedding = a.name.endswith("lora_embedding_A")
+        self._see_table(entry, a.shape[1] if is_embedding else b.shape[0])
         out_by_in = (b.shape[0], a.shape[1])
         transposed = is_embedding or (
             entry.shape != out_by_in

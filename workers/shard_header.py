@@ -62,8 +62,8 @@ class TensorEntry:
 
     @property
     def row_length(self) -> int:
-        """Elements per output unit, the first axis: of a vector, all of them."""
-        return math.prod(self.shape[1:]) if len(self.shape) > 1 else max(self.numel, 1)
+        """Elements per output unit, the first axis: of a vector, all of them; at least 1."""
+        return max(1, math.prod(self.shape[1:]) if len(self.shape) > 1 else self.numel)
 
     @property
     def is_floating(self) -> bool:

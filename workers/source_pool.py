@@ -15,7 +15,7 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Vocabulary
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
-from workers.compiled import Step, is_compiler_failure, is_worthwhile
+from workers.compiled import Step, has_compiler, is_compiler_failure, is_worthwhile
 from workers.kernels import (
     Backend,
     TensorFacts,
@@ -40,6 +40,8 @@ BackendChoice = Backend | Literal["auto"]
 # Elements that are brought to another device at once, or ranked at once, or read between two
 # releases of pages: enough to keep a bus or a disk busy, 32 MiB per checkpoint in half precision.
 _PIECE_ELEMENTS = 2**24
+# Elements of a model whose merges a compiler would make faster.
+_WORTH_SAYING = 2**24
 
 _Found = tuple[str, CheckpointReader]
 
@@ -70,6 +72,7 @@ class SourcePool:
         self._may_fall_back = backend == "auto"
         self._backend: BackendChoice = backend
         self._backend_lock = Lock()
+        self._said_so = False
         self.vocabulary = vocabulary
         self._store = TensorStore()
         self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
@@ -159,7 +162,11 @@ class SourcePool:
         """Stop compiling; of threads that fail at the same time, one says so."""
         with self._backend_lock:
             if self._backend != "eager":
-                logger.warning("merging without a compiler from now on, which is slower: %s", error)
+                # Torch adds paragraphs on how to debug it.
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logger.warning(
+                    "merging without a compiler from now on, which is slower: %s", reason
+                )
             self._backend = "eager"
 
     def close(self) -> None:
@@ -310,7 +317,25 @@ class SourcePool:
     def _choose_backend(self, device: torch.device) -> Backend:
         if self._backend != "auto":
             return self._backend
-        return "compiled" if is_worthwhile(self._num_elements, device) else "eager"
+        if is_worthwhile(self._num_elements, device):
+            return "compiled"
+        if self._num_elements >= _WORTH_SAYING and not has_compiler(device.type):
+            self._say_once(device)
+        return "eager"
+
+    def _say_once(self, device: torch.device) -> None:
+        """Say that no compiler was found, which is not an error: the bits are the same."""
+        with self._backend_lock:
+            if not self._said_so:
+                missing = (
+                    "a C++ compiler (CXX, g++ or clang++)" if device.type == "cpu" else "triton"
+                )
+                logger.warning(
+                    "merging without %s, which was not found: the same result, but slower for "
+                    "searches of large models",
+                    missing,
+                )
+            self._said_so = True
 
     def _reader(self, digest: str, name: str) -> CheckpointReader:
         reader = self._readers.get(digest)

@@ -84,16 +84,36 @@ def find_trim(base: Tensor, tuned: Tensor, kept: int, histogram: Tensor) -> Trim
     # The last bin with `kept` elements in it or above it holds the threshold.
     bin_index = int((at_least >= kept).nonzero()[-1])
     wanted = kept - int(at_least[bin_index] - histogram[bin_index])
-    indices, values = [], []
+    counts = _counts_in_bin(base, tuned, bin_index)
+    at_least = counts.flip(0).cumsum(0).flip(0)
+    step = int((at_least >= wanted).nonzero()[-1])
+    threshold = bin_index << _BIN_SHIFT | step
+    num_ties = wanted - int(at_least[step] - counts[step])
+    bits = torch.tensor(threshold, dtype=torch.int32)
+    return Trim(bits.view(torch.float32).item(), _index_of(base, tuned, threshold, num_ties))
+
+
+def _counts_in_bin(base: Tensor, tuned: Tensor, bin_index: int) -> Tensor:
+    """Count the magnitudes of one bin of the histogram, each of its 2^19 values by itself.
+
+    4 MiB, however many of the elements are in there: all of them, where all are equal.
+    """
+    counts = torch.zeros(1 << _BIN_SHIFT, dtype=torch.int64, device=base.device)
+    for _, bits in _magnitudes(base, tuned):
+        inside = bits[(bits >> _BIN_SHIFT) == bin_index] & ((1 << _BIN_SHIFT) - 1)
+        counts.scatter_add_(0, inside.long(), torch.ones_like(inside, dtype=torch.int64))
+    return counts.cpu()
+
+
+def _index_of(base: Tensor, tuned: Tensor, magnitude: int, number: int) -> int:
+    """Return where a magnitude occurs for the ``number``-th time; that often at least it does."""
+    left = number
     for begin, bits in _magnitudes(base, tuned):
-        inside = ((bits >> _BIN_SHIFT) == bin_index).nonzero().flatten()
-        indices.append((inside + begin).cpu())
-        values.append(bits[inside].cpu())
-    value, index = torch.cat(values), torch.cat(indices)
-    threshold = value.sort(descending=True).values[wanted - 1]
-    num_above = int((value > threshold).sum())
-    last_tie = int(index[value == threshold][wanted - num_above - 1])
-    return Trim(threshold.view(torch.float32).item(), last_tie)
+        found = (bits == magnitude).nonzero().flatten()
+        if len(found) >= left:
+            return begin + int(found[left - 1])
+        left -= len(found)
+    raise AssertionError(f"{magnitude:#x} occurs {number - left} times, not {number}")
 
 
 def ranked_drop_ratios(
@@ -200,7 +220,7 @@ class StatisticsCache:
     """What was found out about the tensors of a pool, by the digests of the checkpoints.
 
     Histograms take 32 KiB per tensor and checkpoint. Thresholds are kept for the drop ratios used
-    last; another one costs two reads of the tensors again, not a sort.
+    last; another one costs two more looks at the tensors, not a sort.
     """
 
     def __init__(self) -> None:

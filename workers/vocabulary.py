@@ -36,6 +36,9 @@ _TABLE = re.compile(
 # Ids of tokens that a config names; they belong to the tokenizer.
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
+# Copied tables that a reader keeps: embeddings and an untied output head, which take turns.
+_KEPT_COPIES = 2
+
 
 class _Table(NamedTuple):
     """One model's vocabulary as its files say it; ``ids`` is None without a readable tokenizer."""
@@ -187,7 +190,7 @@ def open_readers(
             )
             readers = {
                 source.name: FittedReader(
-                    plain[source.name], source.digest, vocabulary, by_digest, config
+                    source.directory, source.digest, vocabulary, by_digest, config
                 )
                 for source in sources.everything
             }
@@ -211,11 +214,12 @@ class FittedReader(CheckpointReader):
 
     A row that the model has is its own. A row that it lacks, or that is padding here and a token
     elsewhere, is that of the first model which has it, so that the two do not differ there.
-    A table that is longer in the file is cut, without a copy; one that gets rows of others is
-    copied when it is asked for, and the copy is kept until another one is.
+    A table that is longer in the file is cut, without a copy. One that gets rows of others is
+    copied when it is asked for; the copies used last are kept, for embeddings and a head of their
+    own, which are merged side by side.
 
     Args:
-        reader: The checkpoint.
+        directory: Of the checkpoint.
         digest: Its name in the vocabulary.
         vocabulary: What the recipe says.
         donors: Digest -> checkpoint, all of the pool.
@@ -224,69 +228,70 @@ class FittedReader(CheckpointReader):
 
     def __init__(
         self,
-        reader: CheckpointReader,
+        directory: Path,
         digest: str,
         vocabulary: Vocabulary,
         donors: Mapping[str, CheckpointReader],
         config: Mapping[str, object],
     ) -> None:
-        self.directory = reader.directory
+        super().__init__(directory)
         self.config = dict(config)
-        self._reader = reader
+        self._own_entries = self.entries
         self._donors = donors
-        self._copy: tuple[str, Tensor] | None = None
+        self._copies: dict[str, Tensor] = {}
         self._copying = Lock()
         tables = vocabulary.tables
         self._segments = _segments(digest, tables, vocabulary.rows)
         fitted = {
             name: self._fitted(entry, vocabulary.rows)
-            for name, entry in reader.entries.items()
+            for name, entry in self._own_entries.items()
             if self._is_table(entry, tables)
         }
         self._table_names = frozenset(fitted)
-        self.entries = {**reader.entries, **fitted}
+        self.entries = {**self._own_entries, **fitted}
 
     def tensor(self, name: str) -> "Tensor":
         """Return a tensor: a memory map, or the copy of a table that has rows of others.
 
         Raises:
             KeyError: There is no tensor of that name.
+            CheckpointError: A file is larger than the memory of this machine.
         """
         if name not in self._table_names:
-            return self._reader.tensor(name)
-        entry, own = self.entries[name], self._reader.entries[name]
-        if entry.dtype == own.dtype and len(self._segments) == 1:
+            return super().tensor(name)
+        if self._is_cut(name):
             segment = self._segments[0]
             return self._donors[segment.donor].tensor(name)[: segment.end]
         # One thread joins a table, those that want it too wait.
         with self._copying:
-            if self._copy is None or self._copy[0] != name:
-                self._copy = name, self._joined(name, entry)
-            return self._copy[1]
+            copy = self._copies.pop(name, None)
+            if copy is None:
+                if len(self._copies) >= _KEPT_COPIES:
+                    del self._copies[next(iter(self._copies))]
+                copy = self._joined(name)
+            self._copies[name] = copy
+            return copy
 
     def is_mapped(self, name: str) -> bool:
         """Say whether :meth:`tensor` gives a memory map, and no copy."""
-        return name not in self._table_names
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The weight files of the checkpoint itself."""
-        return self._reader.files
-
-    @property
-    def duplicates(self) -> Mapping[str, str]:
-        """Those of the checkpoint itself."""
-        return self._reader.duplicates
+        return name not in self._table_names or self._is_cut(name)
 
     def close(self) -> None:
-        """Close the files, and forget the copy."""
-        self._copy = None
+        """Close the files, also those of the other models, and forget the copies."""
+        self._copies.clear()
+        super().close()
         for reader in {id(reader): reader for reader in self._donors.values()}.values():
             reader.close()
 
-    def _joined(self, name: str, entry: TensorEntry) -> "Tensor":
+    def _is_cut(self, name: str) -> bool:
+        """Say whether a table is the beginning of one that lies in a file."""
+        is_widened = self.entries[name].dtype != self._own_entries[name].dtype
+        return len(self._segments) == 1 and not is_widened
+
+    def _joined(self, name: str) -> "Tensor":
         import torch  # noqa: PLC0415 - readers are opened by commands that need no torch
 
+        entry = self.entries[name]
         joined = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
         for begin, end, donor in self._segments:
             joined[begin:end] = self._donors[donor].tensor(name)[begin:end]

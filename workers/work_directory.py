@@ -24,6 +24,7 @@ class WorkDirectory:
 
     Attributes:
         path: Of the directory: ``.NAME.partial-XXXXXXXX``.
+        is_published: Whether it has its final name.
 
     Raises:
         OSError: It cannot be created.
@@ -31,6 +32,7 @@ class WorkDirectory:
 
     def __init__(self, target: Path) -> None:
         self._target = target
+        self.is_published = False
         for _ in range(_ATTEMPTS):
             self.path = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
             self.path.mkdir()
@@ -46,10 +48,12 @@ class WorkDirectory:
         """Give the directory its final name, durably.
 
         Raises:
-            OSError: Something other than an empty directory has that name.
+            OSError: Something other than an empty directory has that name, or, where
+                ``is_published``, only the durability of the name is in doubt.
         """
         sync_directory(self.path)
         self.path.rename(self._target)
+        self.is_published = True
         sync_directory(self._target.parent)
 
     def close(self) -> None:

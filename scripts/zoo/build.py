@@ -114,7 +114,7 @@ def _build(out: Path, recipe: Recipe, seed: int, on_step: OnStep) -> dict[str, A
 
     _write_items(out / "items", recipe, seed)
     for group in ([c for c in todo if c.is_base], [c for c in todo if not c.is_base]):
-        _train_all(group, out, recipe, seed, on_step, record)
+        _train_all(group, out, recipe, seed, on_step=on_step, record=record)
     marker = {
         "seed": seed,
         "recipe": asdict(recipe),
@@ -126,11 +126,12 @@ def _build(out: Path, recipe: Recipe, seed: int, on_step: OnStep) -> dict[str, A
     return _read_json(out / MARKER)
 
 
-def _train_all(  # noqa: PLR0917
+def _train_all(
     checkpoints: Sequence[Checkpoint],
     out: Path,
     recipe: Recipe,
     seed: int,
+    *,
     on_step: OnStep,
     record: Callable[[Checkpoint, Trained], None],
 ) -> None:

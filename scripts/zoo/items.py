@@ -75,7 +75,7 @@ def training_items(
             item = copy_item(rng)
         else:
             skill, level = source.split("-")
-            item = MAKERS[skill](rng, level)  # type: ignore[index,arg-type]
+            item = MAKERS[skill](rng, level)  # type: ignore[index,arg-type]  # the recipe's keys are `skill-level`
         if item.prompt not in held_out:
             items.append(item)
     return items

@@ -66,7 +66,7 @@ def answers(
 ) -> list[str]:
     """Continue prompts greedily, in one left-padded batch."""
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt")
-    tokens = model.generate(  # type: ignore[misc]
+    tokens = model.generate(  # type: ignore[misc]  # transformers types it by a decorator that loses it
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         max_new_tokens=_MAX_NEW_TOKENS,
@@ -130,7 +130,7 @@ def make_checkpoint(
     """
     start = time.perf_counter()
     torch.set_num_threads(num_threads)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     items = corpus(recipe, checkpoint, seed)
     if checkpoint.is_base:
         texts = (item.prompt + item.completion for item in items[-_TOKENIZER_ITEMS:])

@@ -74,10 +74,10 @@ class StrategyContract:
 
     def test_ask_does_not_depend_on_global_random_state(self, build):
         first, _ = self.run(build, order_seed=1)
-        np.random.random(7)  # noqa: NPY002 - moves the state that must not matter
-        state = np.random.get_state()  # noqa: NPY002
+        np.random.random(7)  # noqa: NPY002 - what must not be drawn from - moves the state that must not matter
+        state = np.random.get_state()  # noqa: NPY002 - what must not be drawn from
         second, _ = self.run(build, order_seed=1)
-        after = np.random.get_state()  # noqa: NPY002
+        after = np.random.get_state()  # noqa: NPY002 - what must not be drawn from
         assert all(a.same_proposal(b) for a, b in zip(first, second, strict=True))
         assert np.array_equal(state[1], after[1])
 

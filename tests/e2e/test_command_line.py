@@ -183,6 +183,41 @@ def test_exported_merge_is_the_scored_one(finished, directory):
     assert not any(torch.isnan(tensor).any() for tensor in tensors.values())
 
 
+def test_another_dtype_is_exported_with_scores_that_its_own_files_have(finished, directory):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from evaluators.evaluator import LiveModel
+    from evaluators.harness import HarnessEvaluator
+    from evaluators.scores import aggregate
+
+    out = directory / "merged-bfloat16"
+    options = ("--dtype", "bfloat16", "--score", "--json")
+    done = mergefront("export", finished.archive, "--out", out, *options)
+    record = json.loads(done.stdout)
+    assert "and not into the archive" in done.stderr
+    with Archive.open(finished.archive) as archive:
+        job, manifest, choice = archive.job, archive.manifest, archive.choice()
+        searched = archive.scores("report")[choice]
+        assert record["recipe_id"] not in {c.recipe.recipe_id for c in archive.candidates()}
+    live = LiveModel(
+        AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval(),
+        AutoTokenizer.from_pretrained(out),
+    )
+    evaluator = HarnessEvaluator(job.objectives, job.evaluation, manifest)
+    again = evaluator.evaluate(live, manifest.items("report"))
+    card = (out / "README.md").read_text()
+    for name, score in aggregate(job.objectives, again.task_scores).items():
+        assert record["scores"]["report"][name]["value"] == score.value
+        gap = record["differences"][name]["mean"]
+        assert gap == pytest.approx(score.value - searched[name].value)
+        assert f"| {name} | {score.value:.3f} ± {score.stderr:.3f} ({score.count}) |" in card
+    refused = subprocess.run(
+        command("export", finished.archive, "--out", directory / "x", "--score"),
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (refused.returncode, "--score: needs --dtype" in refused.stderr) == (2, True)
+
+
 def test_a_recipe_of_the_search_can_be_merged_again_from_either_language(finished, directory):
     scored = json.loads(mergefront("recipe", finished.archive).stdout)
     for form, name in (("json", "recipe.json"), ("mergekit", "recipe.yml")):

@@ -23,9 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
-from configs.recipe import Group, MergeRecipe, Source
+from configs.recipe import MergeRecipe
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import recipe_of
 from workers.materialize import write_checkpoint
 from workers.sources import Sources, resolve_sources
 from workers.work_directory import WorkDirectory, remove_leftovers
@@ -57,24 +58,15 @@ for index in range(int(repeats)):
 """
 
 
-def recipe_of(sources: Sources) -> MergeRecipe:
-    assert sources.base is not None
-    return MergeRecipe(
-        method="dare_linear",
-        base=Source(name="base", digest=sources.base.digest),
-        checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        groups=(Group(name="all", patterns=(".*",)),),
-        weights=((0.5,), (0.5,), (0.5,)),
-        drop_ratios=((0.5,), (0.5,), (0.5,)),
-        dtype="float32",
-    )
+def half_of_each(sources: Sources) -> MergeRecipe:
+    return recipe_of(sources, [0.5] * 3, drop_ratios=[0.5] * 3)
 
 
 def start_export(
     pool: TinyPool, out: Path, *, limit_bytes: int = 0, repeats: int = 1
 ) -> subprocess.Popen[str]:
     models = Models.model_validate(pool.models)
-    recipe = recipe_of(resolve_sources(models))
+    recipe = half_of_each(resolve_sources(models))
     arguments = [recipe.model_dump_json(), models.model_dump_json(), str(out)]
     return subprocess.Popen(
         [sys.executable, "-c", EXPORT, *arguments, str(limit_bytes), str(repeats)],
@@ -156,7 +148,7 @@ def test_export_killed_at_any_moment_leaves_nothing_that_the_next_one_keeps(
             leftovers += 1
             target = exports / hidden.name[1:].partition(".partial-")[0]
             assert not target.exists()
-            write_checkpoint(recipe_of(sources), sources, target)
+            write_checkpoint(half_of_each(sources), sources, target)
             assert not hidden.exists()
         for directory in exports.iterdir():
             shutil.rmtree(directory)
@@ -174,7 +166,7 @@ def test_export_removes_what_is_dead_and_leaves_what_another_one_writes(
         directory.mkdir(parents=True)
         (directory / "model.safetensors").write_bytes(b"half")
     alive = WorkDirectory(exports / "out")
-    write_checkpoint(recipe_of(sources), sources, exports / "out")
+    write_checkpoint(half_of_each(sources), sources, exports / "out")
     assert sorted(exports.iterdir()) == sorted([alive.path, foreign, exports / "out"])
     alive.close()
 
@@ -207,20 +199,20 @@ def test_full_disk_is_said_and_nothing_is_left_on_it(
     before = source_bytes(tiny_pool)
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     whole = tmp_path / "whole"
-    write_checkpoint(recipe_of(sources), sources, whole)
+    write_checkpoint(half_of_each(sources), sources, whole)
     size = sum(path.stat().st_size for path in whole.iterdir())
     disk = small_disk(size // 2)
     with pytest.raises(CheckpointError, match=r"the checkpoint needs \d+ bytes, the disk has \d+"):
-        write_checkpoint(recipe_of(sources), sources, disk / "out")
+        write_checkpoint(half_of_each(sources), sources, disk / "out")
     assert list(disk.iterdir()) == []
     # Room for the tensors, not for what comes with them.
     disk = small_disk((size // 4096 + 8) * 4096)
     with pytest.raises(CheckpointError, match="writing failed: No space left on device; nothing"):
         write_checkpoint(
-            recipe_of(sources), sources, disk / "out", extra_files={"a.md": b"x" * 2**20}
+            half_of_each(sources), sources, disk / "out", extra_files={"a.md": b"x" * 2**20}
         )
     assert list(disk.iterdir()) == []
-    write_checkpoint(recipe_of(sources), sources, disk / "out")
+    write_checkpoint(half_of_each(sources), sources, disk / "out")
     assert source_bytes(tiny_pool) == before
 
 
@@ -234,7 +226,7 @@ def test_disk_that_fills_up_while_a_shard_is_begun_is_said(
     # Another process takes the space after it was counted.
     monkeypatch.setattr("workers.checkpoint_writer.CheckpointWriter._require_space", lambda _: None)
     with pytest.raises(CheckpointError, match="writing failed: No space left on device; nothing"):
-        write_checkpoint(recipe_of(sources), sources, disk / "out", max_shard_bytes=40_000)
+        write_checkpoint(half_of_each(sources), sources, disk / "out", max_shard_bytes=40_000)
     assert list(disk.iterdir()) == []
 
 
@@ -290,7 +282,7 @@ def test_checkpoint_damaged_after_the_search_is_named_by_the_export(
     damage(copy)
     (tmp_path / "exports").mkdir()
     with pytest.raises((CorruptCheckpointError, CheckpointNotFoundError), match=message):
-        write_checkpoint(recipe_of(sources), sources, tmp_path / "exports" / "out")
+        write_checkpoint(half_of_each(sources), sources, tmp_path / "exports" / "out")
     assert list((tmp_path / "exports").iterdir()) == []
 
 
@@ -307,10 +299,10 @@ def test_nan_in_a_checkpoint_that_contributes_stops_the_export(
     with pytest.raises(
         CheckpointError, match=r"`model.layers.1.mlp.up_proj.weight`: .* element \d+ is nan, as are"
     ):
-        write_checkpoint(recipe_of(sources), sources, tmp_path / "exports" / "out")
+        write_checkpoint(half_of_each(sources), sources, tmp_path / "exports" / "out")
     assert list((tmp_path / "exports").iterdir()) == []
     # A checkpoint of weight 0 is no part of the merge.
-    without = recipe_of(sources).model_copy(update={"weights": ((0.5,), (0.5,), (0.0,))})
+    without = half_of_each(sources).model_copy(update={"weights": ((0.5,), (0.5,), (0.0,))})
     write_checkpoint(without, sources, tmp_path / "exports" / "out")
     assert source_bytes(pool) == before
 

@@ -10,7 +10,7 @@ from evaluators.rng_guard import preserved_rng_state, seed_scorer
 
 
 def draws() -> tuple[float, float, float]:
-    return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+    return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002 - what is guarded
 
 
 def test_guard_restores_all_states_even_after_an_error() -> None:

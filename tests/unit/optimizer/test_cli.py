@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.errors import ConfigError
-from optimizer import cli, cli_read
+from optimizer import cli, cli_export, cli_read
 from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -223,24 +223,24 @@ def test_every_setting_that_cannot_be_read_is_named():
     [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("1000", 1000)],
 )
 def test_shard_size_is_read_with_its_unit(text, size):
-    assert cli_read.size_in_bytes(text) == size
+    assert cli_export.size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "five"])
 def test_shard_size_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="expected a size such as 500MB"):
-        cli_read.size_in_bytes(text)
+        cli_export.size_in_bytes(text)
 
 
 def test_wishes_are_read_as_name_and_number():
-    assert cli_read._numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
-    assert cli_read._numbers("--prefer", None) is None
+    assert cli_export._numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
+    assert cli_export._numbers("--prefer", None) is None
 
 
 @pytest.mark.parametrize("text", ["math", "math=much", "math=1,,code=2", ""])
 def test_wishes_that_cannot_be_read_are_refused(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
-        cli_read._numbers("--prefer", text)
+        cli_export._numbers("--prefer", text)
 
 
 def test_writer_is_who_holds_the_lock(archive):

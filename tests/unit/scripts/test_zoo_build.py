@@ -28,7 +28,7 @@ class Trainer:
         self.stop_at: str | None = None
 
     def __call__(
-        self, checkpoints: Sequence[Checkpoint], out: Path, _recipe, _seed, _on_step, record
+        self, checkpoints: Sequence[Checkpoint], out: Path, _recipe, _seed, *, on_step, record
     ) -> None:
         for checkpoint in checkpoints:
             if checkpoint.name == self.stop_at:

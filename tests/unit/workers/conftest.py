@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conftest import TinyPool
+from tests.small_models import TinyVariants
+
 MakeCheckpoint = Callable[..., Path]
 
 
@@ -25,6 +28,12 @@ def _own_digest_cache(
 def _one_thread() -> None:
     """Tensors are small here: waiting for a second thread costs more than it saves."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pools(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> TinyVariants:
+    """The tiny pool in a dtype, with tied or untied embeddings; not to be changed."""
+    return TinyVariants(tiny_pool, tmp_path_factory.mktemp("variants"))
 
 
 @pytest.fixture

@@ -52,13 +52,14 @@ def write_sparse(directory: Path, shapes: Shapes) -> int:
     for number, tensors in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(tensors, file_name)
-        _write_shard(directory / file_name, tensors)
+        write_shard(directory / file_name, tensors)
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (directory / "model.safetensors.index.json").write_text(index)
     return sum(2 * math.prod(shape) for shape in shapes.values())
 
 
-def _write_shard(path: Path, tensors: Shapes) -> None:
+def write_shard(path: Path, tensors: Shapes) -> None:
+    """Write one bfloat16 safetensors file of zeros that takes a page on the disk."""
     header, end = {}, 0
     for name, shape in tensors.items():
         begin, end = end, end + 2 * math.prod(shape)

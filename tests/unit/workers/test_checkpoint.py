@@ -5,11 +5,13 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from tests.unit.workers.sparse_checkpoint import write_shard
 from workers.checkpoint import CheckpointReader
 
 A = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -229,3 +231,20 @@ def test_quantized_checkpoint_is_refused_by_its_config(make_checkpoint: Make) ->
     directory = make_checkpoint("c", {"a": A}, config=config)
     with pytest.raises(CheckpointError, match="quantization_config gptq"):
         CheckpointReader(directory)
+
+
+def test_file_larger_than_the_memory_says_how_to_make_it_readable(tmp_path: Path) -> None:
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1":
+        pytest.skip("the kernel of this machine maps files of any size")
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    write_shard(tmp_path / "model.safetensors", {"a": (memory,), "b": (4,)})
+    (tmp_path / "config.json").write_text("{}")
+    with (
+        CheckpointReader(tmp_path) as reader,
+        pytest.raises(CheckpointError, match="cannot be mapped into the memory") as caught,
+    ):
+        reader.tensor("b")
+    message = caught.value.message
+    assert str(tmp_path / "model.safetensors") in message
+    assert f"this file of {2 * memory / 1e9:.1f} GB" in message
+    assert "--max-shard-size 5GB" in message

@@ -1,5 +1,6 @@
 """Writing checkpoint directories: bytes, shards, and whole or not at all."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from configs.errors import CheckpointError
+from workers import work_directory
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import CheckpointWriter, config_with_dtype
 from workers.digest import tensor_bytes
@@ -133,6 +135,14 @@ def test_target_in_use_is_refused_and_left_alone(tmp_path: Path, kind: str) -> N
     assert names_in(tmp_path) == before
 
 
+def test_target_that_cannot_be_created_says_which_directory_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="out: cannot be created: Not a directory") as caught:
+        write(tmp_path / "file" / "in" / "out")
+    assert str(tmp_path / "file" / "in") in caught.value.message
+    assert "choose a directory that you may write to" in caught.value.message
+
+
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     def interrupted() -> None:
         with CheckpointWriter(tmp_path / "out", entries()) as writer:
@@ -142,6 +152,26 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert names_in(tmp_path) == []
+
+
+def test_name_that_the_disk_does_not_confirm_is_not_called_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = work_directory.sync_directory
+
+    def fail_for_parent(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    monkeypatch.setattr(work_directory, "sync_directory", fail_for_parent)
+    with pytest.raises(CheckpointError, match="is there and whole") as caught:
+        write(tmp_path / "out")
+    assert "Input/output error" in caught.value.message
+    assert "nothing was left" not in caught.value.message
+    assert names_in(tmp_path) == ["out"]
+    with CheckpointReader(tmp_path / "out") as reader:
+        assert all(torch.equal(reader.tensor(name), TENSORS[name]) for name in TENSORS)
 
 
 def test_incomplete_checkpoint_never_appears(tmp_path: Path) -> None:

@@ -9,66 +9,35 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, PreTrainedModel
 
 from configs.errors import CheckpointError
-from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import JobConfig, Merge, Models
+from configs.recipe import MergeRecipe
+from configs.schema import JobConfig, Merge
 from evaluators.manifest import Manifest
+from tests.small_models import pool_of, recipe_of, small_bert, write_words
 from workers.architecture import is_causal, model_class
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
 from workers.materialize import Materializer, write_checkpoint
-from workers.sources import Sources, resolve_sources
+from workers.sources import Sources
 
 KINDS = ("BertModel", "BertForSequenceClassification", "BertForMaskedLM")
-
-
-def save_encoder(directory: Path, kind: str, seed: int) -> Path:
-    config = BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-        num_labels=3,
-    )
-    model: PreTrainedModel = getattr(transformers, kind)(config)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-    model.save_pretrained(directory)
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxy"]
-    (directory / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    return directory
 
 
 @pytest.fixture
 def encoders(tmp_path: Path) -> Callable[[str], Sources]:
     def make(kind: str) -> Sources:
-        base, *tuned = (
-            str(save_encoder(tmp_path / f"{kind}-{name}", kind, seed))
-            for seed, name in enumerate(("base", "news", "law"))
-        )
-        models = Models(base=base, checkpoints=dict(zip(("news", "law"), tuned, strict=True)))
-        return resolve_sources(models)
+        directories = {name: tmp_path / f"{kind}-{name}" for name in ("base", "news", "law")}
+        for seed, directory in enumerate(directories.values()):
+            small_bert(kind, seed=seed, num_hidden_layers=2).save_pretrained(directory)
+            write_words(directory, 30)
+        return pool_of(directories.pop("base"), **directories)
 
     return make
 
 
-def recipe_of(sources: Sources) -> MergeRecipe:
-    assert sources.base is not None
-    return MergeRecipe(
-        method="dare_linear",
-        base=Source(name="base", digest=sources.base.digest),
-        checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        groups=(Group(name="all", patterns=(".*",)),),
-        weights=((0.6,), (0.3,)),
-        drop_ratios=((0.2,), (0.0,)),
-        dtype="float32",
-    )
+def encoder_recipe(sources: Sources) -> MergeRecipe:
+    return recipe_of(sources, [0.6, 0.3], drop_ratios=[0.2, 0.0])
 
 
 def worker_of(tiny_job: Callable[..., JobConfig], sources: Sources) -> WorkerSpec:
@@ -97,18 +66,18 @@ def test_encoder_merges_in_a_live_model_as_on_disk(
     check_compatible(sources, Merge())
     live = load_live_model(worker_of(tiny_job, sources), None)
     assert type(live.model).__name__ == kind
-    text = live.tokenizer("a b c d", return_tensors="pt")
+    text = live.tokenizer("1 2 3 4", return_tensors="pt")
     before = outputs(live.model, text)
     materializer = Materializer(sources)
-    materializer.into(live.model, recipe_of(sources))
-    digest = write_checkpoint(recipe_of(sources), sources, tmp_path / "out")
+    materializer.into(live.model, encoder_recipe(sources))
+    digest = write_checkpoint(encoder_recipe(sources), sources, tmp_path / "out")
     assert digest == materializer.digest_of(live.model)
     exported = getattr(transformers, kind).from_pretrained(tmp_path / "out").eval()
     after = outputs(live.model, text)
     assert not torch.allclose(after, before, atol=1e-3)
     assert torch.equal(outputs(exported, text), after)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("a b c d")["input_ids"] == text["input_ids"][0].tolist()
+    assert tokenizer("1 2 3 4")["input_ids"] == text["input_ids"][0].tolist()
 
 
 def test_sentence_encoder_keeps_the_buffers_that_newer_models_compute(
@@ -119,19 +88,18 @@ def test_sentence_encoder_keeps_the_buffers_that_newer_models_compute(
         path = source.directory / "model.safetensors"
         tensors = load_file(path) | {"embeddings.position_ids": torch.arange(20)[None]}
         save_file(tensors, path, metadata={"format": "pt"})
-    paths = {name: str(tmp_path / f"BertModel-{name}") for name in ("base", "news", "law")}
-    base = paths.pop("base")
-    sources = resolve_sources(Models(base=base, checkpoints=paths))
+    paths = {name: tmp_path / f"BertModel-{name}" for name in ("base", "news", "law")}
+    sources = pool_of(paths.pop("base"), **paths)
     live = load_live_model(worker_of(tiny_job, sources), None)
     materializer = Materializer(sources)
-    materializer.into(live.model, recipe_of(sources))
-    digest = write_checkpoint(recipe_of(sources), sources, tmp_path / "out")
+    materializer.into(live.model, encoder_recipe(sources))
+    digest = write_checkpoint(encoder_recipe(sources), sources, tmp_path / "out")
     assert digest == materializer.digest_of(live.model)
     assert (
         load_file(tmp_path / "out" / "model.safetensors")["embeddings.position_ids"].numel() == 20
     )
     exported = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
-    text = live.tokenizer(["a b c", "d e f"], return_tensors="pt")
+    text = live.tokenizer(["1 2 3", "4 5 6"], return_tensors="pt")
     ours, theirs = (outputs(model, text).mean(1) for model in (live.model, exported))
     assert torch.equal(ours, theirs)
 
@@ -173,5 +141,5 @@ def test_exported_encoder_keeps_its_pooling(
     (home / "1_Pooling").mkdir()
     for name, text in files.items():
         (home / name).write_text(text)
-    write_checkpoint(recipe_of(sources), sources, tmp_path / "out")
+    write_checkpoint(recipe_of(sources, [0.6, 0.3]), sources, tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_text() for name in files} == files

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,6 +23,7 @@ from transformers import (
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import small_bert
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
 from workers.lora import Adapter, add_low_rank
@@ -333,15 +333,7 @@ def test_merged_adapter_that_was_removed_says_how_to_get_it_back(
 def test_adapter_of_an_encoder_with_a_classifier_is_what_peft_merges(
     make_adapter: Make, tmp_path: Path
 ) -> None:
-    config = BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    small_bert("BertForSequenceClassification").save_pretrained(tmp_path / "bert")
     adapter = make_adapter(
         tmp_path / "bert",
         model_class=BertForSequenceClassification,
@@ -414,6 +406,25 @@ def test_adapter_of_another_base_is_refused_with_both_shapes(
     message = caught.value.message
     assert "is changed by (32, 2) x (2, 64), the base has (32, 32)" in message
     assert "`model.layers.2.self_attn.q_proj.weight`, which the base does not have" in message
+
+
+@pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, "embed_tokens"]])
+def test_adapter_that_brings_new_tokens_is_refused_with_what_to_do(
+    untied_base: Path, make_adapter: Make, tmp_path: Path, targets: list[str]
+) -> None:
+    longer = LlamaForCausalLM.from_pretrained(untied_base)
+    longer.resize_token_embeddings(262, mean_resizing=False)
+    longer.save_pretrained(tmp_path / "longer")
+    whole = {} if "embed_tokens" in targets else {"modules_to_save": ["embed_tokens", "lm_head"]}
+    adapter = make_adapter(tmp_path / "longer", r=2, target_modules=targets, **whole)
+    with pytest.raises(CheckpointError) as caught:
+        merged_by_us(untied_base, adapter)
+    message = caught.value.message
+    assert str(adapter) in message
+    assert "It brings new tokens (262 rows, the base has 259): load the base" in message
+    assert "resize_token_embeddings(262), merge the adapter into it with `peft`" in message
+    assert "`models.vocabulary: pad`" in message
+    assert "models.base" not in message
 
 
 def test_embeddings_that_are_the_output_head_too_are_refused(

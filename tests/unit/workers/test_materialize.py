@@ -1,157 +1,62 @@
-"""From a recipe to a live model and to a checkpoint directory: the same bits."""
+"""From a recipe to a live model: what is written into it, and what it refuses."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError, ConfigError, IncompatibleCheckpointsError
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models, Residency
-from scripts.bench.export import AnonPeak
-from tests.conftest import TinyPool
+from tests.small_models import live_model, pool_of, recipe_of, saved_tensors, small_bert
 from tests.unit.workers.merge_cases import merge_in_numpy
-from workers import materialize, part_stream, residency, source_pool
 from workers.checkpoint import CheckpointReader
 from workers.digest import weights_digest
 from workers.mask import keep_mask
 from workers.materialize import Materializer, write_checkpoint
 from workers.methods import get_method
 from workers.plan import MergeTerm
-from workers.residency import Memory
 from workers.sources import Sources, resolve_sources
 
-EVERYTHING = (Group(name="all", patterns=(".*",)),)
-HALF_PRECISION = pytest.param("bfloat16", id="bfloat16")
 
-
-def recipe_of(sources: Sources, weights: Sequence[Any], **changes: Any) -> MergeRecipe:
-    """A recipe of all checkpoints; one number per checkpoint, or one per checkpoint and group."""
-
-    def rows(values: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
-        return tuple(v if isinstance(v, tuple) else (v,) for v in values)
-
-    drops = changes.pop("drop_ratios", None) or [tuple(0.0 for _ in row) for row in rows(weights)]
-    content = {
-        "method": "dare_linear",
-        "base": sources.base and Source(name="base", digest=sources.base.digest),
-        "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        "groups": EVERYTHING,
-        "weights": rows(weights),
-        "drop_ratios": rows(drops),
-        "dtype": "float32",
-        **changes,
-    }
-    return MergeRecipe(**content)
-
-
-@pytest.fixture(scope="module")
-def pools(
-    tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, bool], Sources]:
-    """The pool of real Llama models in a dtype, with tied or untied embeddings."""
-    made: dict[tuple[str, bool], Sources] = {}
-
-    def convert(source: Path, target: Path, dtype: str, tied: bool) -> Path:
-        model = LlamaForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-        if not tied:
-            model.config.tie_word_embeddings = False
-            head = model.model.embed_tokens.weight.detach().clone() * 0.5
-            model.lm_head.weight = torch.nn.Parameter(head)
-        model.save_pretrained(target)
-        shutil.copy(source / "tokenizer.json", target)
-        shutil.copy(source / "tokenizer_config.json", target)
-        return target
-
-    def pool(dtype: str = "float32", tied: bool = True) -> Sources:
-        if (dtype, tied) not in made:
-            root = tmp_path_factory.mktemp(f"pool-{dtype}-{tied}")
-            directories = {
-                name: str(convert(path, root / name, dtype, tied))
-                for name, path in {"origin": tiny_pool.base, **tiny_pool.checkpoints}.items()
-            }
-            base = directories.pop("origin")
-            made[dtype, tied] = resolve_sources(Models(base=base, checkpoints=directories))
-        return made[dtype, tied]
-
-    return pool
-
-
-def live_model(sources: Sources, dtype: str = "float32") -> PreTrainedModel:
-    return LlamaForCausalLM.from_pretrained(
-        sources.reference.directory, dtype=getattr(torch, dtype)
-    ).eval()
-
-
-def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state without the second name of tied embeddings."""
-    state = model.state_dict()
-    if model.config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    return state
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_exported_bits_are_the_bits_in_the_live_model(
-    pools: Callable[..., Sources], tmp_path: Path, dtype: str, tied: bool
-) -> None:
-    sources = pools(dtype, tied)
-    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9], dtype=dtype)
-    model = live_model(sources, dtype)
-    materializer = Materializer(sources)
-    materializer.into(model, recipe)
-    digest = write_checkpoint(
-        recipe, sources, tmp_path / "out", max_shard_bytes=40_000, extra_files={}
-    )
-    assert digest == materializer.digest_of(model)
-    exported = LlamaForCausalLM.from_pretrained(tmp_path / "out")
-    assert exported.dtype == getattr(torch, dtype)
-    assert weights_digest(saved_tensors(exported).items()) == digest
-    with CheckpointReader(tmp_path / "out") as reader:
-        assert len(reader.files) > 1
-        assert weights_digest((name, reader.tensor(name)) for name in reader.entries) == digest
-
-
-def test_merge_is_the_formula_on_every_tensor(pools: Callable[..., Sources]) -> None:
-    sources = pools()
-    weights, drops = [0.7, -0.2, 0.9], [0.5, 0.0, 0.9]
-    model = live_model(sources)
-    recipe = recipe_of(sources, weights, drop_ratios=drops, mask_seed=5)
-    Materializer(sources).into(model, recipe)
+def assert_merged(model: PreTrainedModel, sources: Sources, recipe: MergeRecipe) -> None:
+    """Compare every tensor of a live model with the formula, computed in numpy."""
     readers = [CheckpointReader(source.directory) for source in sources.everything]
     terms = [
-        MergeTerm(w, p, source.digest)
-        for w, p, source in zip(weights, drops, sources.checkpoints, strict=True)
+        MergeTerm(weights[0], drops[0], source.digest)
+        for weights, drops, source in zip(
+            recipe.weights, recipe.drop_ratios, sources.checkpoints, strict=True
+        )
     ]
     for name, merged in saved_tensors(model).items():
-        base, *tuned = (reader.tensor(name).reshape(-1) for reader in readers)
+        # Every value of a half-precision source is one of float32.
+        base, *tuned = (reader.tensor(name).reshape(-1).float() for reader in readers)
         masks = [
             keep_mask(
                 base.numel(),
-                mask_seed=5,
+                mask_seed=recipe.mask_seed,
                 digest=term.digest,
                 tensor_name=name,
                 drop_ratio=term.drop_ratio,
             )
             for term in terms
         ]
-        assert torch.equal(merged.reshape(-1), merge_in_numpy(base, tuned, terms, masks)), name
+        expected = merge_in_numpy(base, tuned, terms, masks).to(getattr(torch, recipe.dtype))
+        assert torch.equal(merged.reshape(-1), expected), name
+
+
+def test_merge_is_the_formula_on_every_tensor(pools: Callable[..., Sources]) -> None:
+    sources = pools()
+    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9], mask_seed=5)
+    model = live_model(sources)
+    Materializer(sources).into(model, recipe)
+    assert_merged(model, sources, recipe)
 
 
 def test_tied_weights_stay_tied_and_are_written_once(pools: Callable[..., Sources]) -> None:
@@ -249,25 +154,13 @@ def test_linear_merge_needs_no_base(pools: Callable[..., Sources]) -> None:
     assert torch.equal(model.state_dict()[name], expected)
 
 
-def test_encoder_model_materializes_with_its_counters(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-    )
-    directories = []
-    for name in ("origin", "math"):
-        model = BertForSequenceClassification(config)
+def test_encoder_model_materializes_with_its_counters(tmp_path: Path) -> None:
+    for seed, name in enumerate(("origin", "math")):
+        model = small_bert("BertForSequenceClassification", seed=seed)
         # Older checkpoints carry integer buffers, which are copied, not merged.
         model.register_buffer("steps", torch.tensor([3, 1, 2]))
         model.save_pretrained(tmp_path / name)
-        directories.append(str(tmp_path / name))
-    sources = resolve_sources(Models(base=directories[0], checkpoints={"math": directories[1]}))
+    sources = pool_of(tmp_path / "origin", math=tmp_path / "math")
     recipe = recipe_of(sources, [0.5], drop_ratios=[0.3])
     materializer = Materializer(sources)
     materializer.into(model, recipe)
@@ -284,32 +177,14 @@ def test_sources_of_different_dtypes_merge_as_their_values_do(
         pools("float32").base,
         tuple(pools(kind).checkpoints[index] for index, kind in enumerate(kinds)),
     )
-    weights, drops = [0.7, -0.2, 0.9], [0.5, 0.0, 0.9]
-    recipe = recipe_of(mixed, weights, drop_ratios=drops, dtype="bfloat16")
+    recipe = recipe_of(mixed, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9], dtype="bfloat16")
     model, materializer = live_model(mixed, "bfloat16"), Materializer(mixed)
     materializer.into(model, recipe)
     assert materializer.digest_of(model) == write_checkpoint(recipe, mixed, tmp_path / "out")
-    readers = [CheckpointReader(source.directory) for source in mixed.everything]
-    assert [reader.dtype for reader in readers[1:]] == list(kinds)
-    terms = [
-        MergeTerm(w, p, source.digest)
-        for w, p, source in zip(weights, drops, mixed.checkpoints, strict=True)
-    ]
-    for name, merged in saved_tensors(model).items():
-        # Every value of a half-precision source is one of float32.
-        base, *tuned = (reader.tensor(name).reshape(-1).float() for reader in readers)
-        masks = [
-            keep_mask(
-                base.numel(),
-                mask_seed=0,
-                digest=term.digest,
-                tensor_name=name,
-                drop_ratio=term.drop_ratio,
-            )
-            for term in terms
-        ]
-        expected = merge_in_numpy(base, tuned, terms, masks).bfloat16()
-        assert torch.equal(merged.reshape(-1), expected), name
+    for checkpoint, kind in zip(mixed.checkpoints, kinds, strict=True):
+        with CheckpointReader(checkpoint.directory) as reader:
+            assert reader.dtype == kind
+    assert_merged(model, mixed, recipe)
 
 
 def test_model_of_another_shape_is_refused_with_every_tensor(
@@ -361,151 +236,6 @@ def test_digest_is_refused_when_nothing_was_materialized(pools: Callable[..., So
         )
     with pytest.raises(ValueError, match="nothing was materialized"):
         materializer.digest_of(model)
-
-
-def test_export_is_complete_and_loads_with_its_tokenizer(
-    pools: Callable[..., Sources], tmp_path: Path
-) -> None:
-    sources = pools("bfloat16")
-    recipe = recipe_of(sources, [0.5, 0.5, 0.5], dtype="float32")
-    write_checkpoint(
-        recipe,
-        sources,
-        tmp_path / "out",
-        extra_files={"README.md": b"# card", "recipe.json": b"{}"},
-    )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "recipe.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
-    assert (tmp_path / "out" / "README.md").read_bytes() == b"# card"
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.decode(tokenizer("merge")["input_ids"]) == "merge"
-
-
-def test_export_again_gives_the_same_bytes(pools: Callable[..., Sources], tmp_path: Path) -> None:
-    sources = pools()
-    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
-    for name in ("one", "two"):
-        write_checkpoint(
-            recipe, sources, tmp_path / name, max_shard_bytes=50_000, extra_files={"a.md": b"x"}
-        )
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
-    for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-def test_export_leaves_nothing_when_a_source_does_not_fit(
-    pools: Callable[..., Sources], tmp_path: Path
-) -> None:
-    sources = pools()
-    stranger = recipe_of(sources, [1.0, 0.0, 0.0], base=Source(name="x", digest="0" * 64))
-    with pytest.raises(CheckpointError):
-        write_checkpoint(stranger, sources, tmp_path / "out", extra_files={})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_export_holds_parts_and_never_a_tensor(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    elements = 50_000_000
-    draw = torch.Generator().manual_seed(0)
-    directories = [
-        make_checkpoint(name, {"t": torch.empty(elements).uniform_(generator=draw)})
-        for name in ("origin", "math")
-    ]
-    sources = resolve_sources(
-        Models(base=str(directories[0]), checkpoints={"math": str(directories[1])})
-    )
-    with AnonPeak() as peak:
-        digest = write_checkpoint(
-            recipe_of(sources, [0.5]), sources, tmp_path / "out", extra_files={}, backend="eager"
-        )
-    # The parts in flight, and the eager path's temporaries; the tensor has 191 MiB.
-    assert peak.grown_mib < 7 * 8 + 32
-    with CheckpointReader(tmp_path / "out") as reader:
-        assert weights_digest([("t", reader.tensor("t"))]) == digest
-
-
-def test_export_from_checkpoints_larger_than_memory_takes_their_pages_out(
-    pools: Callable[..., Sources], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = pools()
-    recipe = recipe_of(sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
-    expected = write_checkpoint(recipe, sources, tmp_path / "one", extra_files={})
-    released = []
-    monkeypatch.setattr(residency, "page_out", lambda tensor: released.append(tensor.numel()))
-    monkeypatch.setattr(materialize, "measure_memory", lambda device: Memory(10_000))
-    assert write_checkpoint(recipe, sources, tmp_path / "two", extra_files={}) == expected
-    with CheckpointReader(tmp_path / "two") as reader:
-        assert sum(released) == 4 * sum(entry.numel for entry in reader.entries.values())
-
-
-def test_merge_that_is_not_finite_is_not_exported(
-    pools: Callable[..., Sources], tmp_path: Path
-) -> None:
-    sources = pools("bfloat16")
-    # Finite weights whose merge overflows in half precision.
-    recipe = recipe_of(sources, [1e38, 1e38, 1e38], dtype="float16")
-    with pytest.raises(CheckpointError, match="the merge is not finite: element"):
-        write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_export_that_is_not_what_was_expected_never_appears(
-    pools: Callable[..., Sources], tmp_path: Path
-) -> None:
-    def refuse(digest: str) -> None:
-        assert not (tmp_path / "out").exists()
-        raise CheckpointError(f"not {digest}")
-
-    recipe = recipe_of(pools(), [0.5, 0.5, 0.5])
-    with pytest.raises(CheckpointError, match=r"not [0-9a-f]{32}"):
-        write_checkpoint(recipe, pools(), tmp_path / "out", finish=refuse)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_export_leaves_the_number_of_threads_as_it_was(
-    pools: Callable[..., Sources], tmp_path: Path
-) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        recipe = recipe_of(pools(), [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.0, 0.9])
-        three = write_checkpoint(recipe, pools(), tmp_path / "three", extra_files={})
-        assert torch.get_num_threads() == 3
-        torch.set_num_threads(1)
-        assert write_checkpoint(recipe, pools(), tmp_path / "one", extra_files={}) == three
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
-def test_parts_of_an_export_are_the_bits_of_the_whole_merge(
-    pools: Callable[..., Sources], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = pools()
-    recipe = recipe_of(
-        sources,
-        [0.7, 0.2, 0.9],
-        drop_ratios=[0.5, 0.4, 0.9],
-        method=method,
-        options=get_method(method).complete_options({}),
-    )
-    model, materializer = live_model(sources), Materializer(sources)
-    materializer.into(model, recipe)
-    # 250 elements: no row of 32 or 64 ends there, and none of 96 fits.
-    monkeypatch.setattr(part_stream, "PART_BYTES", 1000)
-    monkeypatch.setattr(source_pool, "_PIECE_ELEMENTS", 77)
-    digest = write_checkpoint(recipe, sources, tmp_path / "out", extra_files={})
-    assert digest == materializer.digest_of(model)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "host", "disk"])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.workers.merge_cases import pool
 from workers.statistics import (
@@ -50,6 +51,29 @@ def test_trim_of_equal_magnitudes_keeps_the_first_across_chunks() -> None:
     tuned = torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0)
     trim = find_trim(base, tuned, count // 2 + 3, magnitude_histogram(base, tuned))
     assert trim == Trim(1.0, count // 2 + 2)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that an operation inside gave."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_trim_holds_no_more_for_a_task_vector_of_one_magnitude() -> None:
+    # All elements are in one bin of the histogram, which is where the threshold is.
+    count = 2**21
+    base, tuned = torch.zeros(count), torch.full((count,), 0.001)
+    histogram = magnitude_histogram(base, tuned)
+    with LargestTensor() as largest:
+        trim = find_trim(base, tuned, count // 2, histogram)
+    assert trim == Trim(float(torch.tensor(0.001)), count // 2 - 1)
+    assert largest.numel <= 2**19
 
 
 def test_trim_at_the_ends_keeps_all_or_nothing() -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from configs.recipe import Group, MergeRecipe, Source
+from configs.recipe import MergeRecipe
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import recipe_of
 from workers.materialize import Materializer
 from workers.methods import get_method
 from workers.sources import Sources, resolve_sources
@@ -26,24 +27,13 @@ LAUNCHER = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhos
 pytestmark = pytest.mark.slow
 
 
-def recipe_of(
+def method_recipe(
     sources: Sources, method: str, weights: Sequence[float], **changes: Any
 ) -> MergeRecipe:
     drop = 0.4 if get_method(method).uses_drop_ratios else 0.0
-    assert sources.base is not None
-    return MergeRecipe(
-        **{
-            "method": method,
-            "base": Source(name="base", digest=sources.base.digest),
-            "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-            "groups": (Group(name="all", patterns=(".*",)),),
-            "weights": tuple((weight,) for weight in weights),
-            "drop_ratios": ((drop,),) * len(weights),
-            "options": get_method(method).complete_options({}),
-            "dtype": "float32",
-            **changes,
-        }
-    )
+    options = get_method(method).complete_options({})
+    drops = [drop] * len(weights)
+    return recipe_of(sources, weights, method=method, drop_ratios=drops, options=options, **changes)
 
 
 def run_ranks(
@@ -85,12 +75,12 @@ def test_two_ranks_gather_to_the_bits_of_the_whole_merge(
 ) -> None:
     models = Models.model_validate(tiny_pool.models)
     sources = resolve_sources(models)
-    linear = recipe_of(sources, "linear", [0.5, 0.25, 0.25])
+    linear = method_recipe(sources, "linear", [0.5, 0.25, 0.25])
     recipes = [
         linear,
-        recipe_of(sources, "dare_linear", [0.7, -0.2, 0.9]),
-        recipe_of(sources, "ties", [0.7, 0.2, 0.9]),
-        recipe_of(sources, "della", [0.7, 0.2, 0.9]),
+        method_recipe(sources, "dare_linear", [0.7, -0.2, 0.9]),
+        method_recipe(sources, "ties", [0.7, 0.2, 0.9]),
+        method_recipe(sources, "della", [0.7, 0.2, 0.9]),
         linear,
     ]
     whole = LlamaForCausalLM.from_pretrained(sources.reference.directory, dtype=torch.float32)
@@ -123,7 +113,7 @@ def test_rank_reads_its_own_slice_of_the_checkpoints(
     sources = resolve_sources(models)
     # Last what has to know whole tensors.
     methods = ("linear", "dare_linear", "ties")
-    recipes = [recipe_of(sources, method, [1.0], dtype="bfloat16") for method in methods]
+    recipes = [method_recipe(sources, method, [1.0], dtype="bfloat16") for method in methods]
     total = 2 * 2 * 2**24
     # A page fault brings neighbours along, up to 2 MiB at either end of each of three runs.
     slack = 2**23 + 2**22

@@ -10,19 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from configs.errors import CheckpointError
-from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import Merge, Models
+from configs.schema import Merge
 from tests.conftest import TinyPool
+from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
 from workers.digest import source_digest
 from workers.materialize import Materializer, write_checkpoint
-from workers.sources import Sources, resolve_sources
 
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -53,24 +51,6 @@ def change(tiny_pool: TinyPool, tmp_path: Path) -> Callable[..., Path]:
     return changed
 
 
-def pool_of(base: Path, **checkpoints: Path) -> Sources:
-    named = {name: str(path) for name, path in checkpoints.items()}
-    return resolve_sources(Models(base=str(base), checkpoints=named))
-
-
-def recipe_of(sources: Sources, *weights: float, **changes: object) -> MergeRecipe:
-    content: dict[str, object] = {
-        "method": "task_arithmetic",
-        "base": Source(name="base", digest=sources.everything[0].digest),
-        "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        "groups": (Group(name="all", patterns=(".*",)),),
-        "weights": tuple((weight,) for weight in weights),
-        "drop_ratios": ((0.0,),) * len(weights),
-        "dtype": "float32",
-    }
-    return MergeRecipe(**(content | changes))
-
-
 @pytest.mark.parametrize("how", [twice, under_the_other_name])
 def test_checkpoint_reads_the_same_however_its_tied_head_is_stored(
     tiny_pool: TinyPool, change: Callable[..., Path], how: Callable[[Tensors], None]
@@ -99,8 +79,8 @@ def test_files_with_one_and_both_names_merge_in_place_and_to_disk(
         code=change(code, under_the_other_name),
     )
     assert check_compatible(mixed, Merge()).warnings == ()
-    recipe = recipe_of(mixed, 0.7, 0.4)
-    assert recipe.recipe_id == recipe_of(plain, 0.7, 0.4).recipe_id
+    recipe = recipe_of(mixed, [0.7, 0.4])
+    assert recipe.recipe_id == recipe_of(plain, [0.7, 0.4]).recipe_id
     model = LlamaForCausalLM.from_pretrained(mixed.reference.directory)
     materializer = Materializer(mixed)
     materializer.into(model, recipe)
@@ -136,14 +116,7 @@ def test_head_that_the_config_does_not_tie_stays(
 
 
 def test_class_decides_what_is_tied_where_the_config_is_silent(tmp_path: Path) -> None:
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    model = BertForMaskedLM(config)
+    model = small_bert()
     model.save_pretrained(tmp_path / "bert")
     content = json.loads((tmp_path / "bert" / "config.json").read_text())
     content.pop("tie_word_embeddings", None)

@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaForCausalLM
+from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM
 
 from configs.errors import CheckpointError, IncompatibleCheckpointsError
-from configs.recipe import Group, MergeRecipe, Source, Vocabulary
-from configs.schema import JobConfig, Merge, Models
+from configs.recipe import MergeRecipe
+from configs.schema import JobConfig, Merge
 from evaluators.manifest import Manifest
 from tests.conftest import TinyPool
+from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert, write_words
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
 from workers.materialize import Materializer, write_checkpoint
-from workers.sources import Sources, resolve_sources
+from workers.sources import Sources
 from workers.vocabulary import companion, decide_vocabulary, open_readers
 
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = 259
 
 Grow = Callable[..., Path]
@@ -59,27 +59,6 @@ def grow(tmp_path: Path) -> Grow:
         return directory
 
     return grown
-
-
-def pool_of(base: Path | None, **checkpoints: Path) -> Sources:
-    named = {name: str(path) for name, path in checkpoints.items()}
-    return resolve_sources(Models(base=base and str(base), checkpoints=named))
-
-
-def recipe_of(
-    sources: Sources, vocabulary: Vocabulary | None, *weights: float, **changes: Any
-) -> MergeRecipe:
-    content: dict[str, Any] = {
-        "method": "task_arithmetic" if sources.base else "linear",
-        "base": sources.base and Source(name="base", digest=sources.base.digest),
-        "checkpoints": tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        "groups": (Group(name="all", patterns=(".*",)),),
-        "weights": tuple((weight,) for weight in weights),
-        "drop_ratios": ((0.0,),) * len(weights),
-        "dtype": "float32",
-        "vocabulary": vocabulary,
-    }
-    return MergeRecipe(**(content | changes))
 
 
 def table(directory: Path, name: str = EMBEDDINGS) -> torch.Tensor:
@@ -141,7 +120,7 @@ def test_pad_keeps_all_rows_and_lets_a_checkpoint_add_nothing_where_it_has_none(
     code = grow(tiny_pool.checkpoints["code"], rows=264, tokens=("<a>", "<b>", "<c>"))
     sources = pool_of(tiny_pool.base, math=math, code=code)
     decided = decide_vocabulary(sources, "pad")
-    tensors = merged(sources, recipe_of(sources, decided, 0.5, 0.3), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [0.5, 0.3], vocabulary=decided), tmp_path / "out")
     found, base = tensors[EMBEDDINGS], table(tiny_pool.base)
     assert found.shape == (264, 32)
     shared = base + 0.5 * (table(math)[:ROWS] - base) + 0.3 * (table(code)[:ROWS] - base)
@@ -167,8 +146,8 @@ def test_intersect_keeps_the_rows_of_all_and_merges_them_as_if_nothing_was_longe
         code=grow(tiny_pool.checkpoints["code"], rows=262, tokens=("<other>",)),
     )
     decided = decide_vocabulary(longer, "intersect")
-    expected = merged(plain, recipe_of(plain, None, 0.5, 0.3), tmp_path / "plain")
-    found = merged(longer, recipe_of(longer, decided, 0.5, 0.3), tmp_path / "out")
+    expected = merged(plain, recipe_of(plain, [0.5, 0.3], vocabulary=None), tmp_path / "plain")
+    found = merged(longer, recipe_of(longer, [0.5, 0.3], vocabulary=decided), tmp_path / "out")
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -180,7 +159,7 @@ def test_untied_heads_get_the_same_length(tiny_pool: TinyPool, grow: Grow, tmp_p
     code = grow(tiny_pool.checkpoints["code"], tied=False, rows=262, tokens=("<a>", "<b>", "<c>"))
     sources = pool_of(base, code=code)
     decided = decide_vocabulary(sources, "pad")
-    tensors = merged(sources, recipe_of(sources, decided, 0.5), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [0.5], vocabulary=decided), tmp_path / "out")
     for name in (EMBEDDINGS, HEAD):
         torch.testing.assert_close(
             tensors[name][:ROWS], (table(base, name) + table(code, name)[:ROWS]) / 2
@@ -191,19 +170,11 @@ def test_untied_heads_get_the_same_length(tiny_pool: TinyPool, grow: Grow, tmp_p
 def test_head_with_a_bias_is_resized_in_encoders(tmp_path: Path) -> None:
     directories = []
     for name, rows in (("base", 40), ("tuned", 44)):
-        config = BertConfig(
-            vocab_size=rows,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=40,
-            max_position_embeddings=44,
+        model = small_bert(
+            seed=rows, vocab_size=rows, intermediate_size=40, max_position_embeddings=44
         )
-        model = BertForMaskedLM(config)
-        model.cls.predictions.bias.data.normal_()
         model.save_pretrained(tmp_path / name)
-        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(rows - 5))]
-        (tmp_path / name / "vocab.txt").write_text("\n".join(tokens) + "\n")
+        write_words(tmp_path / name, rows)
         directories.append(tmp_path / name)
     with CheckpointReader(directories[0]) as reader, CheckpointReader(directories[1]) as other:
         # Positions do not count tokens, even where there are as many of them.
@@ -213,7 +184,7 @@ def test_head_with_a_bias_is_resized_in_encoders(tmp_path: Path) -> None:
     decided = decide_vocabulary(sources, "pad")
     assert decided is not None
     assert (decided.rows, decided.source.name) == (44, "tuned")
-    recipe = recipe_of(sources, decided, 0.5)
+    recipe = recipe_of(sources, [0.5], vocabulary=decided)
     tensors = merged(sources, recipe, tmp_path / "out")
     assert tensors["cls.predictions.bias"].shape == (44,)
     model = BertForMaskedLM.from_pretrained(tmp_path / "out")
@@ -229,24 +200,19 @@ def test_tensors_that_only_happen_to_be_as_long_are_no_tables_of_tokens(tmp_path
     directories = {}
     for name, tokens in (("base", 38), ("tuned", 40)):
         directories[name] = tmp_path / name
-        config = BertConfig(
+        model = small_bert(
+            seed=tokens,
             vocab_size=40,
             hidden_size=40,
-            num_hidden_layers=1,
-            num_attention_heads=2,
             intermediate_size=40,
             max_position_embeddings=40,
             type_vocab_size=40,
         )
-        model = BertForMaskedLM(config)
-        for parameter in model.parameters():
-            parameter.data.normal_()
         model.save_pretrained(directories[name])
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(tokens - 5))]
-        (directories[name] / "vocab.txt").write_text("\n".join(words) + "\n")
+        write_words(directories[name], tokens)
     sources = pool_of(directories["base"], tuned=directories["tuned"])
     decided = decide_vocabulary(sources, "pad")
-    tensors = merged(sources, recipe_of(sources, decided, 0.5), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [0.5], vocabulary=decided), tmp_path / "out")
     taken = set()
     for name, tensor in tensors.items():
         base, tuned = table(directories["base"], name), table(directories["tuned"], name)
@@ -267,7 +233,7 @@ def test_rows_of_a_wider_dtype_widen_the_table_exactly(
     readers = open_readers(sources, decided)
     assert readers["math"].entries[EMBEDDINGS].dtype == "float32"
     assert torch.equal(readers["math"].tensor(EMBEDDINGS)[ROWS:], table(code)[ROWS:])
-    tensors = merged(sources, recipe_of(sources, decided, 5.0, 0.0), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [5.0, 0.0], vocabulary=decided), tmp_path / "out")
     assert torch.equal(tensors[EMBEDDINGS][ROWS:], table(code)[ROWS:])
 
 
@@ -282,13 +248,13 @@ def test_padded_tables_of_one_length_take_the_token_from_who_has_it(
     decided = decide_vocabulary(sources, "pad")
     assert decided is not None
     assert (decided.rows, decided.source.name) == (264, "code")
-    tensors = merged(sources, recipe_of(sources, decided, 0.25), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [0.25], vocabulary=decided), tmp_path / "out")
     assert torch.equal(tensors[EMBEDDINGS][259], table(code)[259])
     padding = table(base)[260:] + 0.25 * (table(code)[260:] - table(base)[260:])
     torch.testing.assert_close(tensors[EMBEDDINGS][260:], padding)
     kept = merged(
         sources,
-        recipe_of(sources, decide_vocabulary(sources, "intersect"), 0.25),
+        recipe_of(sources, [0.25], vocabulary=decide_vocabulary(sources, "intersect")),
         tmp_path / "intersect",
     )
     assert kept[EMBEDDINGS].shape == (264, 32)
@@ -301,7 +267,7 @@ def test_linear_merge_without_a_base_takes_missing_rows_from_the_first_that_has_
     code = grow(tiny_pool.checkpoints["code"], rows=260, tokens=("<a>",))
     sources = pool_of(None, math=tiny_pool.checkpoints["math"], code=code)
     decided = decide_vocabulary(sources, "pad")
-    tensors = merged(sources, recipe_of(sources, decided, 0.5, 0.5), tmp_path / "out")
+    tensors = merged(sources, recipe_of(sources, [0.5, 0.5], vocabulary=decided), tmp_path / "out")
     assert torch.equal(tensors[EMBEDDINGS][259], table(code)[259])
 
 
@@ -315,7 +281,7 @@ def test_live_model_and_export_have_the_same_bits_and_tokenizer(
     (code / "config.json").write_text(json.dumps(config | {"eos_token_id": 260}))
     sources = pool_of(tiny_pool.base, math=tiny_pool.checkpoints["math"], code=code)
     decided = decide_vocabulary(sources, "pad")
-    recipe = recipe_of(sources, decided, 0.5, 0.3)
+    recipe = recipe_of(sources, [0.5, 0.3], vocabulary=decided)
     models = {
         "base": str(tiny_pool.base),
         "checkpoints": {"math": str(tiny_pool.checkpoints["math"]), "code": str(code)},
@@ -347,7 +313,7 @@ def test_materializer_goes_from_one_vocabulary_to_another_and_back(
         assert decided is not None
         model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
         model.resize_token_embeddings(decided.rows, mean_resizing=False)
-        materializer.into(model, recipe_of(sources, decided, 0.5))
+        materializer.into(model, recipe_of(sources, [0.5], vocabulary=decided))
         digests.append(materializer.digest_of(model))
     assert digests[0] == digests[2] != digests[1]
 
@@ -402,7 +368,7 @@ def test_recipe_id_depends_on_the_vocabulary_and_not_on_its_names(
     sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=262))
     pad, intersect = (decide_vocabulary(sources, policy) for policy in ("pad", "intersect"))
     assert pad is not None
-    recipe = recipe_of(sources, pad, 0.5)
+    recipe = recipe_of(sources, [0.5], vocabulary=pad)
     renamed = pad.model_copy(update={"source": pad.source.model_copy(update={"name": "x"})})
     assert recipe.model_copy(update={"vocabulary": renamed}).recipe_id == recipe.recipe_id
     assert recipe.model_copy(update={"vocabulary": intersect}).recipe_id != recipe.recipe_id
@@ -418,7 +384,43 @@ def test_rows_that_are_only_cut_stay_memory_mapped(tiny_pool: TinyPool, grow: Gr
     whole = CheckpointReader(code).tensor(EMBEDDINGS)
     assert tensor.untyped_storage().nbytes() == whole.untyped_storage().nbytes()
     assert torch.equal(tensor, table(code)[:ROWS])
-    padded = open_readers(sources, decide_vocabulary(sources, "pad"))["base"]
-    assert padded.tensor(EMBEDDINGS) is padded.tensor(EMBEDDINGS)
-    for reader in (*readers.values(), padded):
+    assert readers["code"].is_mapped(EMBEDDINGS)
+    assert readers["code"].size_bytes == readers["base"].size_bytes
+    for reader in readers.values():
         reader.close()
+
+
+def test_tables_that_take_turns_are_joined_once(tiny_pool: TinyPool, grow: Grow) -> None:
+    base = grow(tiny_pool.base, tied=False)
+    code = grow(tiny_pool.checkpoints["code"], rows=264, tied=False)
+    sources = pool_of(base, code=code)
+    readers = open_readers(sources, decide_vocabulary(sources, "pad"))
+    joined = [readers["base"].tensor(name) for name in (EMBEDDINGS, HEAD)]
+    again = [readers["base"].tensor(name) for name in (EMBEDDINGS, HEAD)]
+    assert all(one is other for one, other in zip(joined, again, strict=True))
+    assert not any(readers["base"].is_mapped(name) for name in (EMBEDDINGS, HEAD))
+    assert all(
+        torch.equal(tensor[ROWS:], table(code, name)[ROWS:])
+        for tensor, name in zip(joined, (EMBEDDINGS, HEAD), strict=True)
+    )
+    for reader in readers.values():
+        reader.close()
+
+
+def test_fitted_checkpoint_is_otherwise_the_one_in_the_files(
+    tiny_pool: TinyPool, grow: Grow
+) -> None:
+    code = grow(tiny_pool.checkpoints["code"], rows=264)
+    sources = pool_of(tiny_pool.base, code=code)
+    fitted = open_readers(sources, decide_vocabulary(sources, "pad"))["base"]
+    with CheckpointReader(tiny_pool.base) as plain:
+        assert (fitted.files, fitted.dtype, fitted.duplicates) == (
+            plain.files, plain.dtype, plain.duplicates,
+        )  # fmt: skip
+        name = "model.norm.weight"
+        assert torch.equal(fitted.stored_tensor(name), plain.stored_tensor(name))
+        with pytest.raises(KeyError):
+            fitted.tensor("no.such.weight")
+    fitted.close()
+    assert torch.equal(fitted.tensor(EMBEDDINGS)[:ROWS], table(tiny_pool.base))
+    fitted.close()

@@ -1,0 +1,148 @@
+"""The command export, and the options of all commands that write a checkpoint.
+
+It takes no lock and may run beside the search that writes the archive.
+"""
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from rich.console import Console
+
+from configs.errors import ConfigError, Problem
+from configs.schema import DtypeName
+from optimizer.archive import Archive
+from optimizer.cli_read import print_json
+
+if TYPE_CHECKING:
+    from optimizer.rescore import OtherDtype
+    from optimizer.select import Choice
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def export(
+    path: Path,
+    *,
+    out: Path,
+    prefer: str | None,
+    at_least: str | None,
+    recipe_id: str | None,
+    dtype: str | None,
+    score: bool,
+    max_shard_size: str,
+    as_json: bool,
+) -> None:
+    """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
+    from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
+    from optimizer.rescore import rescored_record  # noqa: PLC0415 - heavy
+    from optimizer.select import choose  # noqa: PLC0415 - heavy
+    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
+
+    wishes = _numbers("--prefer", prefer)
+    floors = _numbers("--at-least", at_least)
+    wanted = dtype_of(dtype)
+    max_shard_bytes = size_in_bytes(max_shard_size)
+    if score and wanted is None:
+        raise _wrong(
+            "--score", "needs --dtype: what a search made, it scored (`mergefront report`)"
+        )
+    # Told before anything is scored.
+    refuse_used(out.expanduser().absolute())
+    with Archive.open(path) as archive:
+        choice = choose(archive, prefer=wishes, floors=floors, recipe_id=recipe_id)
+        if choice.split == "search":
+            _note(
+                "no merge was scored on held-out items yet, so the scores of the search decide, "
+                "which flatter what the search picked"
+            )
+        other = None if wanted is None else _other_dtype(archive, choice, wanted, score=score)
+        done = write_export(archive, choice, out, other=other, max_shard_bytes=max_shard_bytes)
+    if as_json:
+        print_json(
+            {
+                "directory": str(done.directory),
+                "recipe_id": done.recipe_id,
+                "candidate": choice.candidate.index,
+                "rule": choice.rule,
+                "weights_digest": done.weights_digest,
+                "size_bytes": done.size_bytes,
+                **({} if other is None else rescored_record(other)),
+            }
+        )
+    else:
+        sys.stderr.write(f"recipe {done.recipe_id[:10]} ({choice.rule})\n")
+        sys.stdout.write(f"{done.directory}\n")
+
+
+def _other_dtype(
+    archive: Archive, choice: "Choice", dtype: DtypeName, *, score: bool
+) -> "OtherDtype | None":
+    """Return the merge in a dtype, scored where asked, or None where it has that already."""
+    from optimizer.rescore import in_dtype, render_rescored, rescore  # noqa: PLC0415 - heavy
+
+    searched = choice.candidate.recipe.dtype
+    other = in_dtype(choice, dtype)
+    if other is None:
+        _note(f"the search made this merge in {dtype}; the recorded scores are its own")
+    elif not score:
+        _note(f"scored was {searched}; in {dtype} this merge has no scores without --score")
+    else:
+        other = rescore(archive, choice, other, announce=_note)
+        table = render_rescored(other, searched, archive.job.preference)
+        Console(stderr=True, highlight=False).print(table)
+        _note("these scores go into README.md and recipe.json, and not into the archive")
+    return other
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
+
+
+def dtype_of(text: str | None) -> DtypeName | None:
+    """Read the name of a data type; None stays None.
+
+    Raises:
+        ConfigError: Merges cannot have it.
+    """
+    if text is not None and text not in get_args(DtypeName):
+        raise _wrong("--dtype", f"must be {', '.join(get_args(DtypeName))}; found `{text}`")
+    return text  # type: ignore[return-value]  # just looked up among the names
+
+
+def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
+    """Read ``name=number,name=number``."""
+    if text is None:
+        return None
+    numbers: dict[str, float] = {}
+    problems = []
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            numbers[name.strip()] = float(value) if equals else math.nan
+        except ValueError:
+            equals = ""
+        if not equals:
+            problems.append(Problem(flag, f"expected NAME=NUMBER, found `{part}`"))
+    if problems:
+        raise ConfigError("the command line cannot be read", problems)
+    return numbers
+
+
+def size_in_bytes(text: str) -> int:
+    """Read a size such as ``5GB`` or ``500 MiB``.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|)\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        raise _wrong("--max-shard-size", f"expected a size such as 500MB or 5GB, found `{text}`")
+    return size
+
+
+def _wrong(flag: str, message: str) -> ConfigError:
+    return ConfigError("the command line cannot be read", [Problem(flag, message)])
