@@ -8,9 +8,7 @@ modules ``evaluators.harness*`` are the only ones that import lm-eval.
 
 from __future__ import annotations
 
-import copy
-import math
-import sys
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +19,17 @@ import numpy as np
 from configs.errors import ConfigError, EvaluationError, Problem
 from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
 from evaluators.evaluator import Evaluation, LiveModel
-from evaluators.harness_tasks import LoadedTask, MetricKey, load_tasks
+from evaluators.harness_scoring import ItemScorer, Responses, ScoringPool
+from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
-from evaluators.rng_guard import preserved_rng_state, seed_scorer
+from evaluators.rng_guard import preserved_rng_state
 from evaluators.scores import Items, TaskScores
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from evaluators.harness_requests import Encoder, FrozenItem
+    from evaluators.runner import ItemRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,6 @@ class Suite:
         if problems:
             raise ConfigError("the objectives cannot be evaluated", problems)
         self.manifest = Manifest(splits, {task.name: task.definition for task in loaded})
-        # IFEval's language checks are random unless this class attribute is set.
-        if langdetect := sys.modules.get("langdetect"):
-            langdetect.DetectorFactory.seed = 0
 
     def describe(self) -> list[TaskDescription]:
         """Describe the tasks, in the order of the job."""
@@ -154,6 +153,7 @@ class HarnessEvaluator:
         objectives: The job's objectives.
         settings: The job's evaluation settings.
         manifest: The items that may be asked for; None makes one.
+        scoring_processes: Processes that score while the model goes on; 0 scores here, after it.
 
     Raises:
         ConfigError: Everything that is wrong with tasks, metrics, data and splits.
@@ -165,6 +165,8 @@ class HarnessEvaluator:
         objectives: Mapping[str, Objective],
         settings: EvaluationSettings,
         manifest: Manifest | None = None,
+        *,
+        scoring_processes: int = 0,
     ) -> None:
         self.suite = Suite(objectives, settings)
         self.manifest = manifest or self.suite.manifest
@@ -182,9 +184,17 @@ class HarnessEvaluator:
         }
         self._encoder: Encoder | None = None
         self._frozen: dict[tuple[str, SplitName], dict[str, FrozenItem]] = {}
+        self._runner: ItemRunner | None = None
+        self._scorer = ItemScorer(self.suite.tasks)
+        self._pool: ScoringPool | None = None
+        if scoring_processes:
+            definitions = {task.name: task.definition for task in self.suite.tasks.values()}
+            self._pool = ScoringPool(objectives, settings, definitions, processes=scoring_processes)
 
     def prepare(self, live: LiveModel, split: SplitName) -> None:
         """Build the requests of a split now rather than at its first evaluation."""
+        if self._pool is not None:
+            self._pool.start()
         with preserved_rng_state():
             self._frozen_items(live, self.manifest.items(split))
 
@@ -192,7 +202,8 @@ class HarnessEvaluator:
         """Score the model as it is now; see ``evaluators.evaluator.Evaluator``.
 
         The seconds are those of ``prepare`` (building requests, at the first use of a split),
-        ``forward`` (the model) and ``score`` (filters and metrics).
+        ``forward`` (the model, and the scoring that goes on beside it) and ``score`` (filters and
+        metrics that are left).
 
         Raises:
             EvaluationError: An item is unknown, the logits are not finite, a scorer fails or
@@ -207,18 +218,35 @@ class HarnessEvaluator:
         with preserved_rng_state():
             frozen = self._frozen_items(live, items)
             clock.append(time.perf_counter())
-            self._run(live, [item for group in frozen.values() for item in group])
+            board = _Board(frozen, self._pool)
+            self._run_with(live).run(board.items, board.accept)
             clock.append(time.perf_counter())
-            scores = {task: self._score(task, group) for task, group in frozen.items()}
+            values = iter(board.finish(self._scorer))
             clock.append(time.perf_counter())
-        texts = {
-            task: tuple(item.instances[0].resps[0] for item in group)
+        scores = {
+            task: TaskScores(
+                task,
+                tuple(item.item_id for item in group),
+                np.array(list(itertools.islice(values, len(group))), dtype=np.float64),
+            )
             for task, group in frozen.items()
+        }
+        texts = {
+            task: tuple(str(response[0]) for response in board.responses_of(task))
+            for task in frozen
             if self.suite.tasks[task].output_type == "generate_until"
         }
         stages = ("prepare", "forward", "score")
         seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
         return Evaluation(scores, texts, seconds)
+
+    def close(self) -> None:
+        """End the scoring processes, and release what generation holds."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
@@ -260,46 +288,47 @@ class HarnessEvaluator:
             )
         return self._frozen[task, split][item]
 
-    def _run(self, live: LiveModel, items: Sequence[FrozenItem]) -> None:
-        from evaluators.harness_requests import run_requests  # noqa: PLC0415 - heavy
+    def _run_with(self, live: LiveModel) -> ItemRunner:
+        """Return the runner of a live model; another model makes a new one."""
+        from evaluators.runner import ItemRunner  # noqa: PLC0415 - heavy
 
-        run_requests(
-            live,
-            [request for item in items for request in item.requests],
-            batch_size=self.suite.settings.batch_size,
-            max_length=self._encode_with(live).max_length,
-        )
+        encoder = self._encode_with(live)
+        if self._runner is None or not self._runner.serves(live):
+            if self._runner is not None:
+                self._runner.close()
+            self._runner = ItemRunner(live, self.suite.settings, encoder.max_length)
+        return self._runner
 
-    def _score(self, name: str, items: Sequence[FrozenItem]) -> TaskScores:
-        """Apply the task's own filter and scorer, item by item."""
-        loaded = self.suite.tasks[name]
-        key = loaded.key
-        for ensemble in loaded.task._filters:
-            if ensemble.name == key.filter:
-                ensemble.apply([part for item in items for part in item.instances])
-        values = [self._score_item(loaded, item, key) for item in items]
-        ids = tuple(item.item_id for item in items)
-        return TaskScores(name, ids, np.array(values, dtype=np.float64))
 
-    def _score_item(self, loaded: LoadedTask, item: FrozenItem, key: MetricKey) -> float:
-        seed_scorer(item.item_id)
-        # A scorer may change the document it is given; the next candidate must not see that.
-        document = copy.deepcopy(item.doc)
-        responses = [instance.filtered_resps[key.filter] for instance in item.instances]
-        where = f"`{loaded.name}`: {key} of item `{item.item_id}`"
-        try:
-            metrics = loaded.task.process_results(document, responses)
-        except EvaluationError:  # a sandbox that is missing says so itself
-            raise
-        except Exception as error:
-            raise EvaluationError(
-                f"{where}: its scorer raised {type(error).__name__}: {error}"
-            ) from error
-        if key.metric not in metrics:
-            raise EvaluationError(f"{where} is missing; the scorer gave {', '.join(metrics)}")
-        value = metrics[key.metric]
-        if not isinstance(value, bool | int | float | np.number | np.bool_):
-            raise EvaluationError(f"{where} is a {type(value).__name__}, not a number")
-        if not math.isfinite(value):
-            raise EvaluationError(f"{where} is {float(value)}")
-        return key.sign * float(value)
+class _Board:
+    """Collects the responses of one evaluation, and has them scored as they come."""
+
+    def __init__(
+        self, frozen: Mapping[str, Sequence[FrozenItem]], pool: ScoringPool | None
+    ) -> None:
+        self._tasks = [task for task, group in frozen.items() for _ in group]
+        self.items = [item for group in frozen.values() for item in group]
+        self._responses: dict[int, Responses] = {}
+        self._pool = pool
+        self._futures: dict[int, Future[float]] = {}
+
+    def accept(self, index: int, responses: Responses) -> None:
+        """Take the responses of an item, and pass them on to the pool if there is one."""
+        self._responses[index] = responses
+        if self._pool is not None:
+            item = self.items[index].item_id
+            self._futures[index] = self._pool.submit(self._tasks[index], item, responses)
+
+    def finish(self, scorer: ItemScorer) -> list[float]:
+        """Return the scores of all items, those of the pool or by a scorer in this process."""
+        order = range(len(self.items))
+        if self._pool is not None:
+            return self._pool.results([self._futures[index] for index in order])
+        return [
+            scorer.score(self._tasks[index], self.items[index].item_id, self._responses[index])
+            for index in order
+        ]
+
+    def responses_of(self, task: str) -> list[Responses]:
+        """Return the responses to the items of a task, in their order."""
+        return [self._responses[i] for i, name in enumerate(self._tasks) if name == task]
