@@ -263,8 +263,8 @@ class WorkerSettings(_Section):
     threads: int = Field(default=1, ge=1)
     """torch threads per worker."""
     scoring_processes: int | None = Field(default=None, ge=0)
-    """Processes per worker that score texts while the model goes on; 0 scores in the worker, after
-    generation. None is 2 beside a GPU, and 0 on the CPU, where they would take the model's cores."""
+    """Processes per worker that score texts while the model goes on; 0 scores in the worker,
+    afterwards. None is 2 beside a GPU, and 0 on the CPU, whose cores the model wants."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which one evaluation is given up; None is no limit."""
     max_attempts: int = Field(default=2, ge=1)

@@ -56,8 +56,8 @@ _DECODING_FIELDS: Mapping[str, object] = {
 class FrozenRequest:
     """One request of lm-eval with its tokens.
 
-    ``instance`` is lm-eval's own, without responses. Either ``prompt`` is to be continued, or the ``windows``
-    are to be scored: one for a log-likelihood, any number for a rolling one.
+    ``instance`` is lm-eval's own, without responses. Either ``prompt`` is to be continued, or the
+    ``windows`` are to be scored: one for a log-likelihood, any number for a rolling one.
     """
 
     instance: Instance

@@ -3,13 +3,12 @@
 Start at :func:`zoo_workload` and :func:`real_workload`.
 """
 
-import functools
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import lm_eval
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -20,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import lm_eval
 from configs.schema import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 from scripts.zoo.item import SKILLS
