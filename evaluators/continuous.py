@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from transformers import ContinuousBatchingConfig
 
 from configs.errors import EvaluationError
 from evaluators.backend import OnText, Prompt, ignore_text
-from evaluators.batches import BatchSize, limits_for
+from evaluators.batches import BatchSize, is_out_of_memory, limits_for
 from evaluators.decoding import Row, end_ids
 from evaluators.generation import text_of
 from evaluators.stop_strings import StopStrings
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from evaluators.evaluator import LiveModel
 
 _PAGE_TOKENS = 32
+log = logging.getLogger(__name__)
+
 # How often the loop is asked whether it still runs, while it gives nothing.
 _POLL_S = 1.0
 
@@ -64,10 +66,27 @@ class ContinuousBatches:
                 "continuous batches know no repetition penalty; remove `repetition_penalty` from "
                 "the task and generation_config.json, or set `evaluation.backend: static`"
             )
+        watchers = {
+            stops: StopStrings(self._live.tokenizer, stops)
+            for stops in {prompt.stops for prompt in prompts}
+        }
+        pending = [
+            Row(index, prompt, watchers[prompt.stops]) for index, prompt in enumerate(prompts)
+        ]
         texts = [""] * len(prompts)
-        for row in self._rows_as_they_end(prompts):
+
+        def tell(row: Row) -> None:
             texts[row.index] = text_of(self._live.tokenizer, row.generated, row.watcher)
             on_text(row.index, texts[row.index])
+
+        while pending:
+            if not self._fits(pending, tell):
+                torch.cuda.empty_cache()
+                self._rows = max(1, min(self._rows, len(pending)) // 2)
+                log.warning("out of memory in continuous batches; going on with %d", self._rows)
+            pending = [row for row in pending if not row.ended]
+            for row in pending:
+                row.restart()
         return texts
 
     def weights_changed(self) -> None:
@@ -76,20 +95,22 @@ class ContinuousBatches:
     def close(self) -> None:
         """Do nothing: no thread outlives a call of ``generate``."""
 
-    def _rows_as_they_end(self, prompts: Sequence[Prompt]) -> Iterator[Row]:
-        if not prompts:
-            return
-        watchers = {
-            stops: StopStrings(self._live.tokenizer, stops)
-            for stops in {prompt.stops for prompt in prompts}
-        }
-        rows = {
-            f"row-{index}": Row(index, prompt, watchers[prompt.stops])
-            for index, prompt in enumerate(prompts)
-        }
+    def _fits(self, rows: Sequence[Row], tell: Callable[[Row], None]) -> bool:
+        """Continue rows to their ends; return False where the memory did not suffice."""
+        try:
+            for row in self._as_they_end(rows):
+                tell(row)
+        except torch.OutOfMemoryError:
+            if min(self._rows, len(rows)) == 1:
+                raise
+            return False
+        return True
+
+    def _as_they_end(self, rows: Sequence[Row]) -> Iterator[Row]:
         ends = end_ids(self._live.model)
-        with self._manager(prompts) as manager:
-            for name, row in rows.items():
+        going = {f"row-{row.index}": row for row in rows}
+        with self._manager(rows) as manager:
+            for name, row in going.items():
                 manager.add_request(
                     list(row.prompt.token_ids),
                     request_id=name,
@@ -98,32 +119,26 @@ class ContinuousBatches:
                     streaming=True,
                     eos_token_id=sorted(ends),
                 )
-            going = dict(rows)
             while going:
                 output = manager.get_result(timeout=_POLL_S)
                 if output is None:
                     self._check(manager)
                 elif output.error is not None:
-                    raise self._failure or EvaluationError(
-                        f"continuous batching failed: {output.error}"
-                    )
-                elif (row := going.get(output.request_id)) is not None:
-                    for token in output.generated_tokens[len(row.generated) :]:
-                        if not row.accept(int(token), ends):
-                            break
-                    if row.ended:
-                        del going[output.request_id]
-                        if not output.is_finished():
-                            manager.cancel_request(output.request_id)
-                        yield row
+                    raise self._cause_of(output.error)
+                elif output.request_id in going and (
+                    _advance(going[output.request_id], output.generated_tokens, ends)
+                    or output.is_finished()
+                ):
+                    if not output.is_finished():
+                        manager.cancel_request(output.request_id)
+                    yield going.pop(output.request_id)
 
     @contextmanager
-    def _manager(self, prompts: Sequence[Prompt]) -> Iterator[Any]:
-        """Run a manager for some prompts; it and its cache are gone afterwards."""
+    def _manager(self, pending: Sequence[Row]) -> Iterator[Any]:
+        """Run a manager for some rows; it and its cache are gone afterwards."""
         model = self._live.model
-        widest = max(len(prompt.token_ids) + prompt.max_new_tokens for prompt in prompts)
-        pages_per_row = -(-widest // _PAGE_TOKENS) + 1
-        rows = min(self._rows, len(prompts))
+        pages_per_row = -(-max(row.width for row in pending) // _PAGE_TOKENS) + 1
+        rows = min(self._rows, len(pending))
         config = ContinuousBatchingConfig(
             page_size=_PAGE_TOKENS,
             max_requests_per_batch=rows,
@@ -135,12 +150,11 @@ class ContinuousBatches:
         generation = copy.deepcopy(model.generation_config)
         generation.do_sample = False
         self._failure = None
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         hook = head.register_forward_hook(self._check_logits)
+        start: Any = model.init_continuous_batching
         with _quiet(), torch.no_grad():
-            manager = model.init_continuous_batching(
-                generation_config=generation, continuous_batching_config=config
-            )
+            manager = start(generation_config=generation, continuous_batching_config=config)
             manager.start()
             try:
                 yield manager
@@ -157,9 +171,22 @@ class ContinuousBatches:
         )
         raise self._failure
 
+    def _cause_of(self, message: str) -> Exception:
+        """Return what ended the loop, which tells its requests a text only."""
+        if self._failure is not None:
+            return self._failure
+        if is_out_of_memory(RuntimeError(message)):
+            return torch.OutOfMemoryError(message)
+        return EvaluationError(f"continuous batching failed: {message}")
+
     def _check(self, manager: Any) -> None:  # noqa: ANN401 - transformers' class is private
         if not manager.is_running():
             raise self._failure or EvaluationError("the loop of continuous batching ended early")
+
+
+def _advance(row: Row, generated: Sequence[int], ends: frozenset[int]) -> bool:
+    """Take the tokens that are new to a row; return whether it has ended."""
+    return any(not row.accept(int(token), ends) for token in generated[len(row.generated) :])
 
 
 @contextmanager

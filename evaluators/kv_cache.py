@@ -46,6 +46,7 @@ def place(cache: DynamicCache, part: DynamicCache, *, slot: int, rows: int, widt
     """
     for layer, filled in zip(cache.layers, part.layers, strict=True):
         assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
+        assert isinstance(filled, _RoomyLayer)  # noqa: S101
         layer.place(filled.keys, filled.values, slot=slot, rows=rows, width=width)
 
 

@@ -102,16 +102,16 @@ def zoo_workload(zoo: Path, items: int, batch_size: int) -> Workload:
         batch_size=batch_size,
         allow_code_execution=True,
     )
-    objectives = {
+    objectives: dict[str, Objective] = {
         skill: Objective(tasks=[{"task": f"zoo_{skill}", "metric": ZOO_METRICS[skill]}])  # type: ignore[list-item]  # as a job file says it
         for skill in SKILLS
     }
     models_ = [AutoModelForCausalLM.from_pretrained(zoo / skill) for skill in SKILLS]
     weights = [dict(model.named_parameters()) for model in models_]
     with torch.no_grad():
-        mean = {name: sum(w[name] for w in weights) / len(weights) for name in weights[0]}
+        mean = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
     live = LiveModel(
-        AutoModelForCausalLM.from_pretrained(zoo / "base").eval(),
+        AutoModelForCausalLM.from_pretrained(zoo / "base").train(mode=False),
         AutoTokenizer.from_pretrained(zoo / "base"),
     )
     return Workload(live, (mean, *weights), objectives, settings)
@@ -151,7 +151,7 @@ def real_workload(
 
 def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on the items' own texts, in seconds."""
-    texts = []
+    texts: list[str] = []
     for path in sorted(data.glob("*/*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             texts.extend(str(value) for value in json.loads(line).values())
@@ -165,7 +165,7 @@ def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so
         tokenizer_object=tokenizer,
         eos_token="<|end|>",  # noqa: S106 - a token of text
         pad_token="<|pad|>",  # noqa: S106
@@ -190,7 +190,8 @@ def random_model(vocabulary: int, end_scale: float, seed: int) -> LlamaForCausal
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 - transformers initializes from the global state
-        model = LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config)
+    model.train(mode=False)
     with torch.no_grad():
         model.lm_head.weight[0] *= end_scale
     return model

@@ -89,6 +89,32 @@ def test_generation_fails_when_logits_are_not_finite_and_works_again(live) -> No
     assert backend.generate(PROMPTS) == texts
 
 
+def test_texts_are_the_same_when_memory_runs_out(live) -> None:
+    expected = StaticBatches(live, batch_size=4).generate(PROMPTS)
+    passes: list[int] = []
+
+    def fail(*_: object) -> None:
+        passes.append(1)
+        if len(passes) in (1, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    live.model.model.register_forward_pre_hook(fail)
+    told: list[int] = []
+    backend = ContinuousBatches(live, batch_size=8)
+    assert backend.generate(PROMPTS, lambda index, _text: told.append(index)) == expected
+    assert sorted(told) == list(range(len(PROMPTS)))
+    assert len(passes) > 9
+
+
+def test_single_row_that_does_not_fit_fails(live) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    live.model.model.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        ContinuousBatches(live, batch_size=8).generate(PROMPTS)
+
+
 def test_repetition_penalty_is_refused(live) -> None:
     prompt = Prompt((5, 6), 4, (), repetition_penalty=1.5)
     with pytest.raises(EvaluationError, match=r"set `evaluation.backend: static`"):
