@@ -11,7 +11,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from configs.groups import GroupRule, GroupRules, check_rest
 from configs.scorers import SCORER_TAG, TASK_TAG, ScorerSpec, kind_of_entry
@@ -22,6 +30,7 @@ Parametrization = Literal["free", "simplex", "softmax"]
 VocabularyPolicy = Literal["refuse", "intersect", "pad"]
 Residency = Literal["auto", "gpu", "host", "disk"]
 SandboxKind = Literal["strict", "weak"]
+BackendName = Literal["static", "continuous"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs, not what it searches: a search may be
@@ -224,8 +233,11 @@ class EvaluationSettings(_Section):
     the hub's: ``openai/gsm8k`` reads ``gsm8k/SPLIT.jsonl`` there if it has a folder ``gsm8k``."""
     splits: SplitSizes = SplitSizes()
     """Items per task and split."""
-    batch_size: int = Field(default=64, ge=1)
-    """Rows per forward pass."""
+    batch_size: int | Literal["auto"] = 64
+    """Rows per forward pass, or ``auto``: as many as memory holds with room to spare. Batches
+    that are too large all the same are tried again in halves."""
+    backend: BackendName = "static"
+    """What generates: ``static`` batches of our own, or the ``continuous`` ones of transformers."""
     apply_chat_template: bool = False
     """Wrap prompts in the tokenizer's chat template, as ``lm_eval --apply_chat_template``."""
     allow_code_execution: bool = False
@@ -233,6 +245,14 @@ class EvaluationSettings(_Section):
     sandbox: SandboxKind = "strict"
     """``strict``: bubblewrap, and a refusal where it is missing. ``weak``: Landlock and seccomp,
     which hide less; for machines where bubblewrap cannot be had."""
+
+    @field_validator("batch_size", mode="plain")
+    @classmethod
+    def _rows_or_auto(cls, value: object) -> object:
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value == "auto" or is_count:
+            return value
+        raise ValueError(f"must be a whole number >= 1 or `auto`, found `{value}`")
 
 
 class SearchSettings(_Section):
@@ -282,6 +302,9 @@ class WorkerSettings(_Section):
     """GPUs (or a fraction of one) that Ray reserves per worker."""
     threads: int = Field(default=1, ge=1)
     """torch threads per worker."""
+    scoring_processes: int | None = Field(default=None, ge=0)
+    """Processes per worker that score texts while the model goes on; 0 scores in the worker,
+    afterwards. None is 2 beside a GPU, and 0 on the CPU, whose cores the model wants."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which one evaluation is given up; None is no limit."""
     max_attempts: int = Field(default=2, ge=1)

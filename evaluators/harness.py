@@ -8,26 +8,24 @@ modules ``evaluators.harness*`` are the only ones that import lm-eval.
 
 from __future__ import annotations
 
-import copy
-import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from configs.errors import ConfigError, EvaluationError, Problem
 from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
 from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
+from evaluators.harness_board import Board
+from evaluators.harness_scoring import ItemScorer, ScoringPool
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
-from evaluators.rng_guard import preserved_rng_state, seed_scorer
+from evaluators.rng_guard import preserved_rng_state
 from evaluators.sandbox import select_sandbox
-from evaluators.scores import Items, TaskScores
+from evaluators.scores import Items
 
 if TYPE_CHECKING:
     from evaluators.harness_requests import Encoder, FrozenItem
+    from evaluators.runner import ItemRunner
 
 
 class Suite:
@@ -64,9 +62,6 @@ class Suite:
         if problems:
             raise ConfigError("the objectives cannot be evaluated", problems)
         self.manifest = Manifest(splits, {task.name: task.definition for task in loaded})
-        # IFEval's language checks are random unless this class attribute is set.
-        if langdetect := sys.modules.get("langdetect"):
-            langdetect.DetectorFactory.seed = 0
 
     def describe(self) -> list[TaskDescription]:
         """Describe the tasks, in the order of the job."""
@@ -148,6 +143,7 @@ class HarnessEvaluator:
         objectives: The job's objectives.
         settings: The job's evaluation settings.
         manifest: The items that may be asked for; None makes one.
+        scoring_processes: Processes that score while the model goes on; 0 scores here, after it.
 
     Raises:
         ConfigError: Everything that is wrong with tasks, metrics, data and splits.
@@ -159,6 +155,8 @@ class HarnessEvaluator:
         objectives: Mapping[str, Objective],
         settings: EvaluationSettings,
         manifest: Manifest | None = None,
+        *,
+        scoring_processes: int = 0,
     ) -> None:
         self.suite = Suite(objectives, settings)
         self.manifest = manifest or self.suite.manifest
@@ -176,9 +174,17 @@ class HarnessEvaluator:
         }
         self._encoder: Encoder | None = None
         self._frozen: dict[tuple[str, SplitName], dict[str, FrozenItem]] = {}
+        self._runner: ItemRunner | None = None
+        self._scorer = ItemScorer(self.suite.tasks)
+        self._pool: ScoringPool | None = None
+        if scoring_processes:
+            definitions = {task.name: task.definition for task in self.suite.tasks.values()}
+            self._pool = ScoringPool(objectives, settings, definitions, processes=scoring_processes)
 
     def prepare(self, live: LiveModel, split: SplitName) -> None:
         """Build the requests of a split now rather than at its first evaluation."""
+        if self._pool is not None:
+            self._pool.start()
         with preserved_rng_state():
             self._frozen_items(live, self.manifest.items(split))
 
@@ -186,7 +192,8 @@ class HarnessEvaluator:
         """Score the model as it is now; see ``evaluators.evaluator.Evaluator``.
 
         The seconds are those of ``prepare`` (building requests, at the first use of a split),
-        ``forward`` (the model) and ``score`` (filters and metrics).
+        ``forward`` (the model, and the scoring that goes on beside it) and ``score`` (filters and
+        metrics that are left).
 
         Raises:
             EvaluationError: An item is unknown, the logits are not finite, a scorer fails or
@@ -202,23 +209,22 @@ class HarnessEvaluator:
         with preserved_rng_state():
             frozen = self._frozen_items(live, items)
             clock.append(time.perf_counter())
-            self._run(live, [item for group in frozen.values() for item in group])
+            board = Board(self.suite.tasks, frozen, self._pool)
+            self._run_with(live).run(board.requests, board.accept)
             clock.append(time.perf_counter())
-            scores = {task: self._score(task, group) for task, group in frozen.items()}
-            companions = {
-                task: _target_scores(self.suite.tasks[task], group)
-                for task, group in frozen.items()
-                if self.suite.tasks[task].has_companion
-            }
+            board.finish(self._scorer)
             clock.append(time.perf_counter())
-        texts = {
-            task: tuple(item.instances[0].resps[0] for item in group)
-            for task, group in frozen.items()
-            if self.suite.tasks[task].output_type == "generate_until"
-        }
         stages = ("prepare", "forward", "score")
         seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
-        return Evaluation(scores, texts, seconds, companions)
+        return Evaluation(board.task_scores(), board.texts(), seconds, board.companions())
+
+    def close(self) -> None:
+        """End the scoring processes, and release what generation holds."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
@@ -260,60 +266,13 @@ class HarnessEvaluator:
             )
         return self._frozen[task, split][item]
 
-    def _run(self, live: LiveModel, items: Sequence[FrozenItem]) -> None:
-        from evaluators.harness_requests import run_requests  # noqa: PLC0415 - heavy
+    def _run_with(self, live: LiveModel) -> ItemRunner:
+        """Return the runner of a live model; another model makes a new one."""
+        from evaluators.runner import ItemRunner  # noqa: PLC0415 - heavy
 
-        run_requests(
-            live,
-            [request for item in items for request in item.all_requests],
-            batch_size=self.suite.settings.batch_size,
-            max_length=self._encode_with(live).max_length,
-        )
-
-    def _score(self, name: str, items: Sequence[FrozenItem]) -> TaskScores:
-        """Apply the task's own filter and scorer, item by item."""
-        loaded = self.suite.tasks[name]
-        if loaded.reference is not None and loaded.reference.is_objective:
-            return _target_scores(loaded, items)
-        key = loaded.key
-        for ensemble in loaded.task._filters:
-            if ensemble.name == key.filter:
-                ensemble.apply([part for item in items for part in item.instances])
-        found = [self._score_item(loaded, item) for item in items]
-        ids = tuple(item.item_id for item in items)
-        values, weights = np.array(found, dtype=np.float64).T
-        return TaskScores(name, ids, values, None if (weights == 1.0).all() else weights)
-
-    def _score_item(self, loaded: LoadedTask, item: FrozenItem) -> tuple[float, float]:
-        """Return the value of one item, higher is better, and its weight."""
-        key = loaded.key
-        seed_scorer(item.item_id)
-        # A scorer may change the document it is given; the next candidate must not see that.
-        document = copy.deepcopy(item.doc)
-        responses = [instance.filtered_resps[key.filter] for instance in item.instances]
-        where = f"`{loaded.name}`: {key} of item `{item.item_id}`"
-        try:
-            metrics = loaded.task.process_results(document, responses)
-        except EvaluationError:  # a sandbox that is missing says so itself
-            raise
-        except Exception as error:
-            raise EvaluationError(
-                f"{where}: its scorer raised {type(error).__name__}: {error}"
-            ) from error
-        return key.item_score(metrics, where)
-
-
-def _target_scores(loaded: LoadedTask, items: Sequence[FrozenItem]) -> TaskScores:
-    """Score the likelihoods of reference answers, higher is better."""
-    values = []
-    for item in items:
-        assert loaded.reference is not None  # noqa: S101 - else nobody asked
-        assert item.target is not None  # noqa: S101 - frozen with it
-        log_probability, _ = item.target.instance.resps[0]
-        value = loaded.reference.value(log_probability, item.target_bytes)
-        if not math.isfinite(value):
-            raise EvaluationError(
-                f"`{loaded.name}`: {loaded.reference.metric} of item `{item.item_id}` is {value}"
-            )
-        values.append(value)
-    return TaskScores(loaded.name, tuple(item.item_id for item in items), np.array(values))
+        encoder = self._encode_with(live)
+        if self._runner is None or not self._runner.serves(live):
+            if self._runner is not None:
+                self._runner.close()
+            self._runner = ItemRunner(live, self.suite.settings, encoder.max_length)
+        return self._runner

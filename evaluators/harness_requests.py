@@ -22,9 +22,9 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from configs.errors import EvaluationError
-from evaluators.generation import Prompt, generate
+from evaluators.backend import Prompt
 from evaluators.harness_tasks import LoadedTask
-from evaluators.loglikelihood import Continuation, loglikelihoods
+from evaluators.loglikelihood import Continuation
 from evaluators.reference import continuation_of
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ _DECODING_FIELDS: Mapping[str, object] = {
 class FrozenRequest:
     """One request of lm-eval with its tokens.
 
-    ``instance`` collects the responses. Either ``prompt`` is to be continued, or the ``windows``
-    are to be scored: one for a log-likelihood, any number for a rolling one.
+    ``instance`` is lm-eval's own, without responses. Either ``prompt`` is to be continued, or the
+    ``windows`` are to be scored: one for a log-likelihood, any number for a rolling one.
     """
 
     instance: Instance
@@ -332,37 +332,3 @@ def _freeze(instance: Instance, encoder: Encoder, task: str) -> FrozenRequest:
             return FrozenRequest(instance, windows=(encoder.continuation(context, text, task),))
         case _:
             return FrozenRequest(instance, windows=encoder.windows(instance.args[0], task))
-
-
-def run_requests(
-    live: LiveModel, requests: Sequence[FrozenRequest], *, batch_size: int, max_length: int
-) -> None:
-    """Fill in the responses of requests; what an earlier candidate left in them is gone.
-
-    Raises:
-        EvaluationError: A logit is not finite.
-    """
-    prompts = [(request, request.prompt) for request in requests if request.prompt is not None]
-    texts = generate(
-        live.model, live.tokenizer, [prompt for _, prompt in prompts], batch_size=batch_size
-    )
-    for (request, _), text in zip(prompts, texts, strict=True):
-        _respond(request, text)
-    windows = [window for request in requests for window in request.windows]
-    likelihoods = iter(
-        loglikelihoods(live.model, windows, batch_size=batch_size, max_length=max_length)
-    )
-    for request in requests:
-        if request.prompt is not None:
-            continue
-        parts = [next(likelihoods) for _ in request.windows]
-        total = sum(part.log_probability for part in parts)
-        rolling = request.instance.request_type == "loglikelihood_rolling"
-        _respond(request, total if rolling else (total, parts[0].is_greedy))
-
-
-def _respond(request: FrozenRequest, response: object) -> None:
-    # Assigned, where stock appends: an earlier candidate's answers must not be scored again.
-    # Greedy decoding says the same however often a task wants to hear it.
-    request.instance.resps = [response] * (request.instance.repeats or 1)
-    request.instance.filtered_resps = {}

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether all layers of a model attend to all tokens, so that rows can be put together."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 def roomy_cache(model: PreTrainedModel) -> DynamicCache:
     """Return a fresh cache of the model's kind, its plain layers replaced by roomy ones.
 
@@ -26,6 +31,30 @@ def roomy_cache(model: PreTrainedModel) -> DynamicCache:
         _RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def place(cache: DynamicCache, part: DynamicCache, *, slot: int, rows: int, width: int) -> None:
+    """Copy the prompts of some rows into a cache for more rows, their last tokens aligned.
+
+    Args:
+        cache: From :func:`roomy_cache`, all of its layers plain; what is before a row's
+            prompt is zero.
+        part: Holds the prompts of some rows, (rows of the part, heads, tokens <= width, size).
+        slot: The first row that they take.
+        rows: Rows of the whole.
+        width: Tokens of the longest prompt of the whole.
+    """
+    for layer, filled in zip(cache.layers, part.layers, strict=True):
+        assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
+        assert isinstance(filled, _RoomyLayer)  # noqa: S101
+        layer.place(filled.keys, filled.values, slot=slot, rows=rows, width=width)
+
+
+def drop_columns(cache: DynamicCache, count: int) -> None:
+    """Forget the first ``count`` columns, which no row needs any more."""
+    for layer in cache.layers:
+        assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
+        layer.drop_columns(count)
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -58,7 +87,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[-2]
         if end > self._key_buffer.shape[-2]:
-            room = end + max(32, end // 4)
+            room = _room_for(end)
             self._key_buffer = self._grown(self._key_buffer, key_states, room)
             self._value_buffer = self._grown(self._value_buffer, value_states, room)
         self._key_buffer[:, :, start:end] = key_states
@@ -81,6 +110,31 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._value_buffer = self._value_buffer[: len(indices)]
         self._show()
 
+    def place(
+        self, keys: torch.Tensor, values: torch.Tensor, *, slot: int, rows: int, width: int
+    ) -> None:
+        """See the function of this name."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            _, heads, _, size = keys.shape
+            room = _room_for(width)
+            self._key_buffer = keys.new_empty((rows, heads, room, size))
+            self._value_buffer = values.new_empty((rows, heads, room, values.shape[-1]))
+            self._length = width
+        count, pad = keys.shape[0], width - keys.shape[2]
+        for buffer, states in ((self._key_buffer, keys), (self._value_buffer, values)):
+            # What attention weighs with zero must be finite.
+            buffer[slot : slot + count, :, :pad] = 0
+            buffer[slot : slot + count, :, pad:width] = states
+        self._show()
+
+    def drop_columns(self, count: int) -> None:
+        """See the function of this name."""
+        self._key_buffer = self._key_buffer[:, :, count:]
+        self._value_buffer = self._value_buffer[:, :, count:]
+        self._length -= count
+        self._show()
+
     def _grown(self, old: torch.Tensor, states: torch.Tensor, room: int) -> torch.Tensor:
         rows, heads, _, size = states.shape
         buffer = states.new_empty((rows, heads, room, size))
@@ -90,3 +144,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def _show(self) -> None:
         self.keys = self._key_buffer[:, :, : self._length]
         self.values = self._value_buffer[:, :, : self._length]
+
+
+def _room_for(tokens: int) -> int:
+    return tokens + max(32, tokens // 4)

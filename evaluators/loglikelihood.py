@@ -17,6 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from configs.errors import EvaluationError
+from evaluators.batches import (
+    BatchLimits,
+    BatchSize,
+    likelihood_bytes,
+    limits_for,
+    run_in_batches,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,16 +55,18 @@ def loglikelihoods(
     model: PreTrainedModel,
     continuations: Sequence[Continuation],
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     max_length: int,
+    limits: BatchLimits | None = None,
 ) -> list[Likelihood]:
     """Score continuations.
 
     Args:
         model: A decoder model in evaluation mode.
         continuations: What to score; each continuation has at most ``max_length`` tokens.
-        batch_size: Rows per forward pass, >= 1.
+        batch_size: Rows per forward pass, >= 1, or ``auto``.
         max_length: Most tokens that the model sees at once; longer contexts lose their start.
+        limits: Those of earlier calls, which remember where memory ran out; shrunk in place.
 
     Returns:
         Likelihoods, aligned with ``continuations``.
@@ -70,11 +79,23 @@ def loglikelihoods(
         sharing[(item.context_ids + item.token_ids)[:-1][-max_length:]].append(index)
     inputs = sorted(sharing, key=lambda ids: (-len(ids), ids))
     results: dict[int, Likelihood] = {}
-    for start in range(0, len(inputs), batch_size):
-        batch = inputs[start : start + batch_size]
+
+    def bytes_of(ids: tuple[int, ...]) -> int:
+        scored = max(len(continuations[index].token_ids) for index in sharing[ids])
+        return likelihood_bytes(model, len(ids), scored)
+
+    def run(batch: list[tuple[int, ...]]) -> None:
         scored = [[continuations[index] for index in sharing[ids]] for ids in batch]
         for ids, likelihoods in zip(batch, _score_batch(model, batch, scored), strict=True):
             results.update(zip(sharing[ids], likelihoods, strict=True))
+
+    run_in_batches(
+        limits or limits_for(model, batch_size),
+        inputs,
+        bytes_of=bytes_of,
+        run=run,
+        is_done=lambda ids: sharing[ids][0] in results,
+    )
     return [results[index] for index in range(len(continuations))]
 
 

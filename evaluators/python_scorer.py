@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from evaluators.manifest import Manifest
+
+# What `auto` begins with.
+_MOST_ROWS = 128
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,8 @@ class ScorerEvaluator:
 
     Args:
         scorers: From ``evaluators.scorer_suite.load_scorers``.
-        batch_size: Rows per forward pass, >= 1; scorers are told. Halved where memory runs out.
+        batch_size: Rows per forward pass, >= 1; scorers are told. Halved where memory runs out,
+            which ``auto`` finds out from 128 down.
         manifest: The items that may be asked for; None allows all items of the files.
 
     Raises:
@@ -89,11 +93,11 @@ class ScorerEvaluator:
         self,
         scorers: Iterable[LoadedScorer],
         *,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         manifest: Manifest | None = None,
     ) -> None:
         self.scorers = {scorer.spec.task: scorer for scorer in scorers}
-        self._batch_size = batch_size
+        self._batch_size = _MOST_ROWS if batch_size == "auto" else batch_size
         self._tokenizers: dict[str, tuple[object, Any]] = {}
         for name, definition in ({} if manifest is None else manifest.task_hashes).items():
             if name not in self.scorers or self.scorers[name].definition != definition:

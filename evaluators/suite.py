@@ -85,6 +85,7 @@ class JobEvaluator:
         objectives: The job's objectives.
         settings: The job's evaluation settings.
         manifest: The items that may be asked for.
+        scoring_processes: Processes that score lm-eval's items while the model goes on.
 
     Raises:
         ConfigError: Everything that is wrong with tasks, scorers, data and splits.
@@ -96,6 +97,8 @@ class JobEvaluator:
         objectives: Mapping[str, Objective],
         settings: EvaluationSettings,
         manifest: Manifest,
+        *,
+        scoring_processes: int = 0,
     ) -> None:
         own = [spec.task for part in objectives.values() for spec in part.scorers]
         others = [spec.task for part in objectives.values() for spec in part.lm_eval_tasks]
@@ -111,7 +114,9 @@ class JobEvaluator:
             from evaluators.harness import HarnessEvaluator  # noqa: PLC0415 - heavy
 
             part = manifest.restricted_to(others)
-            self._lm_eval = HarnessEvaluator(objectives, settings, part)
+            self._lm_eval = HarnessEvaluator(
+                objectives, settings, part, scoring_processes=scoring_processes
+            )
 
     def prepare(self, live: LiveModel, split: SplitName) -> None:
         """Do now what the first evaluation of a split would have to do."""
@@ -136,3 +141,8 @@ class JobEvaluator:
             {stage: spent for part in parts for stage, spent in part.seconds.items()},
             {task: found for part in parts for task, found in part.companions.items()},
         )
+
+    def close(self) -> None:
+        """End the scoring processes, and release what generation holds."""
+        if self._lm_eval is not None:
+            self._lm_eval.close()

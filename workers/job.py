@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from configs.schema import DtypeName, JobConfig
+from configs.schema import DtypeName, JobConfig, WorkerSettings
 from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -75,7 +75,12 @@ class JobRunner:
         self._live = load_live_model(spec, spec.job.merge.dtype)
         self._materializer = Materializer(spec.sources, residency=spec.job.workers.residency)
         self._materializer.place(self._live.model)
-        evaluator = JobEvaluator(spec.job.objectives, spec.job.evaluation, spec.manifest)
+        evaluator = JobEvaluator(
+            spec.job.objectives,
+            spec.job.evaluation,
+            spec.manifest,
+            scoring_processes=scoring_processes(spec.job.workers),
+        )
         evaluator.prepare(self._live, "search")
         self._evaluator: Evaluator = evaluator
 
@@ -134,6 +139,13 @@ class JobRunner:
             del clock.seconds["evaluate"]
             clock.seconds.update(evaluation.seconds)
         return evaluation
+
+
+def scoring_processes(settings: WorkerSettings) -> int:
+    """Return how many processes score beside a worker's model."""
+    if settings.scoring_processes is not None:
+        return settings.scoring_processes
+    return 2 if settings.device == "cuda" else 0
 
 
 class _Clock:

@@ -7,6 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from configs.errors import EvaluationError
+from evaluators import batches
 from evaluators.generation import Prompt, StopStrings, generate
 
 STOPS = ("\n", "he", "<|end|>")
@@ -47,6 +48,45 @@ def test_texts_equal_row_by_row_generation_in_any_batch(live, batch_size) -> Non
     texts = generate(live.model, live.tokenizer, prompts, batch_size=batch_size)
     assert texts == [reference(live.model, live.tokenizer, prompt) for prompt in prompts]
     assert len(set(texts)) > 12
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 30, 90])
+def test_texts_equal_row_by_row_generation_when_prompts_are_read_in_chunks(
+    live, monkeypatch, prefill_tokens
+) -> None:
+    monkeypatch.setattr(batches, "_PREFILL_TOKENS", {"cpu": prefill_tokens})
+    passes: list[tuple[int, int]] = []
+    forward = live.model.model.forward
+
+    def counting(*args, **kwargs):
+        passes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    prompts = make_prompts(24, budgets=(7, 50))
+    expected = [reference(live.model, live.tokenizer, prompt) for prompt in prompts]
+    monkeypatch.setattr(live.model.model, "forward", counting)
+    assert generate(live.model, live.tokenizer, prompts, batch_size=24) == expected
+    reading = passes[: passes.index((24, 1)) if (24, 1) in passes else None]
+    assert sum(rows for rows, _ in reading[:24]) >= 24
+    assert all(rows * tokens <= prefill_tokens for rows, tokens in reading if rows > 1 < tokens)
+
+
+def test_columns_leave_with_the_last_row_that_needs_them(live, monkeypatch) -> None:
+    long = Prompt(tuple(range(2, 60)), 2)
+    short = [Prompt((5 + n, 9), 12) for n in range(3)]
+    widths: list[int] = []
+    forward = live.model.model.forward
+
+    def watching(*args, **kwargs):
+        result = forward(*args, **kwargs)
+        widths.append(kwargs["past_key_values"].get_seq_length())
+        return result
+
+    expected = [reference(live.model, live.tokenizer, prompt) for prompt in (long, *short)]
+    monkeypatch.setattr(live.model.model, "forward", watching)
+    assert generate(live.model, live.tokenizer, [long, *short], batch_size=4) == expected
+    assert max(widths) >= 58
+    assert min(widths[2:]) < 10
 
 
 def test_texts_equal_row_by_row_generation_when_the_cache_has_to_grow(live) -> None:

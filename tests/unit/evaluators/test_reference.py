@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 from configs.errors import ConfigError, EvaluationError
 from configs.schema import Objective
+from evaluators.backend import Prompt
 from evaluators.blocks import partition
+from evaluators.generation import StaticBatches
 from evaluators.harness import HarnessEvaluator, build_manifest, describe_tasks
+from evaluators.loglikelihood import loglikelihoods
 
 BITS = "target_bits_per_byte"
 
@@ -68,7 +72,11 @@ def test_target_as_metric_is_the_companion_and_generates_nothing(
 ) -> None:
     companion = HarnessEvaluator(objective(task="tiny_shots", companion=True), settings)
     beside = companion.evaluate(live, companion.manifest.items("search"))
-    monkeypatch.setattr("evaluators.harness_requests.generate", lambda *_, **__: iter(()))
+
+    def generate(_self: StaticBatches, prompts: Sequence[Prompt], _on_text: object) -> None:
+        assert not prompts
+
+    monkeypatch.setattr(StaticBatches, "generate", generate)
     for metric in (BITS, "target_loglikelihood"):
         specs = objective(task="tiny_shots", metric=metric)
         evaluator = HarnessEvaluator(specs, settings)
@@ -103,7 +111,9 @@ def test_companion_of_multiple_choice_is_the_right_choice_and_costs_no_pass(live
     for item, value in zip(
         items_of(evaluator), found.companions["tiny_choice"].values, strict=True
     ):
-        assert value == item.instances[item.doc["gold"]].resps[0][0]
+        chosen = item.requests[item.doc["gold"]]
+        (expected,) = loglikelihoods(live.model, chosen.windows, batch_size=1, max_length=64)
+        assert value == pytest.approx(expected.log_probability, rel=1e-5)
 
 
 def test_companion_is_unaffected_by_weights_that_came_between(

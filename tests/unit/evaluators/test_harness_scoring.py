@@ -1,0 +1,115 @@
+"""Scoring in processes of its own: the scores of one process, whatever their number."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from configs.errors import EvaluationError
+from configs.schema import Objective
+from evaluators.harness import HarnessEvaluator, Suite
+from evaluators.harness_scoring import ItemScorer, ScoringPool
+
+LOTTERY = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}
+
+
+@pytest.fixture(scope="module")
+def suite(settings) -> Suite:
+    return Suite(LOTTERY, settings)
+
+
+def pool_of(suite: Suite, processes: int) -> ScoringPool:
+    definitions = {task.name: task.definition for task in suite.tasks.values()}
+    return ScoringPool(LOTTERY, suite.settings, definitions, processes=processes)
+
+
+def scoring_processes() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_score_of_a_random_scorer_depends_on_the_item_alone(suite) -> None:
+    items = list(suite.tasks["tiny_lottery"].indices)[:6]
+    scorer = ItemScorer(suite.tasks)
+    scores = {item: scorer.score("tiny_lottery", item, ("text",)) for item in items}
+    again = {item: scorer.score("tiny_lottery", item, ("text",)) for item in reversed(items)}
+    assert again == scores
+    assert len(set(scores.values())) == len(items)
+
+
+@pytest.mark.slow
+def test_scores_are_equal_whatever_the_number_of_processes(objectives, settings, live) -> None:
+    chosen = {**{name: objectives[name] for name in ("match", "choice", "rolling")}, **LOTTERY}
+    alone = HarnessEvaluator(chosen, settings)
+    pooled = HarnessEvaluator(chosen, settings, scoring_processes=2)
+    items = alone.manifest.items("report")
+    expected = alone.evaluate(live, items)
+    for _ in range(2):
+        found = pooled.evaluate(live, items)
+        assert found.texts == expected.texts
+        for task, scores in expected.task_scores.items():
+            assert found.task_scores[task].item_ids == scores.item_ids
+            assert found.task_scores[task].values.tolist() == scores.values.tolist()
+    pooled.close()
+    assert not scoring_processes()
+
+
+@pytest.mark.slow
+def test_pool_names_the_item_that_cannot_be_scored(settings) -> None:
+    broken = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "text"}])}
+    suite = Suite(broken, settings)
+    definitions = {task.name: task.definition for task in suite.tasks.values()}
+    pool = ScoringPool(broken, settings, definitions, processes=1)
+    item = next(iter(suite.tasks["tiny_lottery"].indices))
+    with pytest.raises(EvaluationError, match=f"item `{item}` is a str, not a number"):
+        pool.results([pool.submit("tiny_lottery", item, ("text",))])
+    pool.close()
+
+
+@pytest.mark.slow
+def test_pool_says_when_a_process_died_and_works_again(suite) -> None:
+    pool = pool_of(suite, 1)
+    item = next(iter(suite.tasks["tiny_lottery"].indices))
+    expected = pool.results([pool.submit("tiny_lottery", item, ("text",))])
+    (child,) = scoring_processes()
+    child.send_signal(signal.SIGKILL)
+    child.wait(timeout=10)
+    with pytest.raises(EvaluationError, match="a scoring process died"):
+        pool.results([pool.submit("tiny_lottery", item, ("text",)) for _ in range(20)])
+    assert pool.results([pool.submit("tiny_lottery", item, ("text",))]) == expected
+    pool.close()
+
+
+PARENT = """
+import sys, time
+from configs.schema import EvaluationSettings, Objective
+from evaluators.harness_scoring import ScoringPool
+if __name__ == "__main__":
+    settings = EvaluationSettings.model_validate_json(sys.argv[1])
+    objectives = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}
+    pool = ScoringPool(objectives, settings, {"tiny_lottery": sys.argv[2]}, processes=2)
+    pool.results([pool.submit("tiny_lottery", sys.argv[3], ("text",))])
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_parent_that_is_killed(suite, tmp_path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    task = suite.tasks["tiny_lottery"]
+    item = next(iter(task.indices))
+    command = [sys.executable, script, suite.settings.model_dump_json(), task.definition, item]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert not left
