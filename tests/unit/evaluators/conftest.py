@@ -37,7 +37,8 @@ def lottery(doc, results):
     if doc["prompt"] == "changed":
         raise ValueError("this document was scored before")
     doc["prompt"] = "changed"
-    return {"drawn": random.random(), "text": results[0]}
+    fussy = results[0] if results[0] == "a word" else 1.0
+    return {"drawn": random.random(), "text": results[0], "fussy": fussy}
 """
 
 GENERATE = """
@@ -72,6 +73,7 @@ process_results: !function scoring.lottery
 metric_list:
   - {metric: drawn, aggregation: mean, higher_is_better: true}
   - {metric: text, aggregation: mean, higher_is_better: true}
+  - {metric: fussy, aggregation: mean, higher_is_better: true}
 """,
     "tiny_shots": GENERATE.replace("DATA", "shots").replace(
         "{test:", "{train: items/text.jsonl, test:"

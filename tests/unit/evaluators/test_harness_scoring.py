@@ -59,13 +59,13 @@ def test_scores_are_equal_whatever_the_number_of_processes(objectives, settings,
 
 @pytest.mark.slow
 def test_pool_names_the_item_that_cannot_be_scored(settings) -> None:
-    broken = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "text"}])}
+    broken = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "fussy"}])}
     suite = Suite(broken, settings)
     definitions = {task.name: task.definition for task in suite.tasks.values()}
     pool = ScoringPool(broken, settings, definitions, processes=1)
     item = next(iter(suite.tasks["tiny_lottery"].indices))
     with pytest.raises(EvaluationError, match=f"item `{item}` is a str, not a number"):
-        pool.results([pool.submit("tiny_lottery", item, ("text",))])
+        pool.results([pool.submit("tiny_lottery", item, ("a word",))])
     pool.close()
 
 

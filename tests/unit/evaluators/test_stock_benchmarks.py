@@ -20,6 +20,9 @@ import torch
 
 from configs.schema import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
+from evaluators.harness_board import Board
+from evaluators.harness_scoring import ItemScorer
+from evaluators.rng_guard import preserved_rng_state
 from evaluators.scores import TaskScores
 from evaluators.tasks.zoo import scoring as zoo_scoring
 from scripts.zoo.item import SKILLS
@@ -252,10 +255,12 @@ def score_answers(
         for item in evaluator._frozen_items(live, {name: ids})[name]
         if answer(item.doc) is not None
     ]
-    for item in frozen:
-        (instance,) = item.instances
-        instance.resps, instance.filtered_resps = [answer(item.doc)], {}
-    return evaluator._score(name, frozen)
+    board = Board(evaluator.suite.tasks, {name: frozen}, pool=None)
+    for index, item in enumerate(frozen):
+        board.accept(index, (answer(item.doc),))
+    with preserved_rng_state():
+        board.finish(ItemScorer(evaluator.suite.tasks))
+    return board.task_scores()[name]
 
 
 @pytest.fixture(scope="module")
