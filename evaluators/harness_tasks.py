@@ -22,7 +22,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from configs.errors import EvaluationError, Problem, SandboxUnavailableError
-from configs.schema import EvaluationSettings, Objective, TaskSpec
+from configs.evaluation import EvaluationSettings, Objective, TaskSpec
 from evaluators.code_eval import sandboxed_code_eval
 from evaluators.harness_data import (
     columns_of,

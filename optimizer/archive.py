@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Connection, Engine, Table, func, select
 
 from configs.errors import ArchiveError
-from configs.schema import JobConfig, SplitName
+from configs.evaluation import SplitName
+from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, block_name, ordered, remaining
 from evaluators.scores import Items, Scores
 from optimizer.archive_lock import ArchiveLock

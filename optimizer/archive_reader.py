@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, Table, func, select
 
 from configs.errors import ArchiveError
-from configs.schema import SplitName
+from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE, remaining, union
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive_records import (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
 from optimizer.model_card import model_card

@@ -24,7 +24,8 @@ from configs.errors import (
     MergefrontError,
     Problem,
 )
-from configs.schema import SPLITS, JobConfig
+from configs.evaluation import SPLITS
+from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.dry_run import try_scorers
 from optimizer.estimate import (

@@ -16,7 +16,7 @@ from configs.errors import (
     ArchiveNotFoundError,
     SchemaVersionError,
 )
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from evaluators.scores import TaskScores, aggregate
 from optimizer.archive import Archive
 from optimizer.archive_schema import APPEND_ONLY

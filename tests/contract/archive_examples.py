@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.evaluation import SPLITS, SplitName
 from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import SPLITS, JobConfig, SplitName
+from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
 from optimizer.candidate import Candidate

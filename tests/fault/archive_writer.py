@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from configs.errors import ArchiveNotFoundError
-from configs.schema import SPLITS, SplitName
+from configs.evaluation import SPLITS, SplitName
 from evaluators.blocks import partition
 from optimizer.archive import Archive
 from tests.contract.archive_examples import (

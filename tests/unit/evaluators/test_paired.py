@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.paired import (
     PairedDifference,
     Stratum,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.paired import paired_difference
 from evaluators.scores import TaskScores, aggregate, standard_error
 
