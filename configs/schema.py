@@ -1,8 +1,8 @@
 """What a job file can say: the frozen, fully validated description of one search.
 
 Objectives, tasks and splits are in ``configs.evaluation``. ``configs.load.load_job`` reads a job
-from YAML. Paths stay as they were written here;
-``load_job`` resolves the local ones against the working directory.
+from YAML. Paths stay as they were written here; ``load_job`` resolves the local ones against the
+working directory.
 """
 
 import hashlib

@@ -25,11 +25,12 @@ from workers.checkpoint_writer import (
     refuse_used,
 )
 from workers.digest import weights_digest
+from workers.merge_backend import BackendChoice
 from workers.part_stream import write_parts
 from workers.residency import Placement, TensorStore, choose_placement, measure_memory
 from workers.shard_header import TensorEntry
 from workers.side_by_side import Work, do_side_by_side
-from workers.source_pool import BackendChoice, SourcePool
+from workers.source_pool import SourcePool
 from workers.sources import Sources
 from workers.vocabulary import companion
 

@@ -10,7 +10,7 @@ import torch
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
-from workers import source_pool
+from workers import merge_backend, source_pool
 from workers.compiled import Step
 from workers.materialize import Materializer
 from workers.source_pool import SourcePool
@@ -30,7 +30,7 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
     def broken(*what: object, backend: str, **how: object) -> Iterable[Step]:
         return [fail] if backend == "compiled" else works(*what, backend=backend, **how)
 
-    monkeypatch.setattr(source_pool, "is_worthwhile", lambda *_: True)
+    monkeypatch.setattr(merge_backend, "is_worthwhile", lambda *_: True)
     monkeypatch.setattr(source_pool, "merge_steps", broken)
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     assert sources.base is not None

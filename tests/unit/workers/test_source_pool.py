@@ -11,7 +11,7 @@ import torch
 from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
-from workers import compiled, kernels, source_pool
+from workers import compiled, kernels, merge_backend
 from workers.source_pool import SourcePool
 from workers.sources import Sources, resolve_sources
 
@@ -81,13 +81,15 @@ def test_auto_compiles_when_it_is_worthwhile_for_the_whole_model(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        source_pool, "is_worthwhile", lambda total, device: bool(asked.append((total, device.type)))
+        merge_backend,
+        "is_worthwhile",
+        lambda total, device: bool(asked.append((total, device.type))),
     )
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     with SourcePool(sources) as pool:
         import torch
 
-        assert pool._choose_backend(torch.device("cpu")) == "eager"
+        assert pool._backend.choose(torch.device("cpu")) == "eager"
         total = sum(entry.numel for entry in pool.reference.entries.values())
     assert asked == [(total, "cpu")]
 
@@ -144,12 +146,12 @@ def test_missing_compiler_is_said_once_and_only_for_large_models(
     tiny_pool: TinyPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiled, "has_compiler", lambda _: False)
-    monkeypatch.setattr(source_pool, "has_compiler", lambda _: False)
+    monkeypatch.setattr(merge_backend, "has_compiler", lambda _: False)
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     for smallest, num_lines in ((2**24, 0), (2, 1)):
-        monkeypatch.setattr(source_pool, "_WORTH_SAYING", smallest)
+        monkeypatch.setattr(merge_backend, "_WORTH_SAYING", smallest)
         with SourcePool(sources) as pool:
-            chosen = {pool._choose_backend(torch.device("cpu")) for _ in range(3)}
+            chosen = {pool._backend.choose(torch.device("cpu")) for _ in range(3)}
         assert chosen == {"eager"}
         assert len(caplog.messages) == num_lines
     assert "merging without a C++ compiler (CXX, g++ or clang++), which was not" in caplog.text
