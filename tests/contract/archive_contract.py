@@ -26,6 +26,7 @@ from tests.contract.archive_examples import (
     CHECKPOINTS,
     TASKS,
     completed,
+    example_archive,
     example_candidate,
     example_job,
     example_manifest,
@@ -53,13 +54,7 @@ class ArchiveContract:
         opened = []
 
         def create() -> Archive:
-            archive = Archive.create(
-                location,
-                job=example_job(),
-                job_path=Path("/jobs/example.yaml"),
-                sources=example_sources(),
-                manifest=example_manifest(),
-            )
+            archive = example_archive(location, Path("/jobs/example.yaml"))
             opened.append(archive)
             return archive
 
