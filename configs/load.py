@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs.errors import ConfigError, Problem
+from configs.evaluation import Objective
 from configs.job_yaml import Lines, read_yaml
 from configs.problems import shown, validate
-from configs.schema import JobConfig, ModelSource, Objective
+from configs.schema import JobConfig, ModelSource
 from configs.scorers import ScorerSpec
 
 # ``name`` or ``organisation/name``, as on the Hugging Face hub.

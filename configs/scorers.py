@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator
+
+from configs.section import Section
 
 # How pydantic calls the two kinds of entries of an objective in the location of an error.
 TASK_TAG, SCORER_TAG = "<task>", "<scorer>"
@@ -15,12 +17,8 @@ TASK_TAG, SCORER_TAG = "<task>", "<scorer>"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-class ScorerSpec(BaseModel):
+class ScorerSpec(Section):
     """One Python function inside an objective, beside or instead of lm-eval tasks."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
     scorer: str
     """``file.py:function``, relative to the working directory, or ``package.module:function``,

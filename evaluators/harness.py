@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, EvaluationError, Problem
-from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
+from configs.evaluation import SPLITS, EvaluationSettings, Objective, SplitName
 from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
 from evaluators.harness_board import Board
 from evaluators.harness_scoring import ItemScorer, ScoringPool

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from lm_eval.api.instance import Instance
 
 from configs.errors import EvaluationError
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.rng_guard import seed_scorer
 

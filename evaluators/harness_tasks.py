@@ -1,29 +1,37 @@
 """lm-eval's tasks, found, checked and described before any model is loaded.
 
 Everything that can be wrong with a task, its metric, its data or its splits is found here, in
-one pass, without importing torch. Start at :func:`load_tasks`.
+one pass, without importing torch. Start at :func:`load_tasks`; what a task may ask for is in
+``evaluators.harness_checks``.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.task import Task
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from configs.errors import EvaluationError, Problem, SandboxUnavailableError
-from configs.schema import EvaluationSettings, Objective, TaskSpec
+from configs.errors import Problem
+from configs.evaluation import EvaluationSettings, Objective, TaskSpec
 from evaluators.code_eval import sandboxed_code_eval
+from evaluators.harness_checks import (
+    BUDGETS,
+    all_of,
+    check_fewshot_count,
+    check_kind,
+    set_budget,
+    try_scorer,
+)
 from evaluators.harness_data import (
     columns_of,
     file_problems,
@@ -37,10 +45,6 @@ from evaluators.harness_problems import TaskProblemError, cause_of
 from evaluators.manifest import item_id
 from evaluators.reference import NoReferenceError, Reference, check_references, reference_of
 
-_SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
-# Keywords of `generate` that change nothing when the most likely token is always taken.
-_HARMLESS = frozenset({"until", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"})
-_BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_BUDGET = 256
 
 
@@ -90,7 +94,7 @@ class LoadedTask:
         if self.output_type != "generate_until":
             return 0
         kwargs = self.task.config.generation_kwargs or {}
-        given = [kwargs[name] for name in _BUDGETS if kwargs.get(name) is not None]
+        given = [kwargs[name] for name in BUDGETS if kwargs.get(name) is not None]
         return int(given[0]) if given else _DEFAULT_BUDGET
 
     def fewshot_pool(self) -> Sequence[Mapping[str, object]]:
@@ -142,32 +146,19 @@ def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -
         raise TaskProblemError("", found[0], [("", text) for text in found[1:]])
     task, documents = _build(files, config, spec.task, settings)
     task.set_config("num_fewshot", num_fewshot)
-    reference, key = _all_of(
-        lambda: _set_budget(task, spec),
-        lambda: _check_kind(task),
-        lambda: _check_fewshot_count(stock, spec),
+    reference, key = all_of(
+        lambda: set_budget(task, spec),
+        lambda: check_kind(task),
+        lambda: check_fewshot_count(stock, spec),
         lambda: _what_counts(task, spec, documents),
     )
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
         indices.setdefault(item_id(document), position)
     loaded = LoadedTask(spec.task, task, key, indices, _definition(task, stock, spec), reference)
-    _try_scorer(loaded, documents[0], columns_of(config))
+    if reference is None or not reference.is_objective:
+        try_scorer(spec.task, task, key, documents[0], columns_of(config))
     return loaded
-
-
-def _all_of(*checks: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the last check gives
-    """Run all checks, raise what they found as one, and return what the last one returned."""
-    found: list[tuple[str, str]] = []
-    result = None
-    for check in checks:
-        try:
-            result = check()
-        except TaskProblemError as error:
-            found += error.problems
-    if found:
-        raise TaskProblemError(*found[0], found[1:])
-    return result
 
 
 def _task_config(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
@@ -193,14 +184,6 @@ def _num_fewshot(config: Mapping[str, Any], spec: TaskSpec) -> int:
     return int((own if spec.num_fewshot is None else spec.num_fewshot) or 0)
 
 
-def _check_fewshot_count(config: Mapping[str, Any], spec: TaskSpec) -> None:
-    if spec.num_fewshot and config.get("num_fewshot") == 0:
-        raise TaskProblemError(
-            "num_fewshot",
-            f"the task fixes it to 0, which lm-eval never overrides (got {spec.num_fewshot})",
-        )
-
-
 def _build(
     files: TaskFiles, config: Mapping[str, Any], name: str, settings: EvaluationSettings
 ) -> tuple[Task, list[Mapping[str, object]]]:
@@ -221,33 +204,6 @@ def _build(
     if not documents:
         raise TaskProblemError("", f"its split `{scored_split(config)}` has no items")
     return task, documents
-
-
-def _check_kind(task: Task) -> None:
-    if task.OUTPUT_TYPE not in _SUPPORTED:
-        raise TaskProblemError("", f"output type `{task.OUTPUT_TYPE}` is not supported")
-    if getattr(task, "MULTIMODAL", False):
-        raise TaskProblemError("", "needs images or audio, which are not supported")
-    if task.OUTPUT_TYPE != "generate_until":
-        return
-    kwargs = task.config.generation_kwargs or {}
-    if kwargs.get("do_sample") or (
-        kwargs.get("do_sample") is None and float(kwargs.get("temperature", 0.0)) > 0
-    ):
-        raise TaskProblemError(
-            "generation_kwargs",
-            "draws samples, so equal weights would score differently; set `do_sample: false`",
-        )
-    unknown = [
-        name
-        for name, value in kwargs.items()
-        if name not in _HARMLESS and name not in _BUDGETS and (name, value) != ("num_beams", 1)
-    ]
-    if unknown:
-        raise TaskProblemError(
-            "generation_kwargs",
-            f"`{unknown[0]}` is not supported by greedy generation; remove it from the task",
-        )
 
 
 def _what_counts(
@@ -271,64 +227,6 @@ def _references(
     except NoReferenceError as error:
         raise TaskProblemError(error.key, str(error)) from error
     return reference
-
-
-def _set_budget(task: Task, spec: TaskSpec) -> None:
-    """Replace the task's token budget by the job's, as ``--gen_kwargs max_gen_toks=N`` does."""
-    if spec.max_new_tokens is None:
-        return
-    if task.OUTPUT_TYPE != "generate_until":
-        raise TaskProblemError(
-            "max_new_tokens", f"nothing is generated by a task of type `{task.OUTPUT_TYPE}`"
-        )
-    kwargs = task.config.generation_kwargs or {}
-    others = {name: value for name, value in kwargs.items() if name not in _BUDGETS}
-    task.set_config("generation_kwargs", {**others, "max_gen_toks": spec.max_new_tokens})
-
-
-def _try_scorer(loaded: LoadedTask, document: Mapping[str, object], columns: str) -> None:
-    """Score the reference answer of one item: a scorer that cannot is broken for all of them.
-
-    Tasks that run programs are left out: their references are asserts.
-    """
-    task, reference = loaded.task, loaded.reference
-    if reference is not None and reference.is_objective:
-        return
-    if task.config.unsafe_code or not isinstance(task, ConfigurableTask):
-        return
-    try:
-        target = task.doc_to_target(copy.deepcopy(document))
-        built = task.construct_requests(
-            doc=copy.deepcopy(document),
-            ctx=[""] * task.multiple_input if task.multiple_input else "",
-            metadata=(loaded.name, 0, 1),
-            apply_chat_template=False,
-            chat_template=None,
-        )
-        instances = built if isinstance(built, list) else [built]
-        for number, instance in enumerate(instances):
-            instance.resps = [_reference(instance.request_type, target, number)]
-        for ensemble in task._filters:
-            if ensemble.name == loaded.key.filter:
-                ensemble.apply(instances)
-        responses = [instance.filtered_resps[loaded.key.filter] for instance in instances]
-        results = task.process_results(copy.deepcopy(document), responses)
-        loaded.key.item_score(results, f"{loaded.key} of its first item")
-    except SandboxUnavailableError:
-        return
-    except EvaluationError as error:
-        raise TaskProblemError("metric", error.message) from error
-    except Exception as error:  # a scorer is code of others: anything may come
-        raise TaskProblemError(
-            "", f"its scorer fails on the first item: {cause_of(error)}{columns}"
-        ) from error
-
-
-def _reference(request_type: str, target: object, number: int) -> object:
-    """Return a response of a perfect model, by the kind of the request."""
-    if request_type == "generate_until":
-        return str(target[0] if isinstance(target, list) and target else target)
-    return -1.0 - number if request_type == "loglikelihood_rolling" else (-1.0 - number, True)
 
 
 def _definition(task: Task, config: Mapping[str, Any], spec: TaskSpec) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from configs.schema import SplitName, SplitSizes
+from configs.evaluation import SplitName, SplitSizes
 from evaluators.scores import Items
 
 _ID_DIGITS = 16

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.scores import FloatArray, TaskScores, standard_error
 
 EXACT_ITEMS = 20

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.schema import TaskSpec
+from configs.evaluation import TaskSpec
 
 BITS_PER_BYTE = "target_bits_per_byte"
 LOGLIKELIHOOD = "target_loglikelihood"

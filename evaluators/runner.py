@@ -9,7 +9,7 @@ from evaluators.batches import BatchLimits, limits_for
 from evaluators.loglikelihood import Likelihood, loglikelihoods
 
 if TYPE_CHECKING:
-    from configs.schema import BackendName, EvaluationSettings
+    from configs.evaluation import BackendName, EvaluationSettings
     from evaluators.backend import GenerationBackend
     from evaluators.evaluator import LiveModel
     from evaluators.harness_requests import FrozenRequest

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from configs.schema import SandboxKind
+from configs.evaluation import SandboxKind
 from evaluators.sandbox_process import Answer, ServerDiedError, ServerProcess
 
 Status = Literal["passed", "failed", "timeout", "crashed"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import SandboxUnavailableError
-from configs.schema import SandboxKind
+from configs.evaluation import SandboxKind
 
 INTERPRETER = "/usr/bin/python3"
 _HEADER = struct.Struct(">I")

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from configs.errors import Problem
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from configs.scorers import ScorerSpec
 from evaluators.evaluator import TaskDescription
 from evaluators.manifest import item_id

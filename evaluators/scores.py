@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Objective
+from configs.evaluation import Objective
 
 FloatArray = NDArray[np.float64]
 

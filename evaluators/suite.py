@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, EvaluationError, Problem
-from configs.schema import SPLITS, EvaluationSettings, Objective, SplitName
+from configs.evaluation import SPLITS, EvaluationSettings, Objective, SplitName
 from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
 from evaluators.manifest import Manifest, split_items
 from evaluators.python_scorer import ScorerEvaluator

@@ -3,28 +3,25 @@
 Append-only (D4): a proposal is recorded before it is sent, an outcome is on the disk before
 ``record_outcome`` returns, and what is recorded never changes. Killing the writer at any instant
 loses at most what was not acknowledged. Start at ``Archive``; reading is in
-``optimizer.archive_reader``, the tables are in ``optimizer.archive_schema``.
+``optimizer.archive_reader``, what a search was made from in ``optimizer.archived_search``, the
+tables are in ``optimizer.archive_schema``.
 """
 
-import json
-import os
-import shlex
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sqlalchemy import Connection, Engine, Table, func, select
 
-from configs.errors import ArchiveError, ArchiveExistsError
-from configs.schema import JobConfig, SplitName
+from configs.errors import ArchiveError
+from configs.evaluation import SplitName
+from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, block_name, ordered, remaining
 from evaluators.scores import Items, Scores
 from optimizer.archive_lock import ArchiveLock
-from optimizer.archive_reader import SEARCH_ID, ArchiveReader
+from optimizer.archive_reader import ArchiveReader
 from optimizer.archive_records import (
     RecordedOutcome,
     Row,
@@ -32,37 +29,31 @@ from optimizer.archive_records import (
     block_to_json,
     checked_scores,
     item_rows,
-    job_to_json,
     objective_rows,
     outcome_row,
     proposal_row,
-    sources_to_json,
     text_rows,
 )
+from optimizer.archive_run import Run, run_row
 from optimizer.archive_schema import (
     blocks,
     choices,
     companion_scores,
-    create_tables,
     item_scores,
-    mergefront_version,
     objective_scores,
     outcomes,
     proposals,
     runs,
-    searches,
     texts,
     utc_now,
 )
 from optimizer.archive_sqlite import (
-    SIDE_FILES,
     check_file,
     file_engine,
-    new_file_engine,
-    publish_file,
     resolved,
     storage_errors,
 )
+from optimizer.archived_search import refuse_existing, write_new
 from optimizer.candidate import Candidate
 from optimizer.pareto import non_dominated
 from optimizer.scalarize import score_matrix
@@ -75,19 +66,6 @@ if TYPE_CHECKING:
 __all__ = ["Archive", "RecordedOutcome"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The present run: its number, what earlier ones took, and its start on our own clock."""
-
-    number: int
-    earlier_s: float
-    started: float
-
-    @property
-    def lasted_s(self) -> float:
-        return time.monotonic() - self.started
-
-
 class Archive(ArchiveReader):
     """One search on disk. Made by ``create`` or ``open``; a context manager that closes.
 
@@ -98,7 +76,7 @@ class Archive(ArchiveReader):
     def __init__(self, path: Path, engine: Engine, lock: ArchiveLock | None = None) -> None:
         super().__init__(path, engine)
         self._lock = lock
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._stale = True
 
     @classmethod
@@ -129,11 +107,11 @@ class Archive(ArchiveReader):
         with storage_errors(path):
             path = resolved(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_existing(path)
+            refuse_existing(path)
             with ExitStack() as on_error:
                 lock = on_error.enter_context(ArchiveLock(path))
-                _refuse_existing(path)
-                _write_new(path, job=job, job_path=job_path, sources=sources, manifest=manifest)
+                refuse_existing(path)
+                write_new(path, job=job, job_path=job_path, sources=sources, manifest=manifest)
                 return cls._opened(path, lock, on_error)
 
     @classmethod
@@ -181,18 +159,8 @@ class Archive(ArchiveReader):
         with self._writing() as connection:
             query = self._of_search(runs, select(func.count()).select_from(runs))
             number = int(connection.execute(query).scalar_one())
-            now = utc_now()
-            row = {
-                "run": number,
-                "started_at": now,
-                "heartbeat_at": now,
-                "elapsed_s": 0.0,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "mergefront_version": mergefront_version(),
-            }
-            self._insert(connection, runs, [row])
-        self._run = _Run(number, earlier_s, time.monotonic())
+            self._insert(connection, runs, [run_row(number)])
+        self._run = Run(number, earlier_s, time.monotonic())
 
     def heartbeat(self) -> None:
         """Record how long this run has lasted; recording an outcome does so too.
@@ -355,7 +323,7 @@ class Archive(ArchiveReader):
         finally:
             self._stale = True  # after the commit: a thread that reads before it sees the old
 
-    def _beat(self, connection: Connection, run: "_Run") -> None:
+    def _beat(self, connection: Connection, run: Run) -> None:
         connection.execute(
             runs.update()
             .where(runs.c.search_id == self._search_id, runs.c.run == run.number)
@@ -365,41 +333,3 @@ class Archive(ArchiveReader):
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         if rows:
             connection.execute(table.insert(), [{"search_id": self._search_id, **r} for r in rows])
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise ArchiveExistsError(
-            f"archive {path} exists already; go on with `mergefront resume "
-            f"{shlex.quote(str(path))}`, or name another file in the key `archive` of the job",
-            path=str(path),
-        )
-
-
-def _write_new(
-    path: Path, *, job: JobConfig, job_path: Path | None, sources: "Sources", manifest: "Manifest"
-) -> None:
-    new = path.with_name(f".{path.name}.new")
-    # Left by a process that was killed here, or by removing an archive but not the files beside
-    # it: SQLite would take an old log for one of the new file. We hold the lock.
-    for left in (new, *(f.with_name(f.name + s) for f in (new, path) for s in SIDE_FILES)):
-        left.unlink(missing_ok=True)
-    engine = new_file_engine(new)
-    try:
-        with engine.begin() as connection:
-            create_tables(connection)
-            connection.execute(
-                searches.insert().values(
-                    search_id=SEARCH_ID,
-                    created_at=utc_now(),
-                    job=job_to_json(job),
-                    job_digest=job.digest,
-                    job_path=None if job_path is None else json.dumps(str(job_path.absolute())),
-                    working_directory=json.dumps(str(Path.cwd())),
-                    sources=sources_to_json(sources),
-                    manifest=manifest.to_json(),
-                )
-            )
-    finally:
-        engine.dispose()
-    publish_file(new, path)

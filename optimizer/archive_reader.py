@@ -1,4 +1,4 @@
-"""What can be read from an archive; ``optimizer.archive`` adds how it is written.
+"""What can be read of a search; ``optimizer.archive`` adds how it is written.
 
 Rows never change, so proposals and outcomes that were read once are kept, and each question
 reads only what is new. A reader sees every outcome recorded before it asked.
@@ -9,16 +9,13 @@ outcome of the split, as if it had been scored at once; ``evaluations`` lists wh
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, Table, func, select
+from sqlalchemy import Connection, Engine, Select, Table, func, select
 
 from configs.errors import ArchiveError
-from configs.schema import JobConfig, SplitName
+from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE, remaining, union
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive_records import (
@@ -29,8 +26,6 @@ from optimizer.archive_records import (
     decode_items,
     decode_outcome,
     json_to_block,
-    json_to_job,
-    json_to_sources,
     whole_outcome,
 )
 from optimizer.archive_schema import (
@@ -42,29 +37,18 @@ from optimizer.archive_schema import (
     outcomes,
     proposals,
     runs,
-    searches,
     texts,
 )
-from optimizer.archive_sqlite import storage_errors
+from optimizer.archived_search import ArchivedSearch
 from optimizer.candidate import Candidate, Observation
 from workers.outcome import EvaluationKey
 
-if TYPE_CHECKING:
-    from evaluators.manifest import Manifest
-    from workers.sources import Sources
 
-SEARCH_ID = 1
-"""An archive file holds one search."""
-
-
-class ArchiveReader:
+class ArchiveReader(ArchivedSearch):
     """The record of one search, read only; safe to use from several threads."""
 
     def __init__(self, path: Path, engine: Engine) -> None:
-        self._path = path
-        self._engine = engine
-        self._search_id = SEARCH_ID
-        self._closed = False
+        super().__init__(path, engine)
         self._refreshing = threading.RLock()
         self._candidates: list[Candidate] = []
         self._recorded: list[RecordedOutcome] = []
@@ -74,46 +58,6 @@ class ArchiveReader:
         self._parts: dict[tuple[int, SplitName], list[RecordedOutcome]] = {}
         self._blocks: dict[tuple[SplitName, str], Items] = {}
         self._by_key: dict[EvaluationKey, RecordedOutcome] = {}
-        self._search = self._read_search()
-        self._job = self._read_job()
-
-    @property
-    def path(self) -> Path:
-        """Absolute path of the archive's file."""
-        return self._path
-
-    @property
-    def job(self) -> JobConfig:
-        """The job that the archive was made from."""
-        return self._job
-
-    @property
-    def job_path(self) -> Path | None:
-        """Where the job file was; None when the job came from elsewhere."""
-        found = self._search.job_path
-        return None if found is None else Path(json.loads(found))
-
-    @property
-    def working_directory(self) -> Path:
-        """Where the search was started: relative paths of its job file are relative to it."""
-        return Path(json.loads(self._search.working_directory))
-
-    @property
-    def created_at(self) -> str:
-        """When the search began: UTC, ISO-8601."""
-        return str(self._search.created_at)
-
-    @cached_property
-    def sources(self) -> "Sources":
-        """The checkpoints as they were resolved when the search began."""
-        return json_to_sources(self._search.sources)
-
-    @cached_property
-    def manifest(self) -> "Manifest":
-        """The items of every split."""
-        from evaluators.manifest import Manifest  # noqa: PLC0415 - most readers never need it
-
-        return Manifest.from_json(self._search.manifest)
 
     @property
     def elapsed_s(self) -> float:
@@ -294,40 +238,6 @@ class ArchiveReader:
         query = select(choices.c.candidate).order_by(choices.c.choice.desc()).limit(1)
         with self._transaction() as connection:
             return connection.execute(self._of_search(choices, query)).scalar_one_or_none()
-
-    def close(self) -> None:
-        """Close the file; the archive cannot be used afterwards."""
-        self._closed = True
-        self._engine.dispose()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        if self._closed:
-            raise ArchiveError(f"archive {self._path} was closed; open it again")
-        with storage_errors(self._path), self._engine.begin() as connection:
-            yield connection
-
-    def _read_search(self) -> Row[Any]:
-        with self._transaction() as connection:
-            found = connection.execute(self._of_search(searches)).one_or_none()
-        if found is None:
-            raise ArchiveError(
-                f"archive {self._path} holds no search: it is damaged, restore it from a copy"
-            )
-        return found
-
-    def _read_job(self) -> JobConfig:
-        try:
-            return json_to_job(self._search.job)
-        except ValueError as error:
-            raise ArchiveError(
-                f"the job in archive {self._path} cannot be read by this mergefront: {error}",
-                path=str(self._path),
-            ) from error
-
-    def _of_search(self, table: Table, query: Select[Any] | None = None) -> Select[Any]:
-        chosen = table.select() if query is None else query
-        return chosen.where(table.c.search_id == self._search_id)
 
     def _of_outcome(self, table: Table, candidate: int, split: SplitName) -> Select[Any]:
         return self._of_search(table).where(table.c.candidate == candidate, table.c.split == split)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from configs.errors import ArchiveError
+from configs.evaluation import Objective
 from configs.recipe import MergeRecipe
-from configs.schema import JobConfig, Objective
+from configs.schema import JobConfig
 from evaluators.blocks import WHOLE
 from evaluators.scores import FloatArray, Items, Scores, TaskScores, aggregate
 from optimizer.candidate import Candidate

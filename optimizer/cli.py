@@ -2,9 +2,10 @@
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
 ``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (what
-only reads an archive). They are imported inside the commands, so that ``mergefront --help`` needs
-neither torch nor Ray. Results go to standard output, progress, logs and errors to standard error;
-the exit codes are those of ``configs.errors``.
+only reads an archive); the arguments that several commands take are in ``optimizer.cli_options``.
+What they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
+Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
+those of ``configs.errors``.
 """
 
 import functools
@@ -17,6 +18,18 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from configs.errors import MergefrontError
+from optimizer.cli_options import (
+    ArchiveFile,
+    AsJson,
+    Dtype,
+    Evaluations,
+    JobFile,
+    ModelPlaces,
+    Plain,
+    Settings,
+    ShardSize,
+    read_overrides,
+)
 
 app = typer.Typer(
     name="mergefront",
@@ -34,21 +47,6 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 Command = TypeVar("Command", bound=Callable[..., None])
-
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-ArchiveFile = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive of a search.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
-]
-Evaluations = Annotated[
-    int | None, typer.Option("--evaluations", min=1, help="Override budget.evaluations.")
-]
-
-Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
-ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]
 
 
 def main() -> None:
@@ -124,7 +122,7 @@ def check(
     from optimizer import cli_search
 
     cli_search.check(
-        job, overrides=_overrides(settings), headers_only=headers_only, as_json=as_json
+        job, overrides=read_overrides(settings), headers_only=headers_only, as_json=as_json
     )
 
 
@@ -146,7 +144,7 @@ def noise(
 
     cli_noise.noise(
         job,
-        overrides=_overrides(settings),
+        overrides=read_overrides(settings),
         difference=difference,
         run=run_singles,
         as_json=as_json,
@@ -163,7 +161,7 @@ def run(
     """Search until the budget is spent, then validate and choose."""
     from optimizer import cli_search
 
-    cli_search.run(job, overrides=_overrides(settings, evaluations), plain=plain)
+    cli_search.run(job, overrides=read_overrides(settings, evaluations), plain=plain)
 
 
 @_command
@@ -191,7 +189,7 @@ def resume(
         archive,
         job_path=job,
         archived_job=archived_job,
-        overrides=_overrides(settings, evaluations),
+        overrides=read_overrides(settings, evaluations),
         verify=verify,
         plain=plain,
     )
@@ -278,16 +276,6 @@ def export(
     )
 
 
-ModelPlaces = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--source",
-        metavar="DIR",
-        help="Where a recipe's models are: a checkpoint, or a directory of some; repeatable.",
-    ),
-]
-
-
 @_command
 def merge(
     *,
@@ -340,31 +328,6 @@ def recipe(
     from optimizer import cli_merge
 
     cli_merge.recipe(file, recipe_id=recipe_id, directories=source or [], form=form, out=out)
-
-
-def _overrides(settings: list[str] | None, evaluations: int | None = None) -> dict[str, object]:
-    """Read ``--set`` options as dotted keys with YAML values."""
-    import yaml
-
-    from configs.errors import ConfigError, Problem
-
-    overrides: dict[str, object] = {}
-    problems = []
-    for setting in settings or []:
-        key, equals, text = setting.partition("=")
-        if not key or not equals:
-            problems.append(Problem("--set", f"expected KEY=VALUE, found `{setting}`"))
-            continue
-        try:
-            overrides[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = str(error).splitlines()[0]
-            problems.append(Problem(f"--set {key}", f"`{text}` is not YAML: {reason}"))
-    if problems:
-        raise ConfigError("the command line cannot be read", problems)
-    if evaluations is not None:
-        overrides["budget.evaluations"] = evaluations
-    return overrides
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import psutil
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
-from configs.schema import SPLITS, SplitName
+from configs.evaluation import SPLITS, SplitName
 from optimizer.archive import Archive
 from optimizer.front_view import front_of, front_table, row_record, rows_csv, scored_candidates
 from optimizer.live import format_duration

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from configs.errors import SearchError, TooManyFailuresError
-from configs.schema import JobConfig, SplitName
+from configs.evaluation import SplitName
+from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.baselines import BaselinePlan, label_of
 from optimizer.candidate import Candidate, Observation

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from configs.schema import SPLITS, JobConfig, SplitName
+from configs.evaluation import SPLITS, SplitName
+from configs.schema import JobConfig
 from optimizer.baselines import BaselinePlan
 from optimizer.space import SearchSpace
 from workers.compat import PoolReport

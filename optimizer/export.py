@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
 from optimizer.model_card import model_card
@@ -60,7 +60,7 @@ def export(
         CheckpointError: The target exists, a source is gone or has changed, the disk is full, or
             the written weights are not those that were scored. Nothing is left behind.
     """
-    from workers.materialize import write_checkpoint  # noqa: PLC0415 - torch
+    from workers.merged_checkpoint import write_checkpoint  # noqa: PLC0415 - torch
 
     out_dir = out_dir.expanduser().absolute()
     expected: str | None = archive.weights_digest(choice.candidate.index)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
+from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
-from configs.schema import SplitName
 from evaluators.scores import FloatArray, ObjectiveScore, Scores
 from optimizer.candidate import Candidate
 from optimizer.pareto import non_dominated

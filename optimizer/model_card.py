@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from configs.schema import SPLITS, ModelSource, SplitName
+from configs.evaluation import SPLITS, SplitName
+from configs.schema import ModelSource
 from evaluators.scores import ObjectiveScore, Scores
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import SHORT_ID, format_score

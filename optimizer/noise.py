@@ -24,7 +24,8 @@ from statistics import NormalDist
 import numpy as np
 
 from configs.errors import ArchiveError, JobChangedError, Problem
-from configs.schema import SPLITS, JobConfig, SplitName
+from configs.evaluation import SPLITS, SplitName
+from configs.schema import JobConfig
 from evaluators.scores import FloatArray, TaskScores, standard_error
 from optimizer.archive import Archive
 from optimizer.baselines import label_of

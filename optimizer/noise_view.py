@@ -5,7 +5,7 @@ from dataclasses import asdict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from optimizer.noise import ALPHA, MEAN, POWER, NoiseReport, SplitNoise, TaskNoise
 from optimizer.pool_view import plain_table
 

@@ -5,7 +5,7 @@ they share (``evaluators.paired``), stop some, and ask for the next block of the
 candidate whose blocks hold a whole split has been scored on it like any other.
 """
 
-from configs.schema import SplitName
+from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE
 from evaluators.scores import Items
 from optimizer.archive import Archive

@@ -1,11 +1,11 @@
 """Everything that can be wrong with a job, found before anything is started or evaluated.
 
 :func:`prepare` runs every check that can be run and raises all that it found at once; what it
-returns is all that a search needs. It imports no Ray.
+returns is all that a search needs. What the machine must have for it is in
+``optimizer.machine_check``. It imports no Ray.
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,10 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import psutil
-
 from configs.errors import (
-    ArchiveExistsError,
     CheckpointError,
     ConfigError,
     CorruptCheckpointError,
@@ -24,8 +21,10 @@ from configs.errors import (
     MergefrontError,
     Problem,
 )
-from configs.schema import SPLITS, JobConfig
+from configs.evaluation import SPLITS
+from configs.schema import JobConfig
 from evaluators.manifest import Manifest
+from optimizer.archived_search import refuse_existing
 from optimizer.dry_run import try_scorers
 from optimizer.estimate import (
     Estimate,
@@ -33,6 +32,14 @@ from optimizer.estimate import (
     estimate,
     format_bytes,
     format_seconds,
+)
+from optimizer.machine_check import (
+    check_device,
+    check_memory,
+    check_sandbox,
+    core_warnings,
+    disk_warnings,
+    sandbox_warnings,
 )
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies import strategy_factory
@@ -153,8 +160,8 @@ def prepare(
             )
         )
     suite = checks.attempt(lambda: JobSuite(job.objectives, job.evaluation))
-    checks.attempt(lambda: _check_sandbox(job))
-    checks.attempt(lambda: _check_device(job))
+    checks.attempt(lambda: check_sandbox(job))
+    checks.attempt(lambda: check_device(job))
     if archive is None:
         checks.attempt(lambda: _check_archive_path(job))
     elif sources is not None and suite is not None:
@@ -167,13 +174,13 @@ def prepare(
         cost = estimate(
             job, pool, space, suite.manifest, suite.describe(), machine=machine_of(job.workers)
         )
-        checks.attempt(lambda: warnings.extend(_check_memory(job, cost)))
+        checks.attempt(lambda: warnings.extend(check_memory(job, cost)))
         untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
         warnings.extend(untried or ())
     checks.raise_errors()
     assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
-    warnings += [*pool.warnings, *_disk_warnings(job, cost), *_core_warnings(job)]
-    warnings += _sandbox_warnings(job)
+    warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
+    warnings += sandbox_warnings(job)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,
@@ -224,55 +231,9 @@ def _check_architecture(job: JobConfig, sources: Sources) -> None:
         )
 
 
-def _check_sandbox(job: JobConfig) -> None:
-    """Run a program in the sandbox, where the workers of this machine will need it."""
-    from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
-
-    if job.evaluation.allow_code_execution and job.workers.address is None:
-        with Sandbox(job.evaluation.sandbox) as sandbox:
-            sandbox.run(["pass"])
-
-
-def _sandbox_warnings(job: JobConfig) -> list[str]:
-    evaluation = job.evaluation
-    if not evaluation.allow_code_execution or evaluation.sandbox == "strict":
-        return []
-    return [
-        "evaluation.sandbox is `weak`: generated code can see which files exist on this machine "
-        "and fill its disk for a while; install bubblewrap and use `strict` where you can"
-    ]
-
-
-def _check_device(job: JobConfig) -> None:
-    """Refuse a GPU job on a machine without; a cluster is asked when it is joined."""
-    workers = job.workers
-    if workers.device != "cuda" or workers.address is not None:
-        return
-    import torch  # noqa: PLC0415 - heavy
-
-    if not torch.cuda.is_available():
-        raise ConfigError.single(
-            "workers.device",
-            "is `cuda`, but torch finds no CUDA device here; use `cpu`, install a build of torch "
-            f"with CUDA (this one is {torch.__version__}), or name a cluster in workers.address",
-        )
-    found = torch.cuda.device_count()
-    if workers.count * workers.gpus > found:
-        raise ConfigError.single(
-            "workers.gpus",
-            f"{workers.count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
-            "workers.count or workers.gpus",
-        )
-
-
 def _check_archive_path(job: JobConfig) -> None:
     path = Path(job.archive)
-    if path.exists():
-        raise ArchiveExistsError(
-            f"archive {path} exists already; go on with `mergefront resume {path}`, or name "
-            "another file in the key `archive` of the job",
-            path=str(path),
-        )
+    refuse_existing(path)
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError.single("archive", f"{path} cannot be made: {parent} is not writable")
@@ -312,57 +273,3 @@ def _check_unchanged(archive: "Archive", sources: Sources, suite: "JobSuite") ->
             "or start a new search",
             problems,
         )
-
-
-def _check_memory(job: JobConfig, cost: Estimate) -> list[str]:
-    """Refuse workers that cannot fit, warn of those that may not.
-
-    Raises:
-        ConfigError: Their models alone are larger than the memory.
-    """
-    workers = job.workers
-    if workers.address is not None:
-        return []
-    if workers.device == "cuda":
-        import torch  # noqa: PLC0415 - heavy
-
-        if not torch.cuda.is_available():
-            return []  # _check_device has said so
-        total = torch.cuda.get_device_properties(0).total_memory
-        per_device = cost.model_bytes * max(1, int(1 / workers.gpus))
-        free, kind, needed = total, "GPU memory", per_device
-    else:
-        memory = psutil.virtual_memory()
-        total, free, kind = memory.total, memory.available, "memory"
-        needed = workers.count * cost.worker_bytes
-    text = f"{workers.count} workers need {format_bytes(needed)} of {kind} for their models"
-    if needed > total:
-        raise ConfigError.single(
-            "workers.count",
-            f"{text}, this machine has {format_bytes(total)}; lower workers.count or merge.dtype",
-        )
-    if needed > 0.9 * free:
-        return [f"{text} and more for forward passes; {format_bytes(free)} are free"]
-    return []
-
-
-def _disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
-    parent = next(folder for folder in Path(job.archive).absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free > cost.model_bytes:
-        return []
-    return [
-        f"an export takes {format_bytes(cost.model_bytes)}, the disk of {parent} has "
-        f"{format_bytes(free)} free; export to another disk"
-    ]
-
-
-def _core_warnings(job: JobConfig) -> list[str]:
-    cores = len(os.sched_getaffinity(0))
-    wanted = job.workers.count * job.workers.threads
-    if job.workers.address is not None or job.workers.device != "cpu" or wanted <= cores:
-        return []
-    return [
-        f"{job.workers.count} workers x {job.workers.threads} threads share {cores} cores; "
-        "lower workers.count or workers.threads"
-    ]

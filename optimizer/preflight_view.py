@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from optimizer.estimate import format_bytes, format_count
 from optimizer.pool_view import (
     cosine_heading,

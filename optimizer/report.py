@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
-from configs.schema import SPLITS, SplitName
 from evaluators.paired import PairedDifference
 from evaluators.scores import ObjectiveScore, Scores
 from optimizer.driver import baseline_labels

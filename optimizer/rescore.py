@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from configs.errors import CheckpointError, EvaluationError
+from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
-from configs.schema import DtypeName, JobConfig, SplitName
+from configs.schema import DtypeName, JobConfig
 from evaluators.paired import PairedDifference, paired_difference
 from evaluators.scores import Scores, TaskScores, aggregate
 from optimizer.front_view import format_score, scores_record

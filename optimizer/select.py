@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from configs.errors import ArchiveError, ConfigError, Problem
-from configs.schema import SplitName
+from configs.evaluation import SplitName
 from optimizer.candidate import Candidate
 from optimizer.front_view import SHORT_ID, ScoredCandidate, scored_candidates
 from optimizer.scalarize import preferred_mean

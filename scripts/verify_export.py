@@ -20,7 +20,8 @@ import transformers
 import typer
 
 from configs.errors import ArchiveError, CheckpointError, EvaluationError, MergefrontError
-from configs.schema import SPLITS, EvaluationSettings, JobConfig
+from configs.evaluation import SPLITS, EvaluationSettings
+from configs.schema import JobConfig
 from evaluators.evaluator import LiveModel
 from evaluators.harness import Suite
 from evaluators.python_scorer import ScorerEvaluator

@@ -1,12 +1,11 @@
-"""From a recipe to weights: into a live model, or into a checkpoint directory.
+"""From a recipe to weights in a live model; ``workers.merged_checkpoint`` writes them to disk.
 
 Both go through :meth:`SourcePool.merge`, part by part, so what is exported is bit for bit what was
 scored (D1). Sources stay memory-mapped, or where ``workers.residency`` puts them (D7).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +14,15 @@ from configs.errors import IncompatibleCheckpointsError, Problem
 from configs.recipe import MergeRecipe
 from configs.schema import Residency
 from workers.architecture import unused_tensors
-from workers.block import LocalPart, full_tensor, local_part
-from workers.checkpoint import CheckpointReader
-from workers.checkpoint_writer import (
-    DEFAULT_SHARD_BYTES,
-    SIDE_FILES,
-    CheckpointWriter,
-    config_with_dtype,
-    refuse_used,
-)
+from workers.block import Block, LocalPart, full_tensor, local_part
 from workers.digest import weights_digest
-from workers.part_stream import write_parts
+from workers.merge_backend import BackendChoice
+from workers.merged_checkpoint import merged_entries
 from workers.residency import Placement, TensorStore, choose_placement, measure_memory
 from workers.shard_header import TensorEntry
 from workers.side_by_side import Work, do_side_by_side
-from workers.source_pool import BackendChoice, SourcePool
+from workers.source_pool import SourcePool
 from workers.sources import Sources
-from workers.vocabulary import companion
 
 # Merged at once for a model of a wider dtype: 64 MiB at most.
 _CONVERTED_ELEMENTS = 2**24
@@ -165,18 +156,20 @@ class Materializer:
         converts = target.is_floating_point() and target.dtype != merged_dtype
         if target.is_contiguous() and not converts:
             return self._pool.prepare(recipe, name, target.view(-1), block)
-        return partial(self._write, recipe, name, part, merged_dtype)
+        buffer_dtype = merged_dtype if converts else target.dtype
+        return partial(self._write, recipe, name, target, block, buffer_dtype)
 
     def _write(
-        self, recipe: MergeRecipe, name: str, part: LocalPart, merged_dtype: torch.dtype
+        self,
+        recipe: MergeRecipe,
+        name: str,
+        target: Tensor,
+        block: Block,
+        buffer_dtype: torch.dtype,
     ) -> None:
         """Merge into a buffer, and copy it to where the model's memory has another form."""
-        target, block = part.tensor, part.block
-        assert block is not None  # noqa: S101 - refused by _bind
-        converts = target.is_floating_point() and target.dtype != merged_dtype
         # A target with strides of its own has no flat form to cut.
         limit = _CONVERTED_ELEMENTS if target.is_contiguous() else max(block.numel, 1)
-        buffer_dtype = merged_dtype if converts else target.dtype
         merged = torch.empty(min(limit, block.numel), dtype=buffer_dtype, device=target.device)
         for begin, piece in block.pieces(limit):
             filled = merged[: piece.numel]
@@ -189,8 +182,9 @@ class Materializer:
     def digest_of(self, model: nn.Module) -> str:
         """Return the digest of the weights that :meth:`into` wrote last.
 
-        Equals what :func:`write_checkpoint` returns for the same recipe. DTensors are gathered
-        one at a time, so all ranks have to call this, and each needs room for the largest.
+        Equals what :func:`workers.merged_checkpoint.write_checkpoint` returns for the same recipe.
+        DTensors are gathered one at a time, so all ranks have to call this, and each needs room
+        for the largest.
 
         Raises:
             ValueError: Nothing was written yet, or the last attempt failed.
@@ -208,7 +202,7 @@ class Materializer:
             self._pool.merge(recipe, entry.name, tensor)
             return tensor.view(entry.shape)
 
-        entries = _merged_entries(self._pool.reference, recipe.dtype)
+        entries = merged_entries(self._pool.reference, recipe.dtype)
         return weights_digest((entry.name, merged(entry)) for entry in entries)
 
     def close(self) -> None:
@@ -263,85 +257,6 @@ def _do_all(works: Sequence[Work]) -> None:
 def _is_elsewhere(tensor: Tensor, covered: set[int]) -> bool:
     """Say whether a tensor holds elements, none of which are at the given addresses."""
     return tensor.numel() > 0 and tensor.data_ptr() not in covered
-
-
-def write_checkpoint(
-    recipe: MergeRecipe,
-    sources: Sources,
-    out_dir: Path,
-    *,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    extra_files: Mapping[str, bytes] | None = None,
-    device: str = "cpu",
-    backend: BackendChoice = "auto",
-    finish: Callable[[str], Mapping[str, bytes]] | None = None,
-) -> str:
-    """Write the merge that a recipe names as a Hugging Face checkpoint directory.
-
-    Streams: tensors are merged in parts of 8 MiB, several at a time, while the parts before are
-    digested and written. Configuration, tokenizer and chat template are those of the base, or of
-    the first checkpoint; where vocabularies differ, tokenizer and template are those that the
-    recipe names. The same arguments give the same bytes.
-
-    Beyond what torch needs (a compiler's memory among it), the process's own memory grows by the
-    parts in flight, 7 at most; DELLA, which ranks, needs some 40 bytes per element of a part and
-    checkpoint besides. Checkpoints larger than the memory that is free leave it as they are read.
-
-    Args:
-        recipe: Names sources of the pool.
-        sources: The pool.
-        out_dir: Must not exist, or be empty; appears whole or not at all.
-        max_shard_bytes: Largest size of a shard's tensors.
-        extra_files: Name -> content of further files; they replace copied ones.
-        device: Where tensors are merged: the one that scored, where its bits differ.
-        backend: How tensors are merged; does not change the bits.
-        finish: Called with the digest before the directory appears, returns files that need it;
-            what it raises prevents that.
-
-    Returns:
-        The digest of the written weights (``workers.digest.weights_digest``).
-
-    Raises:
-        CheckpointError: The target is in use, the disk is full, a source is not usable, or a
-            merged element is not finite.
-    """
-    refuse_used(out_dir)
-    extra = dict(extra_files or {})
-    home = companion(sources, recipe.vocabulary).directory
-    with SourcePool(sources, backend=backend, vocabulary=recipe.vocabulary) as pool:
-        available = measure_memory(torch.device("cpu")).host_available
-        pool.store = TensorStore("streamed" if pool.size_bytes > available else "mapped")
-        reference = pool.reference
-        extra.setdefault("config.json", config_with_dtype(reference.config, recipe.dtype))
-        for name in SIDE_FILES:
-            if name not in extra and (home / name).is_file():
-                extra[name] = (home / name).read_bytes()
-        entries = {entry.name: entry for entry in _merged_entries(reference, recipe.dtype)}
-        with CheckpointWriter(
-            out_dir, list(entries.values()), max_shard_bytes=max_shard_bytes
-        ) as writer:
-            digest = write_parts(
-                writer,
-                entries,
-                lambda name, part, block: pool.merge(recipe, name, part, block),
-                device=torch.device(device),
-            )
-            if finish is not None:
-                extra |= finish(digest)
-            for name, content in sorted(extra.items()):
-                writer.add_file(name, content)
-    return digest
-
-
-def _merged_entries(reference: CheckpointReader, dtype: str) -> list[TensorEntry]:
-    """Return the tensors of a merge: those of the reference, floating ones in another dtype."""
-    element_bytes = getattr(torch, dtype).itemsize
-    return [
-        TensorEntry(entry.name, dtype, entry.shape, "", entry.numel * element_bytes)
-        if entry.is_floating
-        else entry
-        for entry in reference.entries.values()
-    ]
 
 
 def _misfit(

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
-from configs.schema import SplitName
 from evaluators.blocks import WHOLE, block_name
 from evaluators.scores import Items, TaskScores
 

@@ -1,12 +1,11 @@
 """The open checkpoints of a search, and the one place that merges a tensor of theirs."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Vocabulary
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
-from workers.compiled import Step, has_compiler, is_compiler_failure, is_worthwhile
+from workers.compiled import Step, is_compiler_failure
 from workers.kernels import (
     Backend,
     TensorFacts,
@@ -25,6 +24,7 @@ from workers.kernels import (
     plan_scales,
     whole_facts,
 )
+from workers.merge_backend import BackendChoice, MergeBackend
 from workers.plan import RecipePlan, TensorMerge
 from workers.residency import TensorStore
 from workers.source_tiles import SourceTile, same_sources
@@ -32,16 +32,9 @@ from workers.sources import Sources
 from workers.statistics import StatisticsCache
 from workers.vocabulary import open_readers
 
-logger = logging.getLogger(__name__)
-
-BackendChoice = Backend | Literal["auto"]
-"""``auto`` compiles where a compiler is found and the model is large enough to be worth it."""
-
 # Elements that are brought to another device at once, or ranked at once, or read between two
 # releases of pages: enough to keep a bus or a disk busy, 32 MiB per checkpoint in half precision.
 _PIECE_ELEMENTS = 2**24
-# Elements of a model whose merges a compiler would make faster.
-_WORTH_SAYING = 2**24
 
 _Found = tuple[str, CheckpointReader]
 
@@ -69,10 +62,6 @@ class SourcePool:
         vocabulary: Vocabulary | None = None,
         keeps_tiles: bool = False,
     ) -> None:
-        self._may_fall_back = backend == "auto"
-        self._backend: BackendChoice = backend
-        self._backend_lock = Lock()
-        self._said_so = False
         self.vocabulary = vocabulary
         self._store = TensorStore()
         self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
@@ -85,7 +74,8 @@ class SourcePool:
         readers = open_readers(sources, vocabulary)
         self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
         self.reference = self._readers[sources.reference.digest]
-        self._num_elements = sum(entry.numel for entry in self.reference.entries.values())
+        num_elements = sum(entry.numel for entry in self.reference.entries.values())
+        self._backend = MergeBackend(backend, num_elements)
 
     @property
     def store(self) -> TensorStore:
@@ -141,9 +131,9 @@ class SourcePool:
         if not entry.is_floating:
             source = block.of(self.reference.tensor(name).reshape(-1))
             return partial(_copy, block.shape_like(out), source)
-        backend = self._choose_backend(out.device)
+        backend = self._backend.choose(out.device)
         step = self._prepare(recipe, name, out, block, backend)
-        if backend == "eager" or not self._may_fall_back:
+        if backend == "eager" or not self._backend.may_fall_back:
             return step
         return partial(self._attempt, step, recipe, name, out, block)
 
@@ -155,19 +145,8 @@ class SourcePool:
         except (RuntimeError, OSError) as error:
             if not is_compiler_failure(error):
                 raise
-            self._fall_back(error)
+            self._backend.fall_back(error)
             self._prepare(recipe, name, out, block, "eager")()
-
-    def _fall_back(self, error: Exception) -> None:
-        """Stop compiling; of threads that fail at the same time, one says so."""
-        with self._backend_lock:
-            if self._backend != "eager":
-                # Torch adds paragraphs on how to debug it.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning(
-                    "merging without a compiler from now on, which is slower: %s", reason
-                )
-            self._backend = "eager"
 
     def close(self) -> None:
         """Close the files of all checkpoints, and forget what was kept of them."""
@@ -313,29 +292,6 @@ class SourcePool:
             None if found is None else self.store.read(*found, name, block, device)
             for found in readers
         ]
-
-    def _choose_backend(self, device: torch.device) -> Backend:
-        if self._backend != "auto":
-            return self._backend
-        if is_worthwhile(self._num_elements, device):
-            return "compiled"
-        if self._num_elements >= _WORTH_SAYING and not has_compiler(device.type):
-            self._say_once(device)
-        return "eager"
-
-    def _say_once(self, device: torch.device) -> None:
-        """Say that no compiler was found, which is not an error: the bits are the same."""
-        with self._backend_lock:
-            if not self._said_so:
-                missing = (
-                    "a C++ compiler (CXX, g++ or clang++)" if device.type == "cpu" else "triton"
-                )
-                logger.warning(
-                    "merging without %s, which was not found: the same result, but slower for "
-                    "searches of large models",
-                    missing,
-                )
-            self._said_so = True
 
     def _reader(self, digest: str, name: str) -> CheckpointReader:
         reader = self._readers.get(digest)

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from configs.schema import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 from scripts.zoo.item import SKILLS
 

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from configs.recipe import Group, MergeRecipe, Source
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
-from workers.materialize import write_checkpoint
+from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.sources import ResolvedSource, Sources
 

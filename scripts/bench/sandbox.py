@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import SandboxKind
+from configs.evaluation import SandboxKind
 from evaluators.code_eval import sandboxed_code_eval
 from evaluators.sandbox import Sandbox, select_sandbox, shared_sandbox
 

@@ -15,7 +15,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from configs.schema import SPLITS, JobConfig
+from configs.evaluation import SPLITS
+from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.archive import Archive
 from optimizer.driver import run_search

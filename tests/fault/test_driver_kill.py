@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from tests.fault import scripted_search
 
 

@@ -27,7 +27,7 @@ from configs.recipe import MergeRecipe
 from configs.schema import Models
 from tests.conftest import TinyPool
 from tests.small_models import recipe_of
-from workers.materialize import write_checkpoint
+from workers.merged_checkpoint import write_checkpoint
 from workers.sources import Sources, resolve_sources
 from workers.work_directory import WorkDirectory, remove_leftovers
 
@@ -38,7 +38,7 @@ from pathlib import Path
 from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
 from configs.schema import Models
-from workers.materialize import write_checkpoint
+from workers.merged_checkpoint import write_checkpoint
 from workers.sources import resolve_sources
 
 recipe, models, out, limit, repeats = sys.argv[1:]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import SandboxKind
+from configs.evaluation import SandboxKind
 from evaluators.sandbox import Sandbox
 from tests.fault import sandbox_attacks
 from tests.fault.sandbox_attacks import (

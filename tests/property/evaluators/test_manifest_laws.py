@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import SPLITS, SplitSizes
+from configs.evaluation import SPLITS, SplitSizes
 from evaluators.manifest import item_id, split_items
 
 sizes = st.builds(

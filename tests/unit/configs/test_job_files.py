@@ -8,10 +8,11 @@ import yaml
 from pydantic import BaseModel
 
 import configs
+from configs.evaluation import Objective
 from configs.groups import compile_groups
 from configs.load import load_job
 from configs.recipe import Group
-from configs.schema import Bounds, JobConfig, ModelSource, Objective
+from configs.schema import Bounds, JobConfig, ModelSource
 
 DIRECTORY = Path(configs.__file__).parent
 JOB_FILES = sorted(DIRECTORY.glob("*.yaml"))

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError, Problem
+from configs.evaluation import TaskSpec
 from configs.load import job_of
-from configs.schema import JobConfig, TaskSpec
+from configs.schema import JobConfig
 from configs.scorers import ScorerSpec
 from optimizer.job_changes import changed_keys
 

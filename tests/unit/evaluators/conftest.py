@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from configs.schema import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 
 TEXT = "red blue green the sun moon star rain snow wind fire ice cat dog fox owl 1 2 3 40 57"

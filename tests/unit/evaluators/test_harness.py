@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import ConfigError, EvaluationError, SandboxUnavailableError
-from configs.schema import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 from evaluators.harness import HarnessEvaluator, Suite, build_manifest, describe_tasks
 

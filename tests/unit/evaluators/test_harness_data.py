@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from configs.schema import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import Suite
 from evaluators.harness_data import dataset_folder
 

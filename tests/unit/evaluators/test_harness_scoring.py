@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from configs.errors import EvaluationError
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.harness import HarnessEvaluator, Suite
 from evaluators.harness_scoring import ItemScorer, ScoringPool
 
@@ -85,7 +85,7 @@ def test_pool_says_when_a_process_died_and_works_again(suite) -> None:
 
 PARENT = """
 import sys, time
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from evaluators.harness_scoring import ScoringPool
 if __name__ == "__main__":
     settings = EvaluationSettings.model_validate_json(sys.argv[1])

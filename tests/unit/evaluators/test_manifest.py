@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs.schema import SplitSizes
+from configs.evaluation import SplitSizes
 from evaluators.manifest import Manifest, item_id, split_items
 
 

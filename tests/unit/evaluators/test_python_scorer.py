@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import EvaluationError
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from evaluators.evaluator import Evaluation
 from evaluators.manifest import Manifest, item_id
 from evaluators.python_scorer import ScorerEvaluator

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.errors import ConfigError, EvaluationError
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.backend import Prompt
 from evaluators.blocks import partition
 from evaluators.generation import StaticBatches

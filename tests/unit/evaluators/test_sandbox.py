@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from configs.errors import SandboxUnavailableError
-from configs.schema import SandboxKind
+from configs.evaluation import SandboxKind
 from evaluators import sandbox as module
 from evaluators import sandbox_process as process_module
 from evaluators.sandbox import Sandbox, select_sandbox, shared_sandbox

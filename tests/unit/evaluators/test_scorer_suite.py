@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from evaluators.manifest import item_id
 from evaluators.scorer_suite import LoadedScorer, load_scorers
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
 from evaluators.harness_board import Board
 from evaluators.harness_scoring import ItemScorer

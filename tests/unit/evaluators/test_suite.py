@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.errors import ConfigError, EvaluationError
-from configs.schema import Objective
+from configs.evaluation import Objective
 from evaluators.harness import HarnessEvaluator
 from evaluators.manifest import Manifest
 from evaluators.suite import JobEvaluator, JobSuite
@@ -121,7 +121,7 @@ def test_everything_wrong_is_told_at_once(scorer, settings, tmp_path) -> None:
 def test_job_without_tasks_imports_no_lm_eval(scorer, settings) -> None:
     code = f"""
 import sys
-from configs.schema import EvaluationSettings, Objective
+from configs.evaluation import EvaluationSettings, Objective
 from evaluators.suite import JobEvaluator, JobSuite
 objectives = {{"o": Objective(tasks=[{scorer("a")!r}])}}
 settings = EvaluationSettings(splits={{"search": 8, "select": 4, "report": 12}})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.schema import SPLITS, JobConfig, SplitName
+from configs.evaluation import SPLITS, SplitName
+from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
 from optimizer.archive import Archive

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.errors import ConfigError
-from optimizer import cli, cli_export, cli_read
+from optimizer import cli, cli_export, cli_options, cli_read
 from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -203,7 +203,7 @@ def test_settings_are_yaml_values_under_dotted_keys():
         "merge.weight={low: 0, high: 2}",
         "a=b=c",
     ]
-    assert cli._overrides(settings, evaluations=7) == {
+    assert cli_options.read_overrides(settings, evaluations=7) == {
         "budget.hours": 2.5,
         "workers.address": None,
         "merge.weight": {"low": 0, "high": 2},
@@ -214,7 +214,7 @@ def test_settings_are_yaml_values_under_dotted_keys():
 
 def test_every_setting_that_cannot_be_read_is_named():
     with pytest.raises(ConfigError) as caught:
-        cli._overrides(["seed", "=3", "merge={"])
+        cli_options.read_overrides(["seed", "=3", "merge={"])
     assert [problem.path for problem in caught.value.problems] == ["--set", "--set", "--set merge"]
 
 

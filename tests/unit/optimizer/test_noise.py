@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from configs.errors import ArchiveError, JobChangedError
-from configs.schema import SPLITS
+from configs.evaluation import SPLITS
 from optimizer import cli
 from optimizer.archive import Archive
 from optimizer.noise import items_needed, noise_of, task_noise

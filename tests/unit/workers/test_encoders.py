@@ -18,7 +18,8 @@ from tests.small_models import pool_of, recipe_of, small_bert, write_words
 from workers.architecture import is_causal, model_class
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
-from workers.materialize import Materializer, write_checkpoint
+from workers.materialize import Materializer
+from workers.merged_checkpoint import write_checkpoint
 from workers.sources import Sources
 
 KINDS = ("BertModel", "BertForSequenceClassification", "BertForMaskedLM")

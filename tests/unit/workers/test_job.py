@@ -130,7 +130,7 @@ def test_request_is_refused_when_its_items_are_not_those_of_its_block(make_reque
 
 
 def test_runner_scores_what_export_writes(runner, spec, make_request, tmp_path):
-    from workers.materialize import write_checkpoint
+    from workers.merged_checkpoint import write_checkpoint
 
     request = make_request(0.9, -0.2, 0.4)
     written = write_checkpoint(request.recipe, spec.sources, tmp_path / "merge")
@@ -195,7 +195,7 @@ def test_runner_lets_an_interrupt_through(runner, make_request, monkeypatch):
 
 
 def test_runner_evaluates_in_the_dtype_of_the_recipe(runner, spec, make_request, tmp_path):
-    from workers.materialize import write_checkpoint
+    from workers.merged_checkpoint import write_checkpoint
 
     narrow = make_request(0.9, 0.2, 0.4, dtype="bfloat16")
     wide = make_request(0.9, 0.2, 0.4)

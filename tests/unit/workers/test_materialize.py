@@ -19,7 +19,8 @@ from tests.unit.workers.merge_cases import merge_in_numpy
 from workers.checkpoint import CheckpointReader
 from workers.digest import weights_digest
 from workers.mask import keep_mask
-from workers.materialize import Materializer, write_checkpoint
+from workers.materialize import Materializer
+from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.plan import MergeTerm
 from workers.sources import Sources, resolve_sources

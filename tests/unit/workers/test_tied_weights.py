@@ -19,7 +19,8 @@ from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
 from workers.digest import source_digest
-from workers.materialize import Materializer, write_checkpoint
+from workers.materialize import Materializer
+from workers.merged_checkpoint import write_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 

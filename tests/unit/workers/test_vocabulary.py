@@ -20,7 +20,8 @@ from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert,
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
-from workers.materialize import Materializer, write_checkpoint
+from workers.materialize import Materializer
+from workers.merged_checkpoint import write_checkpoint
 from workers.sources import Sources
 from workers.vocabulary import companion, decide_vocabulary, open_readers
 

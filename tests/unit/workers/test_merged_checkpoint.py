@@ -12,10 +12,11 @@ from configs.errors import CheckpointError
 from configs.recipe import Source
 from scripts.bench.export import AnonPeak
 from tests.small_models import live_model, pool_of, recipe_of, saved_tensors
-from workers import materialize, part_stream, residency, source_pool
+from workers import merged_checkpoint, part_stream, residency, source_pool
 from workers.checkpoint import CheckpointReader
 from workers.digest import weights_digest
-from workers.materialize import Materializer, write_checkpoint
+from workers.materialize import Materializer
+from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.residency import Memory
 from workers.sources import Sources
@@ -120,7 +121,7 @@ def test_export_from_checkpoints_larger_than_memory_takes_their_pages_out(
     expected = write_checkpoint(recipe, sources, tmp_path / "one", extra_files={})
     released = []
     monkeypatch.setattr(residency, "page_out", lambda tensor: released.append(tensor.numel()))
-    monkeypatch.setattr(materialize, "measure_memory", lambda device: Memory(10_000))
+    monkeypatch.setattr(merged_checkpoint, "measure_memory", lambda device: Memory(10_000))
     assert write_checkpoint(recipe, sources, tmp_path / "two", extra_files={}) == expected
     with CheckpointReader(tmp_path / "two") as reader:
         assert sum(released) == 4 * sum(entry.numel for entry in reader.entries.values())

@@ -1,0 +1,58 @@
+"""The arguments that several commands take, as typer's annotations, and what ``--set`` means."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.errors import ConfigError, Problem
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+ArchiveFile = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive of a search.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
+]
+Evaluations = Annotated[
+    int | None, typer.Option("--evaluations", min=1, help="Override budget.evaluations.")
+]
+
+Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
+ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]
+ModelPlaces = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        help="Where a recipe's models are: a checkpoint, or a directory of some; repeatable.",
+    ),
+]
+
+
+def read_overrides(settings: list[str] | None, evaluations: int | None = None) -> dict[str, object]:
+    """Read ``--set`` options as dotted keys with YAML values.
+
+    Raises:
+        ConfigError: An option is not KEY=VALUE, or its value is not YAML.
+    """
+    import yaml  # noqa: PLC0415 - only commands that take such options need it
+
+    overrides: dict[str, object] = {}
+    problems = []
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            problems.append(Problem("--set", f"expected KEY=VALUE, found `{setting}`"))
+            continue
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            problems.append(Problem(f"--set {key}", f"`{text}` is not YAML: {reason}"))
+    if problems:
+        raise ConfigError("the command line cannot be read", problems)
+    if evaluations is not None:
+        overrides["budget.evaluations"] = evaluations
+    return overrides

@@ -1,0 +1,112 @@
+"""Whether this machine can run a job: its sandbox, devices, memory, disk and cores.
+
+Of a cluster that a job joins only the disk is looked at, which is still the one here.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+from configs.errors import ConfigError
+from configs.schema import JobConfig
+from optimizer.estimate import Estimate, format_bytes
+
+
+def check_sandbox(job: JobConfig) -> None:
+    """Run a program in the sandbox, where the workers of this machine will need it."""
+    from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
+
+    if job.evaluation.allow_code_execution and job.workers.address is None:
+        with Sandbox(job.evaluation.sandbox) as sandbox:
+            sandbox.run(["pass"])
+
+
+def sandbox_warnings(job: JobConfig) -> list[str]:
+    """Say what a weak sandbox does not hide, where generated code runs in one."""
+    evaluation = job.evaluation
+    if not evaluation.allow_code_execution or evaluation.sandbox == "strict":
+        return []
+    return [
+        "evaluation.sandbox is `weak`: generated code can see which files exist on this machine "
+        "and fill its disk for a while; install bubblewrap and use `strict` where you can"
+    ]
+
+
+def check_device(job: JobConfig) -> None:
+    """Refuse a GPU job on a machine without; a cluster is asked when it is joined."""
+    workers = job.workers
+    if workers.device != "cuda" or workers.address is not None:
+        return
+    import torch  # noqa: PLC0415 - heavy
+
+    if not torch.cuda.is_available():
+        raise ConfigError.single(
+            "workers.device",
+            "is `cuda`, but torch finds no CUDA device here; use `cpu`, install a build of torch "
+            f"with CUDA (this one is {torch.__version__}), or name a cluster in workers.address",
+        )
+    found = torch.cuda.device_count()
+    if workers.count * workers.gpus > found:
+        raise ConfigError.single(
+            "workers.gpus",
+            f"{workers.count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
+            "workers.count or workers.gpus",
+        )
+
+
+def check_memory(job: JobConfig, cost: Estimate) -> list[str]:
+    """Refuse workers that cannot fit, warn of those that may not.
+
+    Raises:
+        ConfigError: Their models alone are larger than the memory.
+    """
+    workers = job.workers
+    if workers.address is not None:
+        return []
+    if workers.device == "cuda":
+        import torch  # noqa: PLC0415 - heavy
+
+        if not torch.cuda.is_available():
+            return []  # check_device has said so
+        total = torch.cuda.get_device_properties(0).total_memory
+        per_device = cost.model_bytes * max(1, int(1 / workers.gpus))
+        free, kind, needed = total, "GPU memory", per_device
+    else:
+        memory = psutil.virtual_memory()
+        total, free, kind = memory.total, memory.available, "memory"
+        needed = workers.count * cost.worker_bytes
+    text = f"{workers.count} workers need {format_bytes(needed)} of {kind} for their models"
+    if needed > total:
+        raise ConfigError.single(
+            "workers.count",
+            f"{text}, this machine has {format_bytes(total)}; lower workers.count or merge.dtype",
+        )
+    if needed > 0.9 * free:
+        return [f"{text} and more for forward passes; {format_bytes(free)} are free"]
+    return []
+
+
+def disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
+    """Say so where an export would not fit beside the archive."""
+    parent = next(folder for folder in Path(job.archive).absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free > cost.model_bytes:
+        return []
+    return [
+        f"an export takes {format_bytes(cost.model_bytes)}, the disk of {parent} has "
+        f"{format_bytes(free)} free; export to another disk"
+    ]
+
+
+def core_warnings(job: JobConfig) -> list[str]:
+    """Say so where the threads of all workers are more than the cores of this machine."""
+    cores = len(os.sched_getaffinity(0))
+    wanted = job.workers.count * job.workers.threads
+    if job.workers.address is not None or job.workers.device != "cpu" or wanted <= cores:
+        return []
+    return [
+        f"{job.workers.count} workers x {job.workers.threads} threads share {cores} cores; "
+        "lower workers.count or workers.threads"
+    ]
