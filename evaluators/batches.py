@@ -6,6 +6,7 @@ Start at :func:`limits_for` and :func:`run_in_batches`.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -47,7 +48,7 @@ class BatchLimits:
 
     Attributes:
         rows: Rows per batch, >= 1.
-        memory_bytes: Rows times the bytes that the largest of them needs; None is no limit.
+        memory_bytes: Bytes that a batch may be estimated to take; None is no limit.
         prefill_tokens: Rows times tokens of one pass over prompts.
     """
 
@@ -55,19 +56,31 @@ class BatchLimits:
     memory_bytes: int | None
     prefill_tokens: int
 
-    def take(self, sizes: Sequence[int]) -> int:
-        """Return how many of the first items, of these bytes each, fit; one always does."""
-        largest = 0
-        for count, size in enumerate(sizes[: self.rows]):
-            largest = max(largest, size)
-            beyond = self.memory_bytes is not None and (count + 1) * largest > self.memory_bytes
-            if count and beyond:
-                return count
-        return min(self.rows, len(sizes))
+    def take(self, items: Sequence[T], bytes_of: Callable[[Sequence[T]], int]) -> int:
+        """Return how many of the first items make a batch; one always does.
 
-    def shrink(self, rows: int) -> None:
-        """Halve what a batch of ``rows`` rows was too much for."""
-        self.rows = max(1, rows // 2)
+        Args:
+            items: What waits, at least one.
+            bytes_of: Memory that a batch can come to take; more items take more.
+        """
+        most = min(self.rows, len(items))
+        if self.memory_bytes is None:
+            return most
+        beyond = self.memory_bytes + 1
+        return bisect_left(range(2, most + 1), beyond, key=lambda n: bytes_of(items[:n])) + 1
+
+    def shrink(self, rows: int, taken_bytes: int) -> None:
+        """Halve what a batch was too much for.
+
+        Args:
+            rows: Rows of the batch.
+            taken_bytes: Its estimate. A batch with fewer rows than were allowed has failed for
+                their size: batches of small rows may hold as many as before.
+        """
+        if rows == self.rows:
+            self.rows = max(1, rows // 2)
+        else:
+            self.memory_bytes = taken_bytes // 2
         self.prefill_tokens = max(1, self.prefill_tokens // 2)
 
 
@@ -97,26 +110,28 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     return int(2 * config.num_hidden_layers * key_heads * size * model.dtype.itemsize)
 
 
-def likelihood_bytes(model: PreTrainedModel, tokens: int, scored: int) -> int:
-    """Estimate the bytes that one row takes in a pass without a cache.
+def likelihood_bytes(model: PreTrainedModel, rows: int, tokens: int, scored: int) -> int:
+    """Estimate the bytes that a batch takes in a pass without a cache.
 
     Args:
         model: The model.
-        tokens: Tokens of the row.
-        scored: How many of them need logits: those and their logarithms are in float32.
+        rows: Rows of the batch.
+        tokens: Tokens of every row, padding included.
+        scored: Columns that logits are computed for, in every row: those and a copy of them.
     """
     config = model.config.get_text_config()
     # Around one layer: states in and out, queries, keys, values, and both halves of the MLP.
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     activations = (6 * config.hidden_size + 3 * inner) * model.dtype.itemsize
-    return int(tokens * activations + scored * config.vocab_size * 8)
+    logits = 2 * config.vocab_size * model.dtype.itemsize
+    return int(rows * (tokens * activations + scored * logits))
 
 
 def run_in_batches(
     limits: BatchLimits,
     items: Sequence[T],
     *,
-    bytes_of: Callable[[T], int],
+    bytes_of: Callable[[Sequence[T]], int],
     run: Callable[[list[T]], None],
     is_done: Callable[[T], bool],
 ) -> None:
@@ -125,7 +140,7 @@ def run_in_batches(
     Args:
         limits: How much a batch may hold; shrunk where that was too much, and so remembered.
         items: What to run, in the order of the batches.
-        bytes_of: Memory that an item can come to take.
+        bytes_of: Memory that a batch can come to take; more items take more.
         run: Runs a batch; it may be interrupted, and is given what is not done again.
         is_done: Whether an item needs to be run no more.
 
@@ -135,16 +150,18 @@ def run_in_batches(
     """
     pending = list(items)
     while pending:
-        count = limits.take([bytes_of(item) for item in pending[: limits.rows]])
+        count = limits.take(pending, bytes_of)
         batch, rest = pending[:count], pending[count:]
         if _fits(run, batch):
             pending = rest
             continue
         # Only here, after the except clause, is the traceback gone that kept tensors alive.
         torch.cuda.empty_cache()
-        limits.shrink(count)
-        log.warning("out of memory with %d rows; going on with %d", count, limits.rows)
+        limits.shrink(count, bytes_of(batch))
         pending = [item for item in batch if not is_done(item)] + rest
+        if pending:
+            next_count = limits.take(pending, bytes_of)
+            log.warning("out of memory with %d rows; going on with %d", count, next_count)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

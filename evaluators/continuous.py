@@ -52,6 +52,8 @@ class ContinuousBatches:
     def __init__(self, live: LiveModel, *, batch_size: BatchSize) -> None:
         self._live = live
         self._rows = limits_for(live.model, batch_size).rows
+        # Pages of a batch, known once a batch of fewer rows than allowed was too much.
+        self._pages: int | None = None
         self._failure: EvaluationError | None = None
 
     def generate(self, prompts: Sequence[Prompt], on_text: OnText = ignore_text) -> list[str]:
@@ -78,13 +80,17 @@ class ContinuousBatches:
         def tell(row: Row) -> None:
             texts[row.index] = text_of(self._live.tokenizer, row.generated, row.watcher)
             on_text(row.index, texts[row.index])
+            row.told = True
 
         while pending:
             if not self._fits(pending, tell):
                 torch.cuda.empty_cache()
-                self._rows = max(1, min(self._rows, len(pending)) // 2)
-                log.warning("out of memory in continuous batches; going on with %d", self._rows)
-            pending = [row for row in pending if not row.ended]
+                self._shrink(pending)
+                log.warning(
+                    "out of memory in continuous batches; going on with %d rows",
+                    self._rows_for(pending),
+                )
+            pending = [row for row in pending if not row.told]
             for row in pending:
                 row.restart()
         return texts
@@ -101,10 +107,23 @@ class ContinuousBatches:
             for row in self._as_they_end(rows):
                 tell(row)
         except torch.OutOfMemoryError:
-            if min(self._rows, len(rows)) == 1:
+            if self._rows_for(rows) == 1:
                 raise
             return False
         return True
+
+    def _rows_for(self, pending: Sequence[Row]) -> int:
+        """Return how many of some rows may be in a batch at once."""
+        rows = min(self._rows, len(pending))
+        return rows if self._pages is None else max(1, min(rows, self._pages // _pages(pending)))
+
+    def _shrink(self, pending: Sequence[Row]) -> None:
+        """Halve what was too much: rows, or the pages of a batch that had fewer than allowed."""
+        rows = self._rows_for(pending)
+        if rows == self._rows:
+            self._rows = max(1, rows // 2)
+        else:
+            self._pages = rows * _pages(pending) // 2
 
     def _as_they_end(self, rows: Sequence[Row]) -> Iterator[Row]:
         ends = end_ids(self._live.model)
@@ -137,13 +156,12 @@ class ContinuousBatches:
     def _manager(self, pending: Sequence[Row]) -> Iterator[Any]:
         """Run a manager for some rows; it and its cache are gone afterwards."""
         model = self._live.model
-        pages_per_row = -(-max(row.width for row in pending) // _PAGE_TOKENS) + 1
-        rows = min(self._rows, len(pending))
+        rows = self._rows_for(pending)
         config = ContinuousBatchingConfig(
             page_size=_PAGE_TOKENS,
             max_requests_per_batch=rows,
             # On a GPU the cache takes what memory is free; the host's is shared with others.
-            num_blocks=None if model.device.type == "cuda" else rows * pages_per_row,
+            num_blocks=None if model.device.type == "cuda" else rows * _pages(pending),
             max_batch_tokens=None if model.device.type == "cuda" else max(256, rows),
             allow_block_sharing=False,
         )
@@ -182,6 +200,11 @@ class ContinuousBatches:
     def _check(self, manager: Any) -> None:  # noqa: ANN401 - transformers' class is private
         if not manager.is_running():
             raise self._failure or EvaluationError("the loop of continuous batching ended early")
+
+
+def _pages(rows: Sequence[Row]) -> int:
+    """Return the pages that the widest of some rows can come to take."""
+    return -(-max(row.width for row in rows) // _PAGE_TOKENS) + 1
 
 
 def _advance(row: Row, generated: Sequence[int], ends: frozenset[int]) -> bool:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Row:
-    """A prompt, what it has been continued with, and whether that has ended."""
+    """A prompt, what it has been continued with, and whether that has ended and been told."""
 
-    __slots__ = ("ended", "generated", "index", "prompt", "watcher")
+    __slots__ = ("ended", "generated", "index", "prompt", "told", "watcher")
 
     def __init__(self, index: int, prompt: Prompt, watcher: StopStrings) -> None:
         self.index = index
@@ -34,6 +34,7 @@ class Row:
         self.watcher = watcher
         self.generated: list[int] = []
         self.ended = False
+        self.told = False
 
     @property
     def width(self) -> int:
@@ -53,6 +54,7 @@ class Row:
     def restart(self) -> None:
         """Forget what was generated."""
         self.generated.clear()
+        self.ended = False
 
 
 def end_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -86,9 +88,10 @@ def decode(
     for tokens in (stepper := _Stepper(model, rows, prefill_tokens)):
         going = [row.accept(token, ends) for row, token in zip(stepper.rows, tokens, strict=True)]
         ended = [row for row, goes_on in zip(stepper.rows, going, strict=True) if not goes_on]
-        stepper.keep(_fill_holes(going))
+        # Told first: rows are copied below, for which the memory may not suffice.
         for row in ended:
             on_end(row)
+        stepper.keep(_fill_holes(going))
 
 
 def _fill_holes(going: list[bool]) -> list[int]:

@@ -67,6 +67,7 @@ class StaticBatches:
         def tell(row: Row) -> None:
             texts[row.index] = text_of(tokenizer, row.generated, row.watcher)
             on_text(row.index, texts[row.index])
+            row.told = True
 
         def run(batch: list[Row]) -> None:
             for row in batch:
@@ -81,9 +82,9 @@ class StaticBatches:
         run_in_batches(
             limits,
             rows,
-            bytes_of=lambda row: row.width * per_token,
+            bytes_of=lambda batch: len(batch) * max(row.width for row in batch) * per_token,
             run=run,
-            is_done=lambda row: row.ended,
+            is_done=lambda row: row.told,
         )
         return texts
 

@@ -2,8 +2,9 @@
 
 ``describe_tasks`` and ``build_manifest`` need no model and import no torch. ``HarnessEvaluator``
 scores a live model whose weights change between calls; its reference is the stock ``lm_eval``
-command on the exported checkpoint (equal texts and scores in float32 on the CPU). The three
-modules ``evaluators.harness*`` are the only ones that import lm-eval.
+command on the exported checkpoint (equal texts and scores in float32 on the CPU). Of the package
+only ``harness_data``, ``_index``, ``_metrics``, ``_requests``, ``_scoring`` and ``_tasks`` import
+lm-eval.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from evaluators.harness_scoring import ItemScorer, ScoringPool
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.manifest import Manifest, item_id, split_items
 from evaluators.rng_guard import preserved_rng_state
-from evaluators.sandbox import select_sandbox
+from evaluators.sandbox import close_shared_sandboxes, select_sandbox
 from evaluators.scores import Items
 
 if TYPE_CHECKING:
@@ -182,11 +183,18 @@ class HarnessEvaluator:
             self._pool = ScoringPool(objectives, settings, definitions, processes=scoring_processes)
 
     def prepare(self, live: LiveModel, split: SplitName) -> None:
-        """Build the requests of a split now rather than at its first evaluation."""
+        """Build the requests of a split now rather than at its first evaluation.
+
+        Raises:
+            EvaluationError: The scoring processes cannot load the tasks, or a prompt cannot be
+                built.
+        """
         if self._pool is not None:
             self._pool.start()
         with preserved_rng_state():
             self._frozen_items(live, self.manifest.items(split))
+        if self._pool is not None:
+            self._pool.check()
 
     def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
         """Score the model as it is now; see ``evaluators.evaluator.Evaluator``.
@@ -210,21 +218,33 @@ class HarnessEvaluator:
             frozen = self._frozen_items(live, items)
             clock.append(time.perf_counter())
             board = Board(self.suite.tasks, frozen, self._pool)
-            self._run_with(live).run(board.requests, board.accept)
-            clock.append(time.perf_counter())
-            board.finish(self._scorer)
+            try:
+                self._run_with(live).run(board.requests, board.accept)
+                clock.append(time.perf_counter())
+                board.finish(self._scorer)
+            except BaseException:
+                board.cancel()
+                raise
             clock.append(time.perf_counter())
         stages = ("prepare", "forward", "score")
         seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
         return Evaluation(board.task_scores(), board.texts(), seconds, board.companions())
 
-    def close(self) -> None:
-        """End the scoring processes, and release what generation holds."""
-        if self._pool is not None:
-            self._pool.close()
+    def release(self) -> None:
+        """Let go of the live model; the next evaluation may bring another."""
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+    def close(self) -> None:
+        """End the scoring processes and sandboxes, and release what generation holds.
+
+        A later evaluation starts them again.
+        """
+        if self._pool is not None:
+            self._pool.close()
+        self.release()
+        close_shared_sandboxes()
 
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""

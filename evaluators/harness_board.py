@@ -46,6 +46,8 @@ class Board:
         self._tasks = tasks
         self._frozen = frozen
         self._pool = pool
+        # New processes take seconds to start: what is left of this evaluation is scored here.
+        self._is_pool_whole = True
         self._units: list[_Unit] = []
         for task, items in frozen.items():
             for item in items:
@@ -71,18 +73,24 @@ class Board:
             self._likelihoods[key] = self._likelihood(unit, responses)
             return
         self._responses[key] = responses
-        if self._pool is not None:
-            self._futures[key] = self._pool.submit(*key, responses)
+        if self._pool is not None and self._is_pool_whole:
+            future = self._pool.submit(*key, responses)
+            self._is_pool_whole = future is not None
+            if future is not None:
+                self._futures[key] = future
 
     def finish(self, scorer: ItemScorer) -> None:
-        """Wait for the pool, or score what was collected in this process."""
-        if self._pool is not None:
-            values = self._pool.results(list(self._futures.values()))
-            self._scores = dict(zip(self._futures, values, strict=True))
-            return
-        self._scores = {
-            key: scorer.score(*key, responses) for key, responses in self._responses.items()
-        }
+        """Wait for the pool, and score in this process what it did not."""
+        for key, responses in self._responses.items():
+            score = None
+            if self._pool is not None and key in self._futures:
+                score = self._pool.result(self._futures[key])
+            self._scores[key] = scorer.score(*key, responses) if score is None else score
+
+    def cancel(self) -> None:
+        """Let the pool score nothing more of this evaluation."""
+        for future in self._futures.values():
+            future.cancel()
 
     def task_scores(self) -> dict[str, TaskScores]:
         """Return the scores of all tasks, once :meth:`finish` has run."""

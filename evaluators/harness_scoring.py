@@ -9,11 +9,12 @@ scores takes the interpreter from the one that feeds the accelerator.
 from __future__ import annotations
 
 import copy
+import logging
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from configs.errors import EvaluationError
 from configs.evaluation import EvaluationSettings, Objective
 from evaluators.harness_tasks import LoadedTask, load_tasks
 from evaluators.rng_guard import seed_scorer
+
+log = logging.getLogger(__name__)
 
 Responses = tuple[object, ...]
 """What the model said to each request of an item: a text, or (log-probability, is greedy)."""
@@ -136,6 +139,8 @@ class ScoringPool:
         self._arguments = (dict(objectives), settings, dict(definitions))
         self._processes = processes
         self._executor: ProcessPoolExecutor | None = None
+        self._ready: list[Future[str]] = []
+        self._has_warned = False
 
     def start(self) -> None:
         """Let the processes load their tasks now; returns at once."""
@@ -148,28 +153,53 @@ class ScoringPool:
             initializer=_start_worker,
             initargs=self._arguments,
         )
-        for _ in range(self._processes):
-            self._executor.submit(_is_ready)
+        self._ready = [self._executor.submit(_is_ready) for _ in range(self._processes)]
 
-    def submit(self, task: str, item: str, responses: Responses) -> Future[Weighted]:
-        """Have an item scored; the future raises what :meth:`ItemScorer.score` raises."""
+    def check(self) -> None:
+        """Wait until the processes have loaded their tasks.
+
+        Raises:
+            EvaluationError: They cannot load them, and why.
+        """
+        self.start()
+        try:
+            problems = [future.result() for future in self._ready]
+        except BrokenProcessPool as error:
+            self.close()
+            raise EvaluationError(
+                "a scoring process died while it loaded the tasks, perhaps for lack of memory; "
+                "set `workers.scoring_processes: 0` to load them once"
+            ) from error
+        if any(problems):
+            self.close()
+            raise EvaluationError(next(filter(None, problems)))
+
+    def submit(self, task: str, item: str, responses: Responses) -> Future[Weighted] | None:
+        """Have an item scored.
+
+        Returns:
+            What :meth:`result` takes; None if a process died: score it yourself. The next call
+            starts new processes.
+        """
         self.start()
         assert self._executor is not None  # noqa: S101 - just started
         try:
             return self._executor.submit(_score, task, item, responses)
-        except BrokenProcessPool as error:
-            raise self._broken() from error
+        except BrokenProcessPool:
+            self._lose()
+            return None
 
-    def results(self, futures: Sequence[Future[Weighted]]) -> list[Weighted]:
-        """Wait for scores, in the order given.
+    def result(self, future: Future[Weighted]) -> Weighted | None:
+        """Wait for a score; None if a process died before it was known.
 
         Raises:
-            EvaluationError: An item cannot be scored, or a process of the pool died.
+            EvaluationError: The item cannot be scored.
         """
         try:
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise self._broken() from error
+            return future.result()
+        except BrokenProcessPool:
+            self._lose()
+            return None
 
     def close(self) -> None:
         """End the processes; a later :meth:`submit` starts new ones."""
@@ -177,15 +207,19 @@ class ScoringPool:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def _broken(self) -> EvaluationError:
+    def _lose(self) -> None:
+        """Give up the processes, of which one died: the others have ended with it."""
         self.close()
-        return EvaluationError(
-            "a scoring process died, perhaps for lack of memory; set `workers.scoring_processes: "
-            "0` to see what ends it"
-        )
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "a scoring process died, perhaps for lack of memory; what it had not scored is "
+                "scored beside the model. Set `workers.scoring_processes: 0` if that goes on"
+            )
 
 
 _worker: ItemScorer | None = None
+_refusal = "the tasks were not loaded"
 
 
 def _start_worker(
@@ -193,14 +227,27 @@ def _start_worker(
     settings: EvaluationSettings,
     definitions: Mapping[str, str],
 ) -> None:
-    global _worker  # noqa: PLW0603 - a process of the pool has one scorer
+    global _worker, _refusal  # noqa: PLW0603 - a process of the pool has one scorer
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What an initializer raises ends all processes and reaches nobody.
+    try:
+        _worker = _load_scorer(objectives, settings, definitions)
+    except Exception as error:  # noqa: BLE001 - told by whatever is asked first
+        said = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
+        _refusal = f"a scoring process cannot load the tasks: {said}{error}"
+
+
+def _load_scorer(
+    objectives: Mapping[str, Objective],
+    settings: EvaluationSettings,
+    definitions: Mapping[str, str],
+) -> ItemScorer:
     loaded, problems = load_tasks(objectives, settings)
     found = {task.name: task.definition for task in loaded}
     if problems or found != dict(definitions):
         said = "; ".join(map(str, problems)) or "the tasks' definitions are others there"
-        raise EvaluationError(f"a scoring process cannot load the tasks: {said}")
-    _worker = ItemScorer({task.name: task for task in loaded})
+        raise EvaluationError(said)
+    return ItemScorer({task.name: task for task in loaded})
 
 
 def _end_with_parent() -> None:
@@ -210,10 +257,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _is_ready() -> bool:
-    return _worker is not None
+def _is_ready() -> str:
+    """Return why this process cannot score; nothing if it can."""
+    return _refusal if _worker is None else ""
 
 
 def _score(task: str, item: str, responses: Responses) -> Weighted:
-    assert _worker is not None  # noqa: S101 - the initializer ran
+    if _worker is None:
+        raise EvaluationError(_refusal)
     return _worker.score(task, item, responses)

@@ -80,9 +80,13 @@ def loglikelihoods(
     inputs = sorted(sharing, key=lambda ids: (-len(ids), ids))
     results: dict[int, Likelihood] = {}
 
-    def bytes_of(ids: tuple[int, ...]) -> int:
-        scored = max(len(continuations[index].token_ids) for index in sharing[ids])
-        return likelihood_bytes(model, len(ids), scored)
+    longest = {
+        ids: max(len(continuations[index].token_ids) for index in sharing[ids]) for ids in inputs
+    }
+
+    def bytes_of(batch: Sequence[tuple[int, ...]]) -> int:
+        width, first = _columns(batch, [longest[ids] for ids in batch])
+        return likelihood_bytes(model, len(batch), width, width - first)
 
     def run(batch: list[tuple[int, ...]]) -> None:
         scored = [[continuations[index] for index in sharing[ids]] for ids in batch]
@@ -99,17 +103,29 @@ def loglikelihoods(
     return [results[index] for index in range(len(continuations))]
 
 
+def _columns(inputs: Sequence[tuple[int, ...]], longest: Sequence[int]) -> tuple[int, int]:
+    """Return the columns of a batch, and the first of those that logits are computed for.
+
+    The logit of a token is at the position before it. A short row among long ones needs the
+    logits of early columns, which are then computed for every row.
+
+    Args:
+        inputs: The rows.
+        longest: Tokens of the longest continuation of each.
+    """
+    first = min(len(ids) - count for ids, count in zip(inputs, longest, strict=True))
+    return max(map(len, inputs)), first
+
+
 def _score_batch(
     model: PreTrainedModel,
     inputs: Sequence[tuple[int, ...]],
     scored: Sequence[Sequence[Continuation]],
 ) -> list[list[Likelihood]]:
     """Run one right-padded batch; ``scored[r]`` are the continuations that end with input r."""
-    width = max(map(len, inputs))
-    rows = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in inputs], device=model.device)
-    # The logit of a token is at the position before it; `first` is the earliest one needed.
     longest = [max(len(item.token_ids) for item in items) for items in scored]
-    first = min(len(ids) - count for ids, count in zip(inputs, longest, strict=True))
+    width, first = _columns(inputs, longest)
+    rows = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in inputs], device=model.device)
     arguments: dict[str, object] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments["logits_to_keep"] = width - first

@@ -190,6 +190,13 @@ def shared_sandbox() -> Sandbox:
     return sandbox
 
 
+def close_shared_sandboxes() -> None:
+    """Stop the servers of this process's sandboxes; programs that come later start others."""
+    for (pid, _), sandbox in list(_shared.items()):
+        if pid == os.getpid():
+            sandbox.close()
+
+
 def _close_shared(key: tuple[int, SandboxKind]) -> None:
     # A fork inherits its parent's exit handlers: it must not kill the parent's server.
     if key[0] == os.getpid() and key in _shared:

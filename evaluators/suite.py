@@ -142,7 +142,12 @@ class JobEvaluator:
             {task: found for part in parts for task, found in part.companions.items()},
         )
 
+    def release(self) -> None:
+        """Let go of the live model; the next evaluation may bring another."""
+        if self._lm_eval is not None:
+            self._lm_eval.release()
+
     def close(self) -> None:
-        """End the scoring processes, and release what generation holds."""
+        """End the scoring processes and sandboxes, and release what generation holds."""
         if self._lm_eval is not None:
             self._lm_eval.close()

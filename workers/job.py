@@ -18,7 +18,7 @@ from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from evaluators.evaluator import Evaluation, Evaluator, LiveModel
+    from evaluators.evaluator import Evaluation, LiveModel
     from evaluators.manifest import Manifest
     from workers.pool import EvaluationRunner
     from workers.sources import Sources
@@ -82,7 +82,8 @@ class JobRunner:
             scoring_processes=scoring_processes(spec.job.workers),
         )
         evaluator.prepare(self._live, "search")
-        self._evaluator: Evaluator = evaluator
+        self._evaluator = evaluator
+        self._is_loaded = True
 
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
         """Materialize a recipe, score it on its split or block, and say what came of it.
@@ -122,11 +123,24 @@ class JobRunner:
     def _materialize(self, request: EvaluationRequest, clock: "_Clock") -> str:
         recipe = request.recipe
         with clock.measure("materialize"):
-            if dtype_name(self._live) != recipe.dtype:
-                self._live.model = load_live_model(self._spec, recipe.dtype).model
+            if not self._is_loaded or dtype_name(self._live) != recipe.dtype:
+                self._load_in(recipe.dtype)
             self._materializer.into(self._live.model, recipe)
         with clock.measure("digest"):
             return self._materializer.digest_of(self._live.model)
+
+    def _load_in(self, dtype: DtypeName) -> None:
+        """Load the model in another data type; the one before is gone by then."""
+        self._evaluator.release()
+        if self._is_loaded:
+            self._is_loaded = False
+            del self._live.model
+        self._live.model = load_live_model(self._spec, dtype).model
+        self._is_loaded = True
+
+    def close(self) -> None:
+        """End the processes that score, and their sandboxes; a later run starts them again."""
+        self._evaluator.close()
 
     def _evaluate(self, request: EvaluationRequest, clock: "_Clock") -> "Evaluation":
         items = request.items

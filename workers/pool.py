@@ -64,6 +64,10 @@ class EvaluationRunner(Protocol):
         """Materialize, evaluate, and say what came of it."""
         ...
 
+    def close(self) -> None:
+        """End the processes that it started; may be called twice."""
+        ...
+
 
 class LocalPool:
     """One evaluation at a time, in this process: for tests and for debugging a job."""
@@ -103,8 +107,9 @@ class LocalPool:
         return {"local": "busy" if self._queue else "idle"}
 
     def close(self) -> None:
-        """Forget what waits."""
+        """Forget what waits, and let the runner end what it started."""
         self._queue.clear()
+        self._runner.close()
 
     def __enter__(self) -> Self:
         return self

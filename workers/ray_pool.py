@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Deadlines are looked at, and signals answered, at least this often.
 _POLL_S = 0.5
+# What idle workers have to end their own processes before they are killed.
+_CLOSE_S = 5.0
 # A process that dies while it starts may have been unlucky (memory, a lost node), but not thrice.
 _MAX_FAILED_STARTS = 3
 # After these the accelerator context of the process is broken for every later candidate.
@@ -159,9 +161,12 @@ class RayPool:
         return {slot.name: slot.process.pid for slot in self._slots if slot.process}
 
     def close(self) -> None:
-        """Kill the workers, and end Ray if this pool started it; may be called twice."""
-        for slot in self._slots:
-            self._kill(slot)
+        """End the workers, and Ray if this pool started it; may be called twice."""
+        try:
+            self._let_close()
+        finally:
+            for slot in self._slots:
+                self._kill(slot)
         self._waiting.clear()
         self._settled.clear()
         self._num_pending = 0
@@ -187,6 +192,13 @@ class RayPool:
             ray.kill(slot.actor, no_restart=True)
         slot.actor = slot.process = slot.assignment = None
         slot.deadline = math.inf
+
+    def _let_close(self) -> None:
+        """Let idle workers end what they started: a kill runs no exit handlers."""
+        idle = [slot.actor for slot in self._slots if slot.state == "idle" and slot.actor]
+        if idle and ray.is_initialized():
+            calls = [actor.close.remote() for actor in idle]
+            ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S)
 
     def _replace(self, slot: _Slot) -> None:
         self._kill(slot)

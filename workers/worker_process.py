@@ -70,3 +70,8 @@ class WorkerProcess:
             return self._runner.run(request, attempt)
         except Exception as error:  # noqa: BLE001 - one outcome per request, whatever happens
             return failure_of(error, request, attempt, worker=self._name, stage=Stage.WORKER)
+
+    def close(self) -> None:
+        """Let the runner end what it started, before this process is killed."""
+        if self._runner is not None:
+            self._runner.close()

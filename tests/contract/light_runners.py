@@ -34,6 +34,7 @@ class LightRunner:
     def __init__(self, spec: WorkerSpec, worker: str) -> None:
         self.worker = worker
         self.num_threads = spec.job.workers.threads
+        self._farewell: Path | None = None
 
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
         verb, _, argument = request.recipe.method.partition(" ")
@@ -46,6 +47,8 @@ class LightRunner:
                 error_class=argument or "EvaluationError",
                 message="logits are nan",
             )
+        if verb == "farewell":
+            self._farewell = Path(argument)
         texts = _VERBS[verb](argument)
         ids = ("a", "b") if request.items is None else tuple(request.items["task"])
         scores = TaskScores("task", ids, np.array([float(item == "b") for item in ids]))
@@ -57,6 +60,10 @@ class LightRunner:
             task_scores={"task": scores},
             texts={"task": (texts,)},
         )
+
+    def close(self) -> None:
+        if self._farewell is not None:
+            self._farewell.touch()
 
 
 class RefusingRunner(LightRunner):
@@ -113,6 +120,7 @@ def _environment(name: str) -> str:
 
 _VERBS: dict[str, Callable[[str], str]] = {
     "score": _score,
+    "farewell": _score,
     "sleep": _sleep,
     "raise": _raise,
     "kill": _kill,

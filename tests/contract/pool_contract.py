@@ -42,6 +42,14 @@ class PoolContract:
         assert all(isinstance(outcome, Completed) for outcome in outcomes)
         assert {outcome.attempt for outcome in outcomes} == {1}
 
+    def test_pool_lets_its_runners_close(self, pool, tmp_path):
+        marker = tmp_path / "closed"
+        pool.submit(request(0, f"farewell {marker}"))
+        drain(pool)
+        assert not marker.exists()
+        pool.close()
+        assert marker.exists()
+
     def test_pool_bounds_what_is_in_flight(self, pool):
         assert pool.num_free == self.num_workers
         for candidate in range(self.num_workers):

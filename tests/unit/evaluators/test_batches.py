@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from evaluators import decoding
 from evaluators.backend import Prompt
 from evaluators.batches import (
     BatchLimits,
@@ -48,14 +49,75 @@ class Memory:
             raise self.error
 
 
+def padded(sizes) -> int:
+    """Bytes of a batch whose items take what the largest of them takes."""
+    return len(sizes) * max(sizes)
+
+
 def test_batch_takes_what_rows_and_memory_allow_and_one_item_always() -> None:
     limits = BatchLimits(rows=4, memory_bytes=100, prefill_tokens=1)
-    assert limits.take([10] * 9) == 4
-    assert limits.take([10, 10, 40, 10]) == 2
-    assert limits.take([30, 40, 10]) == 2
-    assert limits.take([500, 1]) == 1
-    assert limits.take([1]) == 1
-    assert BatchLimits(4, None, 1).take([10**12] * 3) == 3
+    for sizes, count in (
+        ([10] * 9, 4),
+        ([10, 10, 40, 10], 2),
+        ([30, 40, 10], 2),
+        ([50, 50], 2),
+        ([500, 1], 1),
+        ([1], 1),
+    ):
+        assert limits.take(sizes, padded) == count
+    assert BatchLimits(4, None, 1).take([10**12] * 3, padded) == 3
+
+
+def test_batch_of_fewer_rows_than_allowed_that_fails_lowers_the_bytes_and_not_the_rows() -> None:
+    limits = BatchLimits(rows=16, memory_bytes=None, prefill_tokens=8)
+    batches: list[list[int]] = []
+
+    def run(batch: list[int]) -> None:
+        batches.append(batch)
+        if padded(batch) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def run_all(sizes: list[int]) -> list[int]:
+        batches.clear()
+        done: set[int] = set()
+        run_in_batches(limits, sizes, bytes_of=padded, run=run, is_done=done.__contains__)
+        return [len(batch) for batch in batches]
+
+    assert run_all([10] * 16 + [90] * 4) == [16, 4, 2, 2]
+    assert limits == BatchLimits(16, 180, 4)
+    assert run_all([10] * 18 + [90] * 4) == [16, 2, 2, 2]
+    limits.memory_bytes = None
+    assert run_all([20] * 16) == [16, 8, 8]
+    assert limits.rows == 8
+
+
+def test_estimate_of_a_batch_of_mixed_lengths_holds_the_logits_that_are_computed(
+    live,
+) -> None:
+    # As in real models, logits take more than what is around a layer.
+    live.model.resize_token_embeddings(4096, mean_resizing=False)
+    rng = random.Random(5)
+    items = [
+        Continuation(tuple(rng.randrange(2, 320) for _ in range(length)), (7,))
+        for length in range(4, 84, 2)
+    ]
+    expected = loglikelihoods(live.model, items, batch_size=1, max_length=96)
+    computed: list[tuple[int, int]] = []
+    live.model.lm_head.register_forward_hook(
+        lambda _module, _inputs, logits: computed.append((logits.shape[0], logits.numel() * 4))
+    )
+    limits = BatchLimits(rows=64, memory_bytes=4_000_000, prefill_tokens=1)
+    found = loglikelihoods(live.model, items, batch_size="auto", max_length=96, limits=limits)
+    assert [item.log_probability for item in found] == pytest.approx(
+        [item.log_probability for item in expected], abs=1e-4
+    )
+    assert max(taken for _, taken in computed) <= 4_000_000
+    assert max(rows for rows, _ in computed) > 5
+    # All of one length: as many rows as before.
+    computed.clear()
+    alike = [Continuation((*range(2, 20), 30 + n), (7,)) for n in range(40)]
+    loglikelihoods(live.model, alike, batch_size="auto", max_length=96, limits=limits)
+    assert [rows for rows, _ in computed] == [40]
 
 
 def test_automatic_size_is_the_share_of_free_memory_in_rows(live, monkeypatch) -> None:
@@ -110,6 +172,29 @@ def test_rows_that_ended_are_kept_when_memory_runs_out_later(live, prompts) -> N
     assert sorted(told) == list(range(len(prompts)))
 
 
+def test_rows_that_end_in_the_step_in_which_memory_runs_out_are_told(
+    live, prompts, monkeypatch
+) -> None:
+    expected = StaticBatches(live, batch_size=8).generate(prompts)
+    keep = decoding._Stepper.keep
+    failed: list[int] = []
+
+    def failing(stepper, order: list[int]) -> None:
+        if len(order) < len(stepper.rows) and len(failed) < 2:
+            failed.append(len(stepper.rows) - len(order))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        keep(stepper, order)
+
+    monkeypatch.setattr(decoding._Stepper, "keep", failing)
+    told: list[int] = []
+    texts = StaticBatches(live, batch_size=32).generate(
+        prompts, lambda index, _text: told.append(index)
+    )
+    assert len(failed) == 2
+    assert texts == expected
+    assert sorted(told) == list(range(len(prompts)))
+
+
 def test_likelihoods_are_the_same_when_memory_runs_out(live) -> None:
     rng = random.Random(4)
     items = [
@@ -124,7 +209,10 @@ def test_likelihoods_are_the_same_when_memory_runs_out(live) -> None:
         [item.log_probability for item in expected], abs=1e-4
     )
     assert max(memory.seen) == 30
-    assert limits.rows <= 5
+    memory.seen.clear()
+    loglikelihoods(live.model, items, batch_size="auto", max_length=96, limits=limits)
+    assert max(memory.seen) <= 5
+    assert limits.rows == 128
 
 
 def test_single_row_that_does_not_fit_fails(live, prompts) -> None:

@@ -106,6 +106,31 @@ def test_texts_are_the_same_when_memory_runs_out(live) -> None:
     assert len(passes) > 9
 
 
+def test_lack_of_memory_of_a_few_wide_rows_does_not_cut_later_batches(live, monkeypatch) -> None:
+    rows: list[int] = []
+    start = live.model.init_continuous_batching
+
+    def watching(**settings):
+        rows.append(settings["continuous_batching_config"].max_requests_per_batch)
+        return start(**settings)
+
+    monkeypatch.setattr(live.model, "init_continuous_batching", watching)
+
+    def fail(*_: object) -> None:
+        if len(rows) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    live.model.model.register_forward_pre_hook(fail)
+    backend = ContinuousBatches(live, batch_size=8)
+    backend.generate(PROMPTS[-3:])
+    assert rows == [3, 1]
+    narrow = [Prompt((5 + n, 9), 4) for n in range(8)]
+    backend.generate(narrow)
+    assert rows[2] > 1
+    backend.generate(PROMPTS[-3:])
+    assert rows[3:] == [1]
+
+
 def test_single_row_that_does_not_fit_fails(live) -> None:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

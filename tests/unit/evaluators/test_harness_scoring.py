@@ -11,7 +11,8 @@ import pytest
 from configs.errors import EvaluationError
 from configs.evaluation import Objective
 from evaluators.harness import HarnessEvaluator, Suite
-from evaluators.harness_scoring import ItemScorer, ScoringPool
+from evaluators.harness_scoring import ItemScorer, ScoringPool, Weighted
+from evaluators.runner import ItemRunner
 
 LOTTERY = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}
 
@@ -24,6 +25,11 @@ def suite(settings) -> Suite:
 def pool_of(suite: Suite, processes: int) -> ScoringPool:
     definitions = {task.name: task.definition for task in suite.tasks.values()}
     return ScoringPool(LOTTERY, suite.settings, definitions, processes=processes)
+
+
+def score(pool: ScoringPool, item: str, text: str = "text") -> Weighted | None:
+    future = pool.submit("tiny_lottery", item, (text,))
+    return None if future is None else pool.result(future)
 
 
 def scoring_processes() -> list[psutil.Process]:
@@ -65,22 +71,91 @@ def test_pool_names_the_item_that_cannot_be_scored(settings) -> None:
     pool = ScoringPool(broken, settings, definitions, processes=1)
     item = next(iter(suite.tasks["tiny_lottery"].indices))
     with pytest.raises(EvaluationError, match=f"item `{item}` is a str, not a number"):
-        pool.results([pool.submit("tiny_lottery", item, ("a word",))])
+        score(pool, item, "a word")
     pool.close()
 
 
 @pytest.mark.slow
-def test_pool_says_when_a_process_died_and_works_again(suite) -> None:
+def test_pool_gives_no_score_when_a_process_died_and_works_again(suite, caplog) -> None:
     pool = pool_of(suite, 1)
     item = next(iter(suite.tasks["tiny_lottery"].indices))
-    expected = pool.results([pool.submit("tiny_lottery", item, ("text",))])
+    expected = score(pool, item)
     (child,) = scoring_processes()
     child.send_signal(signal.SIGKILL)
     child.wait(timeout=10)
-    with pytest.raises(EvaluationError, match="a scoring process died"):
-        pool.results([pool.submit("tiny_lottery", item, ("text",)) for _ in range(20)])
-    assert pool.results([pool.submit("tiny_lottery", item, ("text",))]) == expected
+    assert score(pool, item) is None
+    assert (
+        score(pool, item)
+        == expected
+        == ItemScorer(suite.tasks).score("tiny_lottery", item, ("text",))
+    )
+    assert "a scoring process died" in caplog.text
     pool.close()
+
+
+@pytest.mark.slow
+def test_evaluation_has_its_scores_when_a_scoring_process_dies_in_it(
+    settings, live, monkeypatch, caplog
+) -> None:
+    evaluator = HarnessEvaluator(LOTTERY, settings, scoring_processes=1)
+    items = evaluator.manifest.items("report")
+    expected = HarnessEvaluator(LOTTERY, settings).evaluate(live, items)
+    evaluator.prepare(live, "report")
+    submit = ScoringPool.submit
+    asked: list[str] = []
+
+    def killing(pool, task, item, responses):
+        future = submit(pool, task, item, responses)
+        asked.append(item)
+        if len(asked) == 3:
+            (child,) = scoring_processes()
+            child.kill()
+            child.wait(timeout=10)
+        return future
+
+    monkeypatch.setattr(ScoringPool, "submit", killing)
+    for _ in range(2):
+        found = evaluator.evaluate(live, items)
+        for task, scores in expected.task_scores.items():
+            assert found.task_scores[task].values.tolist() == scores.values.tolist()
+    assert caplog.text.count("a scoring process died") == 1
+    evaluator.close()
+
+
+@pytest.mark.slow
+def test_preparing_says_why_scoring_processes_cannot_load_the_tasks(settings, live) -> None:
+    evaluator = HarnessEvaluator(LOTTERY, settings, scoring_processes=2)
+    definitions = {"tiny_lottery": "another"}
+    evaluator._pool = ScoringPool(LOTTERY, settings, definitions, processes=2)
+    message = "a scoring process cannot load the tasks: the tasks' definitions are others there"
+    with pytest.raises(EvaluationError, match=message):
+        evaluator.prepare(live, "search")
+    assert not scoring_processes()
+
+
+@pytest.mark.slow
+def test_evaluation_that_fails_leaves_nothing_to_score(settings, live, monkeypatch) -> None:
+    evaluator = HarnessEvaluator(LOTTERY, settings, scoring_processes=1)
+    submit = ScoringPool.submit
+    futures = []
+
+    def keeping(*arguments):
+        futures.append(submit(*arguments))
+        return futures[-1]
+
+    def failing(_runner, units, on_unit) -> None:
+        for index in range(len(units)):
+            on_unit(index, ("text",))
+        raise EvaluationError("logits are not finite")
+
+    monkeypatch.setattr(ScoringPool, "submit", keeping)
+    monkeypatch.setattr(ItemRunner, "run", failing)
+    with pytest.raises(EvaluationError, match="not finite"):
+        evaluator.evaluate(live, evaluator.manifest.items("report"))
+    assert len(futures) == 12
+    # All but those that are on their way to the process, which is starting still.
+    assert sum(future.cancelled() for future in futures) >= 9
+    evaluator.close()
 
 
 PARENT = """
@@ -91,7 +166,7 @@ if __name__ == "__main__":
     settings = EvaluationSettings.model_validate_json(sys.argv[1])
     objectives = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}
     pool = ScoringPool(objectives, settings, {"tiny_lottery": sys.argv[2]}, processes=2)
-    pool.results([pool.submit("tiny_lottery", sys.argv[3], ("text",))])
+    pool.result(pool.submit("tiny_lottery", sys.argv[3], ("text",)))
     print("ready", flush=True)
     time.sleep(60)
 """

@@ -21,7 +21,12 @@ from configs.errors import SandboxUnavailableError
 from configs.evaluation import SandboxKind
 from evaluators import sandbox as module
 from evaluators import sandbox_process as process_module
-from evaluators.sandbox import Sandbox, select_sandbox, shared_sandbox
+from evaluators.sandbox import (
+    Sandbox,
+    close_shared_sandboxes,
+    select_sandbox,
+    shared_sandbox,
+)
 from tests.fault.processes import wait_until_gone
 
 KINDS: tuple[SandboxKind, ...] = ("strict", "weak")
@@ -270,6 +275,26 @@ def test_shared_sandbox_is_new_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "getpid", lambda: -1)
     assert shared_sandbox() is not mine
     module._shared.pop((-1, "strict")).close()
+
+
+def test_closing_shared_sandboxes_removes_their_directories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_shared", {})
+    select_sandbox("weak")
+    try:
+        mine = shared_sandbox()
+        (result,) = mine.run(["pass"])
+        scratches = [Path(str(server._scratch)) for server in mine._idle]
+        assert result.status == "passed"
+        assert all(scratch.is_dir() for scratch in scratches)
+        assert scratches
+        close_shared_sandboxes()
+        assert not any(scratch.exists() for scratch in scratches)
+        assert mine.run(["pass"]) == [result]
+        close_shared_sandboxes()
+    finally:
+        select_sandbox("strict")
 
 
 def test_shared_sandbox_is_strict_until_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

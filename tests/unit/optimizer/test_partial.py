@@ -44,6 +44,9 @@ class ItemRunner:
             task_scores=scores,
         )
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def archive(tmp_path):

@@ -206,6 +206,35 @@ def test_runner_evaluates_in_the_dtype_of_the_recipe(runner, spec, make_request,
     assert_same_scores(runner.run(wide), before)
 
 
+def test_model_before_is_gone_when_another_data_type_is_loaded(runner, make_request, monkeypatch):
+    import weakref
+
+    from workers import job
+
+    runner.run(make_request(0.9, 0.2, 0.4))
+    before = weakref.ref(runner._live.model)
+    load = job.load_live_model
+    held = []
+
+    def failing(*_):
+        held.append(before())
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(job, "load_live_model", failing)
+    outcome = runner.run(make_request(0.9, 0.2, 0.4, dtype="bfloat16"))
+    assert (outcome.stage, outcome.message) == (Stage.MATERIALIZE, "no room")
+    assert held == [None]
+    monkeypatch.setattr(job, "load_live_model", load)
+    assert isinstance(runner.run(make_request(0.9, 0.2, 0.4)), Completed)
+
+
+def test_runner_works_again_after_it_was_closed(runner, make_request):
+    before = runner.run(make_request(0.9, 0.2, 0.4))
+    runner.close()
+    assert runner._evaluator._lm_eval._runner is None
+    assert_same_scores(runner.run(make_request(0.9, 0.2, 0.4)), before)
+
+
 def test_live_model_has_no_gradients_and_is_in_evaluation_mode(runner):
     model = runner._live.model
     assert not model.training
