@@ -44,6 +44,7 @@ from evaluators.harness_metrics import MEAN, MetricKey, choose_metric
 from evaluators.harness_problems import TaskProblemError, cause_of
 from evaluators.manifest import item_id
 from evaluators.reference import NoReferenceError, Reference, check_references, reference_of
+from evaluators.sandbox import select_sandbox
 
 _DEFAULT_BUDGET = 256
 
@@ -111,7 +112,12 @@ class LoadedTask:
 def load_tasks(
     objectives: Mapping[str, Objective], settings: EvaluationSettings
 ) -> tuple[list[LoadedTask], list[Problem]]:
-    """Load the tasks of all objectives, in their order, and list everything that is wrong."""
+    """Load the tasks of all objectives, in their order, and list everything that is wrong.
+
+    Tasks that run programs may do so as soon as their functions are imported, so the sandbox of
+    this process is that of ``settings`` from here on.
+    """
+    select_sandbox(settings.sandbox)
     problems = [
         Problem(
             "evaluation.include_path",
