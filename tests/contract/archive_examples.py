@@ -10,6 +10,7 @@ from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
+from optimizer.archive import Archive
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, EvaluationKey, Failed, Stage
 from workers.sources import ResolvedSource, Sources
@@ -52,6 +53,17 @@ def example_manifest() -> Manifest:
     return Manifest(
         {split: {task: item_ids(split, task) for task in TASKS} for split in SPLITS},
         {task: task[::-1] for task in TASKS},
+    )
+
+
+def example_archive(path: Path, job_path: Path | None = None) -> Archive:
+    """The archive of a search that was just begun, open for writing."""
+    return Archive.create(
+        path,
+        job=example_job(),
+        job_path=job_path,
+        sources=example_sources(),
+        manifest=example_manifest(),
     )
 
 

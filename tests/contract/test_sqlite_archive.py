@@ -9,9 +9,10 @@ import pytest
 
 from tests.contract.archive_block_contract import ArchiveBlockContract
 from tests.contract.archive_contract import ArchiveContract
+from tests.contract.archive_outcome_contract import ArchiveOutcomeContract
 
 
-class TestSqliteArchive(ArchiveContract, ArchiveBlockContract):
+class TestSqliteArchive(ArchiveContract, ArchiveOutcomeContract, ArchiveBlockContract):
     @pytest.fixture
     def location(self, tmp_path: Path) -> Path:
         return tmp_path / "search.sqlite"

@@ -22,10 +22,9 @@ from tests.contract.archive_examples import (
     TASKS,
     completed,
     completed_block,
+    example_archive,
     example_candidate,
-    example_job,
     example_manifest,
-    example_sources,
     example_values,
     failed,
 )
@@ -36,13 +35,7 @@ def open_or_create(path: Path) -> Archive:
     try:
         return Archive.open(path, writable=True)
     except ArchiveNotFoundError:
-        return Archive.create(
-            path,
-            job=example_job(),
-            job_path=None,
-            sources=example_sources(),
-            manifest=example_manifest(),
-        )
+        return example_archive(path)
 
 
 def outcome_of(candidate: int, split: SplitName) -> Outcome:

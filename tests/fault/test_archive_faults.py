@@ -15,25 +15,13 @@ from configs.errors import ArchiveError, ArchiveLockedError
 from optimizer.archive import Archive
 from tests.contract.archive_examples import (
     completed,
+    example_archive,
     example_candidate,
-    example_job,
-    example_manifest,
-    example_sources,
 )
 
 ROOT = Path(__file__).parents[2]
 WRITER = Path(__file__).with_name("archive_writer.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-
-
-def create(path: Path) -> Archive:
-    return Archive.create(
-        path,
-        job=example_job(),
-        job_path=None,
-        sources=example_sources(),
-        manifest=example_manifest(),
-    )
 
 
 def record_for_ever(archive: Archive, promised: set[int]) -> None:
@@ -76,7 +64,7 @@ def test_archive_keeps_what_it_promised_when_its_writer_is_killed(tmp_path, kill
 
 def test_second_writer_is_admitted_when_the_first_was_killed(tmp_path) -> None:
     path = tmp_path / "search.sqlite"
-    create(path).close()
+    example_archive(path).close()
     program = (
         "import sys, time; from pathlib import Path; from optimizer.archive import Archive; "
         "from tests.contract.archive_examples import *; "
@@ -125,7 +113,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_archive_loses_nothing_when_the_disk_is_full(small_disk) -> None:
     path = small_disk / "search.sqlite"
     (small_disk / "ballast").write_bytes(bytes(200_000))
-    archive = create(path)
+    archive = example_archive(path)
     promised: set[int] = set()
     with pytest.raises(ArchiveError, match=r"cannot be written: the disk is full.*is safe"):
         record_for_ever(archive, promised)
@@ -154,16 +142,16 @@ def test_archive_is_not_half_made_when_the_disk_is_full(small_disk) -> None:
     ballast.write_bytes(bytes(free - 40_000))
 
     with pytest.raises(ArchiveError, match="the disk is full"):
-        create(path)
+        example_archive(path)
     assert not path.exists()
     ballast.unlink()
-    with create(path) as archive:
+    with example_archive(path) as archive:
         archive.record_proposal(example_candidate(0))
 
 
 def test_resume_says_so_when_the_disk_is_full(small_disk) -> None:
     path = small_disk / "search.sqlite"
-    with create(path) as archive:
+    with example_archive(path) as archive:
         archive.record_proposal(example_candidate(0))
         archive.record_outcome(completed(0))
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize

@@ -1,19 +1,15 @@
 """A scorer that cannot work ends `mergefront check` and `run` with one clear error, without Ray."""
 
 import json
-import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from configs.load import load_job
-from optimizer.archive import Archive
-from optimizer.cli import app
-from optimizer.preflight import prepare
+from tests.fault.refused_commands import begin_archive, mergefront, refused
 
 GOOD = """
 def score(model, tokenizer, items, *, batch_size, scale=1.0):
@@ -23,9 +19,8 @@ def score(model, tokenizer, items, *, batch_size, scale=1.0):
 
 
 @pytest.fixture
-def check(tiny_job, tmp_path, monkeypatch) -> Callable[..., Result]:
+def check(tiny_job, no_ray, tmp_path, monkeypatch) -> Callable[..., Result]:
     """Check a job of one scorer; importing Ray fails, so that getting as far as that shows."""
-    monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.chdir(tmp_path)
     Path("metrics.py").write_text(GOOD)
     Path("items.jsonl").write_text("".join(f'{{"text": "the {n}"}}\n' for n in range(16)))
@@ -36,17 +31,13 @@ def check(tiny_job, tmp_path, monkeypatch) -> Callable[..., Result]:
         entry = {"scorer": "metrics.py:score", "items": "items.jsonl"} | spec
         content["objectives"] = {"skill": [entry]}
         Path("job.yaml").write_text(yaml.safe_dump(content))
-        return CliRunner().invoke(app, [command, "job.yaml"])
+        return mergefront(command, "job.yaml")
 
     return run
 
 
 def assert_one_error(result: Result, *expected: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    text = " ".join(result.stderr.split())
-    for part in expected:
-        assert part in text
+    refused(result, 2, *expected)
     assert not Path("archive.sqlite").exists()
 
 
@@ -120,17 +111,11 @@ def test_scorer_that_fails_is_found_before_a_worker_starts(check, command, body,
 
 def test_search_does_not_go_on_with_a_scorer_that_means_something_else(check) -> None:
     assert check().exit_code == 0
-    job = load_job(Path("job.yaml"))
-    prepared = prepare(job)
-    parts = {"sources": prepared.sources, "manifest": prepared.manifest}
-    with closing(Archive.create(Path(job.archive), job=job, job_path=Path("job.yaml"), **parts)):
-        pass
+    begin_archive(load_job(Path("job.yaml")), Path("job.yaml"))
     Path("metrics.py").write_text(GOOD.replace("scale *", "2 * scale *"))
-    result = CliRunner().invoke(app, ["resume", "archive.sqlite"])
-    assert result.exit_code == 4, result.output
-    assert "score: its definition differs from the archived one" in result.stderr
+    expected = "score: its definition differs from the archived one"
+    refused(mergefront("resume", "archive.sqlite"), 4, expected)
     Path("metrics.py").write_text(GOOD)
     Path("items.jsonl").write_text("".join(f'{{"text": "a {n}"}}\n' for n in range(16)))
-    result = CliRunner().invoke(app, ["resume", "archive.sqlite"])
-    assert result.exit_code == 4, result.output
-    assert "score: its items of the search split differ from the archived ones" in result.stderr
+    expected = "score: its items of the search split differ from the archived ones"
+    refused(mergefront("resume", "archive.sqlite"), 4, expected)

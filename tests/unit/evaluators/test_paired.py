@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from configs.evaluation import Objective
 from evaluators.paired import (
     PairedDifference,
     Stratum,
@@ -17,18 +16,7 @@ from evaluators.paired import (
     strata,
 )
 from evaluators.scores import TaskScores
-
-OBJECTIVES = {
-    "math": Objective.model_validate(["gsm"]),
-    "code": Objective.model_validate([{"task": "he", "weight": 3}, {"task": "mbpp", "weight": 1}]),
-}
-
-
-def task_scores(**values):
-    return {
-        task: TaskScores(task, tuple(f"{task}{i}" for i in range(len(v))), np.array(v, dtype=float))
-        for task, v in values.items()
-    }
+from tests.unit.evaluators.example_scores import OBJECTIVES, task_scores
 
 
 def test_paired_difference_cancels_what_items_have_in_common():

@@ -3,21 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from configs.evaluation import Objective
 from evaluators.paired import paired_difference
 from evaluators.scores import TaskScores, aggregate, standard_error
-
-OBJECTIVES = {
-    "math": Objective.model_validate(["gsm"]),
-    "code": Objective.model_validate([{"task": "he", "weight": 3}, {"task": "mbpp", "weight": 1}]),
-}
-
-
-def task_scores(**values):
-    return {
-        task: TaskScores(task, tuple(f"{task}{i}" for i in range(len(v))), np.array(v, dtype=float))
-        for task, v in values.items()
-    }
+from tests.unit.evaluators.example_scores import OBJECTIVES, task_scores
 
 
 def test_aggregate_weighs_tasks_and_adds_errors_in_quadrature():

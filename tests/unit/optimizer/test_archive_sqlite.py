@@ -14,21 +14,9 @@ from configs.errors import ArchiveError, ArchiveExistsError, ArchiveLockedError
 from optimizer.archive import Archive
 from tests.contract.archive_examples import (
     completed,
+    example_archive,
     example_candidate,
-    example_job,
-    example_manifest,
-    example_sources,
 )
-
-
-def create(path: Path) -> Archive:
-    return Archive.create(
-        path,
-        job=example_job(),
-        job_path=None,
-        sources=example_sources(),
-        manifest=example_manifest(),
-    )
 
 
 def record(archive: Archive, count: int) -> None:
@@ -88,7 +76,7 @@ def test_open_refuses_when_path_is_a_directory(tmp_path) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.999])
 @pytest.mark.parametrize("writable", [False, True])
 def test_open_refuses_when_file_is_truncated(path, share, writable) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 20)
     size = path.stat().st_size
     os.truncate(path, int(size * share))
@@ -98,7 +86,7 @@ def test_open_refuses_when_file_is_truncated(path, share, writable) -> None:
 
 
 def test_open_refuses_when_a_recipe_was_changed(path) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 2)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TRIGGER proposals_no_update")
@@ -118,7 +106,7 @@ def test_open_refuses_when_a_recipe_was_changed(path) -> None:
     "name", ["a b?mode=memory#x%20.sqlite", "ünï.sqlite", "no-suffix", os.fsdecode(b"\xff.sqlite")]
 )
 def test_archive_may_have_any_name(tmp_path, name) -> None:
-    with create(tmp_path / "new" / "directory" / name) as archive:
+    with example_archive(tmp_path / "new" / "directory" / name) as archive:
         record(archive, 1)
 
     assert names_in(tmp_path / "new" / "directory") == sorted([name, name + ".lock"])
@@ -129,7 +117,7 @@ def test_archive_may_have_any_name(tmp_path, name) -> None:
 @pytest.mark.parametrize("name", ["nul\0.sqlite", "x" * 300 + ".sqlite", "file/below.sqlite"])
 def test_archive_is_refused_when_no_file_can_have_the_name(tmp_path, name) -> None:
     (tmp_path / "file").touch()
-    for make in (create, Archive.open):
+    for make in (example_archive, Archive.open):
         with pytest.raises(ArchiveError):
             make(tmp_path / name)
 
@@ -137,19 +125,19 @@ def test_archive_is_refused_when_no_file_can_have_the_name(tmp_path, name) -> No
 def test_archive_is_one_whatever_it_is_called(path, tmp_path, monkeypatch) -> None:
     (tmp_path / "link.sqlite").symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    with create(path):
+    with example_archive(path):
         for other in (Path(path.name), Path("link.sqlite"), tmp_path / "." / path.name):
             with pytest.raises(ArchiveLockedError):
                 Archive.open(other, writable=True)
             with pytest.raises(ArchiveExistsError):
-                create(other)
+                example_archive(other)
 
 
 def test_archive_may_be_made_from_a_directory_of_any_name(path, tmp_path, monkeypatch) -> None:
     here = tmp_path / os.fsdecode(b"\xff and more")
     here.mkdir()
     monkeypatch.chdir(here)
-    create(path).close()
+    example_archive(path).close()
     with Archive.open(path) as archive:
         assert archive.working_directory == here
 
@@ -158,20 +146,20 @@ def test_create_clears_what_a_killed_create_left(path) -> None:
     for left in (".search.sqlite.new", ".search.sqlite.new-journal", "search.sqlite-wal"):
         path.with_name(left).write_bytes(b"half an archive")
 
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 1)
     assert names_in(path.parent) == ["search.sqlite", "search.sqlite.lock"]
 
 
 def test_create_does_not_revive_the_log_of_a_removed_archive(path) -> None:
     """A log that outlived its file would be replayed into the next file of the same name."""
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 3)
         log = path.with_name("search.sqlite-wal").read_bytes()
     path.unlink()
     path.with_name("search.sqlite-wal").write_bytes(log)
 
-    with create(path) as archive:
+    with example_archive(path) as archive:
         assert archive.candidates() == []
         record(archive, 1)
     with Archive.open(path) as archive:
@@ -179,7 +167,7 @@ def test_create_does_not_revive_the_log_of_a_removed_archive(path) -> None:
 
 
 def test_commit_waits_for_the_disk(path) -> None:
-    with create(path) as archive, archive._transaction() as connection:
+    with example_archive(path) as archive, archive._transaction() as connection:
         found = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys")
@@ -188,7 +176,7 @@ def test_commit_waits_for_the_disk(path) -> None:
 
 
 def test_writer_is_not_held_up_by_a_reader_that_stays(path) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 1)
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
@@ -200,7 +188,7 @@ def test_writer_is_not_held_up_by_a_reader_that_stays(path) -> None:
 
 
 def test_reader_is_not_held_up_by_a_write_in_progress(path) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 1)
         with closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
@@ -223,7 +211,7 @@ def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
         "archive = Archive.open(Path(sys.argv[1])); print(len(archive.observations())); "
         "archive.close()"
     )
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 1)
         for count in (1, 2):
             Archive.open(path).close()
@@ -240,7 +228,7 @@ def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
 
 
 def test_reader_leaves_the_file_as_it_is(path) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 2)
     before = path.read_bytes()
 
@@ -251,7 +239,7 @@ def test_reader_leaves_the_file_as_it_is(path) -> None:
 
 
 def test_archive_can_be_read_where_nothing_can_be_written(path, tmp_path) -> None:
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 2)
     mounted = tmp_path / "read-only"
     mounted.mkdir()
@@ -269,7 +257,7 @@ def test_archive_can_be_read_where_nothing_can_be_written(path, tmp_path) -> Non
 
 def test_refused_write_leaves_no_trace(path) -> None:
     """The database refuses in the middle of an outcome; nothing of it may stay."""
-    with create(path) as archive:
+    with example_archive(path) as archive:
         record(archive, 1)
         archive.record_proposal(example_candidate(1))
         trigger = (

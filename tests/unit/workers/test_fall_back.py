@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import recipe_of
 from workers import merge_backend, source_pool
 from workers.compiled import Step
 from workers.materialize import Materializer
@@ -33,16 +33,7 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
     monkeypatch.setattr(merge_backend, "is_worthwhile", lambda *_: True)
     monkeypatch.setattr(source_pool, "merge_steps", broken)
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
-    assert sources.base is not None
-    recipe = MergeRecipe(
-        method="task_arithmetic",
-        base=Source(name="base", digest=sources.base.digest),
-        checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        groups=(Group(name="all", patterns=(".*",)),),
-        weights=((0.5,),) * 3,
-        drop_ratios=((0.0,),) * 3,
-        dtype="float32",
-    )
+    recipe = recipe_of(sources, [0.5] * 3, method="task_arithmetic")
     with SourcePool(sources, backend="eager") as eager:
         name = "model.embed_tokens.weight"
         shape = eager.reference.entries[name].shape

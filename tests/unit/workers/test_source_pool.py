@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.small_models import recipe_of
 from workers import compiled, kernels, merge_backend
 from workers.source_pool import SourcePool
-from workers.sources import Sources, resolve_sources
+from workers.sources import resolve_sources
 
 # Everything is worth compiling here, and the compiler does not work.
 MERGE = """
@@ -94,22 +94,6 @@ def test_auto_compiles_when_it_is_worthwhile_for_the_whole_model(
     assert asked == [(total, "cpu")]
 
 
-def recipe(
-    sources: Sources, weights: tuple[float, ...], drop_ratio: float, seed: int, method: str
-) -> MergeRecipe:
-    assert sources.base is not None
-    return MergeRecipe(
-        method=method,
-        base=Source(name="base", digest=sources.base.digest),
-        checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
-        groups=(Group(name="all", patterns=(".*",)),),
-        weights=tuple((weight,) for weight in weights),
-        drop_ratios=((drop_ratio,),) * len(weights),
-        mask_seed=seed,
-        dtype="float32",
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_tiles_that_are_kept_serve_every_recipe_that_may_use_them(
@@ -121,13 +105,16 @@ def test_tiles_that_are_kept_serve_every_recipe_that_may_use_them(
     sources = resolve_sources(Models.model_validate(tiny_pool.models))
     name = "model.layers.0.mlp.up_proj.weight"
     recipes = [
-        recipe(sources, (0.5, 0.3, 0.2), 0.5, 0, "dare_linear"),
-        recipe(sources, (0.5, 0.3, 0.2), 0.9, 0, "dare_linear"),
-        recipe(sources, (0.5, 0.3, 0.2), 0.5, 1, "dare_linear"),
-        recipe(sources, (0.5, 0.0, 0.2), 0.9, 0, "dare_linear"),
-        recipe(sources, (0.5, 0.3, 0.2), 0.0, 1, "dare_linear"),
-        recipe(sources, (0.5, 0.3, 0.2), 0.8, 0, "ties"),
-        recipe(sources, (0.5, 0.3, 0.2), 0.6, 0, "ties"),
+        recipe_of(sources, weights, drop_ratios=[drop] * 3, mask_seed=seed, method=method)
+        for weights, drop, seed, method in (
+            ((0.5, 0.3, 0.2), 0.5, 0, "dare_linear"),
+            ((0.5, 0.3, 0.2), 0.9, 0, "dare_linear"),
+            ((0.5, 0.3, 0.2), 0.5, 1, "dare_linear"),
+            ((0.5, 0.0, 0.2), 0.9, 0, "dare_linear"),
+            ((0.5, 0.3, 0.2), 0.0, 1, "dare_linear"),
+            ((0.5, 0.3, 0.2), 0.8, 0, "ties"),
+            ((0.5, 0.3, 0.2), 0.6, 0, "ties"),
+        )
     ]
     with (
         SourcePool(sources, backend="compiled", keeps_tiles=True) as kept,
