@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,9 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 # Keys that say how long, where and on what a search runs, not what it searches: a search may be
 # resumed with other values of these.
 OPERATIONAL_KEYS = frozenset({"name", "budget", "workers", "archive"})
+
+# The same inside objectives: whether a scorer is tried before a worker starts changes no score.
+_OPERATIONAL_OF_ENTRIES = {"__all__": {"tasks": {"__all__": {"dry_run"}}}}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -257,13 +260,28 @@ class JobConfig(Section):
         return {name: weights.get(name, 0.0) / total for name in self.objectives}
 
     @property
+    def searched(self) -> dict[str, Any]:
+        """The job without what may change on resume, as JSON has it.
+
+        A ``companion`` stays in it: an archive holds those of all its candidates or of none.
+        """
+        excluded: dict[str, Any] = dict.fromkeys(OPERATIONAL_KEYS, True)
+        excluded["objectives"] = _OPERATIONAL_OF_ENTRIES
+        return self.model_dump(mode="json", exclude=excluded)
+
+    @property
+    def undivided(self) -> frozenset[str]:
+        """Names of the scorers that must see all items of a split at once, or none of them."""
+        entries = [spec for objective in self.objectives.values() for spec in objective.scorers]
+        return frozenset(spec.task for spec in entries if not spec.per_item)
+
+    @property
     def digest(self) -> str:
         """SHA-256 over everything that decides what is searched (not budget, workers, archive).
 
         The order of checkpoints, groups and objectives counts: it is the order of the genes.
         """
-        content = self.model_dump(mode="json", exclude=set(OPERATIONAL_KEYS))
-        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(self.searched, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

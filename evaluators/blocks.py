@@ -8,7 +8,7 @@ candidate; :func:`union` puts scores of several blocks together.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -54,7 +54,9 @@ def ordered(items: Items, split: Items) -> dict[str, tuple[str, ...]]:
     return block
 
 
-def partition(split: Items, shares: Sequence[float]) -> list[dict[str, tuple[str, ...]]]:
+def partition(
+    split: Items, shares: Sequence[float], *, undivided: Collection[str] = ()
+) -> list[dict[str, tuple[str, ...]]]:
     """Cut a split into disjoint blocks, each with about its share of every task's items.
 
     Items are taken in their order, which for a manifest is that of a hash: every block is a
@@ -63,6 +65,8 @@ def partition(split: Items, shares: Sequence[float]) -> list[dict[str, tuple[str
     Args:
         split: Task -> item ids.
         shares: Relative sizes of the blocks, each > 0, first block first.
+        undivided: Tasks whose items stay together, all of them in the first block
+            (``configs.schema.JobConfig.undivided``).
 
     Returns:
         Blocks that together hold every item once. A task with few items may be missing from a
@@ -74,12 +78,15 @@ def partition(split: Items, shares: Sequence[float]) -> list[dict[str, tuple[str
     if not shares or min(shares) <= 0:
         raise ValueError(f"shares of blocks must be positive, got {list(shares)}")
     ends = np.cumsum(shares) / np.sum(shares)
-    blocks = []
+    blocks: list[dict[str, tuple[str, ...]]] = []
     for start, end in itertools.pairwise((0.0, *ends)):
         block = {
             task: tuple(ids[round(start * len(ids)) : round(end * len(ids))])
             for task, ids in split.items()
+            if task not in undivided
         }
+        if not blocks:
+            block |= {task: tuple(ids) for task, ids in split.items() if task in undivided}
         blocks.append({task: ids for task, ids in block.items() if ids})
     return [block for block in blocks if block]
 

@@ -247,7 +247,7 @@ def freeze_split(
     wanted = {loaded.indices[item]: item for item in item_ids}
     task = loaded.task
     task.set_fewshot_seed(_FEWSHOT_SEED)
-    documents = task.eval_docs
+    documents = loaded.documents
     frozen = {}
     for position in sorted(wanted):
         item, document = wanted[position], documents[position]

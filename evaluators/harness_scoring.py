@@ -81,7 +81,7 @@ class ItemScorer:
         # Reading a row of a data set costs more than scoring it.
         known = self._documents.get((loaded.name, item))
         if known is None:
-            known = loaded.task.eval_docs[loaded.indices[item]]
+            known = loaded.documents[loaded.indices[item]]
             self._documents[loaded.name, item] = known
         return known
 

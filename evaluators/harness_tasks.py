@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -44,6 +45,8 @@ from evaluators.harness_metrics import MEAN, MetricKey, choose_metric
 from evaluators.harness_problems import TaskProblemError, cause_of
 from evaluators.manifest import item_id
 from evaluators.reference import NoReferenceError, Reference, check_references, reference_of
+from evaluators.rng_guard import preserved_rng_state, seed_task
+from evaluators.sandbox import select_sandbox
 
 _DEFAULT_BUDGET = 256
 
@@ -56,16 +59,22 @@ class LoadedTask:
         name: lm-eval's name.
         task: lm-eval's object, its few-shot count set.
         key: What is scored.
-        indices: Item id -> position of the item's first copy among the task's documents.
+        documents: What is scored. Kept, since lm-eval calls ``process_docs`` whenever it is asked
+            for them, and one that draws random numbers would answer something else.
+        indices: Item id -> position of the item's first copy among the documents.
         definition: Hash of all that fixes what a score means, data files excepted.
+        stock: A YAML that gives the stock command this task with the job's examples, budget and
+            data: it includes the task's own.
         reference: How the likelihood of reference answers is scored; None where it is not.
     """
 
     name: str
     task: Task
     key: MetricKey
+    documents: Sequence[Mapping[str, object]]
     indices: Mapping[str, int]
     definition: str
+    stock: str
     reference: Reference | None = None
 
     @property
@@ -111,7 +120,12 @@ class LoadedTask:
 def load_tasks(
     objectives: Mapping[str, Objective], settings: EvaluationSettings
 ) -> tuple[list[LoadedTask], list[Problem]]:
-    """Load the tasks of all objectives, in their order, and list everything that is wrong."""
+    """Load the tasks of all objectives, in their order, and list everything that is wrong.
+
+    Tasks that run programs may do so as soon as their functions are imported, so the sandbox of
+    this process is that of ``settings`` from here on.
+    """
+    select_sandbox(settings.sandbox)
     problems = [
         Problem(
             "evaluation.include_path",
@@ -138,7 +152,8 @@ def load_tasks(
 
 
 def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -> LoadedTask:
-    stock = _task_config(files.find(spec.task), settings)
+    path = files.find(spec.task)
+    stock = _task_config(path, settings)
     num_fewshot = _num_fewshot(stock, spec)
     config = with_local_data(stock, settings.data_dir, num_fewshot=num_fewshot)
     has_data_dir = settings.data_dir is not None
@@ -155,7 +170,12 @@ def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
         indices.setdefault(item_id(document), position)
-    loaded = LoadedTask(spec.task, task, key, indices, _definition(task, stock, spec), reference)
+    definition = _definition(task, stock, spec)
+    loaded = LoadedTask(
+        *(spec.task, task, key, documents, indices, definition),
+        stock=_stock_yaml(path, task, spec, {**dict.fromkeys(stock), **config}, stock),
+        reference=reference,
+    )
     if reference is None or not reference.is_objective:
         try_scorer(spec.task, task, key, documents[0], columns_of(config))
     return loaded
@@ -186,13 +206,15 @@ def _num_fewshot(config: Mapping[str, Any], spec: TaskSpec) -> int:
 
 def _build(
     files: TaskFiles, config: Mapping[str, Any], name: str, settings: EvaluationSettings
-) -> tuple[Task, list[Mapping[str, object]]]:
+) -> tuple[Task, Sequence[Mapping[str, object]]]:
     """Let lm-eval build a task, and return it with the documents that are scored."""
     try:
         # A copy, since lm-eval takes away what it has read.
         built = {**config, "dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
-        task = files.manager.load([built])["tasks"][name]
-        documents = list(task.eval_docs)
+        with preserved_rng_state():
+            seed_task()
+            task = files.manager.load([built])["tasks"][name]
+            documents = task.eval_docs
     except Exception as error:  # a task is code of others: anything may come
         hint = columns_of(config)
         folder = hub_folder(config, settings.data_dir) if settings.data_dir else None
@@ -244,6 +266,17 @@ def _definition(task: Task, config: Mapping[str, Any], spec: TaskSpec) -> str:
         content["max_new_tokens"] = spec.max_new_tokens
     text = json.dumps(content, sort_keys=True, default=_source_of)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stock_yaml(
+    path: Path, task: Task, spec: TaskSpec, config: Mapping[str, Any], stock: Mapping[str, Any]
+) -> str:
+    """Write a task as the job has it: ``path`` included, and what differs from it."""
+    changed = {key: value for key, value in config.items() if value != stock.get(key)}
+    changed["num_fewshot"] = task.config.num_fewshot
+    if spec.max_new_tokens is not None:
+        changed["generation_kwargs"] = dict(task.config.generation_kwargs or {})
+    return yaml.safe_dump({"include": str(path.resolve()), "task": spec.task, **changed})
 
 
 def _source_of(value: object) -> str:

@@ -35,6 +35,19 @@ def preserved_rng_state() -> Iterator[None]:
                 torch.cuda.set_rng_state_all(cuda_states)
 
 
+def seed_task() -> None:
+    """Seed the global generators as the stock command does before it loads tasks.
+
+    ``process_docs`` of some tasks draws from them: seeded per task, its items are the same on
+    every machine, whichever tasks were loaded before. The values are the defaults of
+    ``lm_eval.simple_evaluate``. Call it inside :func:`preserved_rng_state` only.
+    """
+    random.seed(0)
+    np.random.seed(1234)  # noqa: NPY002, TID251 - tasks draw from the global state
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(1234)
+
+
 def seed_scorer(name: str) -> None:
     """Seed ``random`` and numpy's global state from a name, before an item is scored.
 

@@ -172,7 +172,8 @@ def select_sandbox(kind: SandboxKind) -> None:
     """Say which sandbox this process scores with: what :func:`shared_sandbox` returns from now on.
 
     Scorers are called by lm-eval, which passes no settings on; so whoever has the settings of the
-    job calls this in every process that scores. Without it a process is strict.
+    job calls this in every process that scores, before tasks are loaded: some run a program when
+    their functions are imported. Without it a process is strict.
     """
     global _kind  # noqa: PLW0603 - one setting per process, like the sandbox itself
     _kind = kind

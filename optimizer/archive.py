@@ -206,7 +206,8 @@ class Archive(ArchiveReader):
             block that is known already is not recorded again.
 
         Raises:
-            ArchiveError: The block is empty, or an item of it is not in the split.
+            ArchiveError: The block is empty, an item of it is not in the split, or it divides the
+                items of a scorer whose scores depend on each other.
         """
         usual = self.manifest.items(split)
         try:
@@ -215,6 +216,15 @@ class Archive(ArchiveReader):
             raise ArchiveError(f"archive {self._path}, split `{split}`: {error}") from error
         if not remaining(usual, content):
             return WHOLE
+        for task in sorted(self.job.undivided & content.keys()):
+            if len(content[task]) < len(usual[task]):
+                raise ArchiveError(
+                    f"archive {self._path}, split `{split}`: a block would hold "
+                    f"{len(content[task])} of the {len(usual[task])} items of scorer `{task}`, "
+                    "whose scores may depend on which items are scored together; put all of them "
+                    "into a block, or none, or say `per_item: true` in the job where an item "
+                    "scores the same in every company"
+                )
         name = block_name(content)
         row: Row = {"split": split, "block": name, "items": block_to_json(content)}
         with self._writing() as connection:

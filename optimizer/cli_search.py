@@ -76,6 +76,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
     announce = partial(_say, console, style="dim")
     job = load_job(job_path, overrides)
     path = Path(job.archive)
+    prepared = None
     if path.exists():
         archive = Archive.open(path, writable=True)
     else:
@@ -92,7 +93,8 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             return
         if changes := changed_keys(archive.job, job):
             raise JobChangedError(f"{job_path} searches something else than {path}:", changes)
-        prepared = prepare(job, archive=archive, announce=announce)
+        if prepared is None:
+            prepared = prepare(job, archive=archive, announce=announce)
         _warn(console, prepared)
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=True)

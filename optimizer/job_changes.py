@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 
 from configs.errors import Problem
-from configs.schema import OPERATIONAL_KEYS, JobConfig
+from configs.schema import JobConfig
 
 # Mappings whose order means something: genes, columns of the front.
 _ORDERED = frozenset({"models.checkpoints", "merge.groups", "objectives"})
@@ -13,19 +13,14 @@ _ORDERED = frozenset({"models.checkpoints", "merge.groups", "objectives"})
 def changed_keys(old: JobConfig, new: JobConfig) -> list[Problem]:
     """Say what two jobs search differently.
 
-    Keys that only say how long, where and on what a search runs
-    (``configs.schema.OPERATIONAL_KEYS``) may change on resume and are not compared.
+    Keys that only say how long, where and on what a search runs may change on resume and are
+    not compared (``configs.schema.JobConfig.searched``).
 
     Returns:
         One problem per changed key, dotted as in the job file, its message ``old -> new``; in
         the order of the schema. Empty when both describe the same search.
     """
-    excluded = set(OPERATIONAL_KEYS)
-    return _differences(
-        "",
-        old.model_dump(mode="json", exclude=excluded),
-        new.model_dump(mode="json", exclude=excluded),
-    )
+    return _differences("", old.searched, new.searched)
 
 
 def _differences(path: str, old: object, new: object) -> list[Problem]:

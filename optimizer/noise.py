@@ -37,7 +37,9 @@ MEAN = "mean"
 """Name of the row for the preferred mean of the objectives."""
 
 # What of a task does not change what an item scores.
-_NOT_THE_SCORE = {"weight", "companion", "dry_run"}
+_NOT_THE_SCORE = {"weight", "companion", "dry_run", "per_item"}
+# The same of the settings: how many items there are is the question.
+_NOT_THE_SCORE_EITHER = {"splits", "batch_size", "backend", "allow_code_execution", "sandbox"}
 _POWER_SIGMAS = NormalDist().inv_cdf(1 - ALPHA / 2) + NormalDist().inv_cdf(POWER)
 
 
@@ -113,9 +115,9 @@ def noise_of(archive: Archive, job: JobConfig, difference: float) -> NoiseReport
 
     Raises:
         ArchiveError: No baseline was scored.
-        JobChangedError: The archive scored other tasks than the job.
+        JobChangedError: The archive scored other tasks than the job, or in another way.
     """
-    _check_same_tasks(archive, job)
+    _check_same_scores(archive, job)
     found = {
         label_of(candidate): _every_item(archive, candidate.index)
         for candidate in archive.candidates()
@@ -264,11 +266,11 @@ def _columns(
     return values, {item: weights.get(item, 1.0) for item in ids} if weights else None
 
 
-def _check_same_tasks(archive: Archive, job: JobConfig) -> None:
+def _check_same_scores(archive: Archive, job: JobConfig) -> None:
     """Refuse to judge a job by the scores of other tasks.
 
     Raises:
-        JobChangedError: A task or its metric is another one.
+        JobChangedError: A task, its metric, or a setting that scores depend on is another one.
     """
     before, now = (
         {
@@ -278,11 +280,22 @@ def _check_same_tasks(archive: Archive, job: JobConfig) -> None:
         }
         for each in (archive.job, job)
     )
-    if before.keys() == now.keys() and before == now:
-        return
-    changed = [task for task in {**before, **now} if before.get(task) != now.get(task)]
-    raise JobChangedError(
-        f"the job does not score what {archive.path} was scored on; name another `archive` and "
-        "score its baselines with --run",
-        [Problem("objectives", f"task `{task}` differs") for task in changed],
+    problems = [
+        Problem("objectives", f"task `{task}` differs")
+        for task in {**before, **now}
+        if before.get(task) != now.get(task)
+    ]
+    old, new = (
+        each.evaluation.model_dump(exclude=_NOT_THE_SCORE_EITHER) for each in (archive.job, job)
     )
+    problems += [
+        Problem(f"evaluation.{key}", f"{old[key]} -> {new[key]}")
+        for key in new
+        if old[key] != new[key]
+    ]
+    if problems:
+        raise JobChangedError(
+            f"the job does not score what {archive.path} was scored on; name another `archive` "
+            "and score its baselines with --run",
+            problems,
+        )

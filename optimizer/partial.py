@@ -2,9 +2,12 @@
 
 The loop of a race: ask for a block, record its outcome, compare the candidates on the items that
 they share (``evaluators.paired``), stop some, and ask for the next block of the others. A
-candidate whose blocks hold a whole split has been scored on it like any other.
+candidate that failed on a block is stopped: there is one outcome per block, so what failed is not
+tried again, and asking for it is an error. A candidate whose blocks hold a whole split has been
+scored on it like any other. Blocks hold all items of a scorer that is not ``per_item``, or none.
 """
 
+from configs.errors import ArchiveError
 from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE
 from evaluators.scores import Items
@@ -27,7 +30,8 @@ def block_request(
         The request, or None when nothing is left to score.
 
     Raises:
-        ArchiveError: There is no such candidate, or an item is not in the split.
+        ArchiveError: There is no such candidate, an item is not in the split, a scorer's items
+            would be divided, or the candidate failed on just these items.
     """
     recipe = archive.candidate(candidate).recipe
     left = archive.remaining(candidate, split, items)
@@ -35,4 +39,11 @@ def block_request(
         return None
     name = archive.record_block(split, left)
     key = EvaluationKey(candidate, split, name)
+    if failed := archive.outcome(candidate, split, name):
+        raise ArchiveError(
+            f"candidate {candidate} failed on these {sum(map(len, left.values()))} items of "
+            f"`{split}` already ({failed.error_class}: {failed.message}); an outcome is never "
+            "replaced, so stop this candidate, or ask for other items",
+            candidate=candidate,
+        )
     return EvaluationRequest(key, recipe, None if name == WHOLE else archive.block(split, name))

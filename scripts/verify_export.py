@@ -5,13 +5,15 @@
 Runs ``lm_eval`` in a process of its own on DIR, with the task definitions and items that the
 search used, and compares every item's score with the one that the archive holds for the recipe
 in ``DIR/recipe.json``. The job's own scorers are called on DIR as transformers loads it. In float32
-on the CPU the scores must be equal; the exit code says so.
+on the CPU the scores must be equal; the exit code says so. Tasks that are scored by the likelihood
+of reference answers are left out: the stock command has no such metric.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ import transformers
 import typer
 
 from configs.errors import ArchiveError, CheckpointError, EvaluationError, MergefrontError
-from configs.evaluation import SPLITS, EvaluationSettings
+from configs.evaluation import SPLITS
 from configs.schema import JobConfig
 from evaluators.evaluator import LiveModel
 from evaluators.harness import Suite
@@ -32,6 +34,17 @@ from workers.architecture import model_class
 
 # Discrete scores are equal; loglikelihoods of other batch compositions differ in the last bits.
 TOLERANCE = 1e-3
+# For `batch_size: auto`, which the stock command searches for on GPUs only.
+_ROWS = 8
+# The command itself, but programs that a model wrote run in the job's sandbox.
+_SANDBOXED = (
+    "from evaluators.code_eval import sandboxed_code_eval\n"
+    "from evaluators.sandbox import select_sandbox\n"
+    "from lm_eval.__main__ import cli_evaluate\n"
+    "select_sandbox({kind!r})\n"
+    "with sandboxed_code_eval():\n"
+    "    cli_evaluate()\n"
+)
 
 
 def main(
@@ -70,20 +83,44 @@ def verify(archive_path: Path, directory: Path, split: str) -> tuple[list[str], 
         ours = archive.task_scores(candidate, split)
         job, manifest = archive.job, archive.manifest
     suite = JobSuite(job.objectives, job.evaluation)
-    items = manifest.items(split)
+    items = dict(manifest.items(split))
     differing: list[str] = []
     if suite.lm_eval is not None:
-        samples = suite.lm_eval.stock_samples({task: items[task] for task in suite.lm_eval.tasks})
-        with tempfile.TemporaryDirectory() as out:
-            stock = run_stock(directory, job.evaluation, samples, Path(out))
-        for task in samples:
-            differing += _compare(suite.lm_eval, ours[task], stock[task])
+        for task in unknown_to_stock(suite.lm_eval):
+            typer.echo(f"left out: {task}, whose metric the stock command does not have", err=True)
+            del items[task]
+        asked = {task: items[task] for task in suite.lm_eval.tasks if task in items}
+        differing += compare_with_stock(directory, suite.lm_eval, asked, ours)
     if suite.scorers:
         own = {task: items[task] for task in suite.scorers}
         again = rescore(directory, suite, job, own)
         for task in own:
             differing += _compare_scorer(ours[task], again[task])
     return differing, sum(len(ids) for ids in items.values())
+
+
+def unknown_to_stock(suite: Suite) -> list[str]:
+    """Return the tasks that are scored by the likelihood of their reference answers."""
+    return [
+        name
+        for name, task in suite.tasks.items()
+        if task.reference is not None and task.reference.is_objective
+    ]
+
+
+def compare_with_stock(
+    directory: Path, suite: Suite, items: Items, ours: Mapping[str, TaskScores]
+) -> list[str]:
+    """Score items by the stock command; returns one line per item whose score differs.
+
+    Raises:
+        EvaluationError: The command failed.
+    """
+    if not items:
+        return []
+    with tempfile.TemporaryDirectory() as place:
+        stock = run_stock(directory, suite, items, Path(place))
+    return [line for task in items for line in _compare(suite, ours[task], stock[task])]
 
 
 def rescore(
@@ -103,18 +140,32 @@ def rescore(
 
 
 def run_stock(
-    directory: Path, settings: EvaluationSettings, samples: dict[str, list[int]], out: Path
+    directory: Path, suite: Suite, items: Items, place: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the stock command on a checkpoint; returns task -> its logged samples.
+
+    Args:
+        directory: The checkpoint.
+        suite: The tasks as the job has them, and its settings.
+        items: Task -> item ids.
+        place: An empty directory, for the tasks' YAMLs and what the command writes.
 
     Raises:
         EvaluationError: The command failed; the message holds the end of what it printed.
     """
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
+    settings, samples = suite.settings, suite.stock_samples(items)
+    tasks, out = place / "tasks", place / "out"
+    tasks.mkdir()
+    for task in samples:
+        (tasks / f"{task}.yaml").write_text(suite.tasks[task].stock)
+    program = ["-m", "lm_eval"]
+    if settings.allow_code_execution:
+        program = ["-c", _SANDBOXED.format(kind=settings.sandbox)]
+    command = [sys.executable, *program, "run", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={directory},dtype=float32"]
-    command += ["--batch_size", str(settings.batch_size), "--tasks", *samples]
-    if settings.include_path:
-        command += ["--include_path", settings.include_path[0]]
+    rows = _ROWS if settings.batch_size == "auto" else settings.batch_size
+    command += ["--batch_size", str(rows), "--tasks", ",".join(samples)]
+    command += ["--include_path", str(tasks)]
     if settings.apply_chat_template:
         command.append("--apply_chat_template")
     if settings.allow_code_execution:

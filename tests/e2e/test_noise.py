@@ -32,3 +32,26 @@ def test_noise_scores_singles_once_and_the_search_goes_on_from_them(mergefront, 
         assert archive.outcomes("search")[: len(recorded)] == recorded
         assert len(archive.outcomes("search")) == 6
         assert archive.choice() is not None
+
+
+def test_noise_checks_a_new_job_once(mergefront, job_file, tmp_path):
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"n": n}) for n in range(60)))
+    (tmp_path / "metrics.py").write_text(
+        "import os\n"
+        "def f(model, tokenizer, items, *, batch_size, log):\n"
+        "    with open(log, 'a') as file:\n"
+        "        print(os.getpid(), file=file)\n"
+        "    return [item['n'] / 60 for item in items]\n"
+    )
+    log = tmp_path / "log"
+    scorer = {
+        "scorer": str(tmp_path / "metrics.py") + ":f",
+        "items": str(tmp_path / "items.jsonl"),
+        "options": {"log": str(log)},
+    }
+    job = job_file(objectives={"own": [scorer]})
+    mergefront.succeed("noise", str(job), "--run")
+    calls = log.read_text().split()
+    # First the trial on the base, in the command's own process; then what workers score.
+    assert calls.count(calls[0]) == 1
+    assert len(calls) > 1

@@ -1,5 +1,6 @@
 """The job files that ship with the project load, and the commented one explains every key."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import yaml
 from pydantic import BaseModel
 
 import configs
-from configs.evaluation import Objective
+from configs.evaluation import Objective, TaskSpec
 from configs.groups import compile_groups
 from configs.load import load_job
 from configs.recipe import Group
 from configs.schema import Bounds, JobConfig, ModelSource
+from configs.scorers import ScorerSpec
 
 DIRECTORY = Path(configs.__file__).parent
 JOB_FILES = sorted(DIRECTORY.glob("*.yaml"))
@@ -64,6 +66,13 @@ def test_example_explains_every_key_that_a_job_can_have():
     content = yaml.safe_load((DIRECTORY / "example-7b.yaml").read_text(encoding="utf-8"))
     missing = [path for path in _paths(JobConfig) if not _is_in(content, path.split("."))]
     assert missing == []
+
+
+def test_example_shows_every_key_of_tasks_and_scorers_at_least_in_a_comment():
+    text = (DIRECTORY / "example-7b.yaml").read_text(encoding="utf-8")
+    section = text.partition("# Each objective is one axis")[2].partition("\nevaluation:")[0]
+    shown = set(re.findall(r"\b([a-z_]+):(?= )", section))
+    assert (TaskSpec.model_fields.keys() | ScorerSpec.model_fields.keys()) - shown == set()
 
 
 def test_example_shows_every_kind_of_rule_and_holds_every_tensor_once():

@@ -14,6 +14,8 @@ from configs.errors import ConfigError, EvaluationError, SandboxUnavailableError
 from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.evaluator import LiveModel
 from evaluators.harness import HarnessEvaluator, Suite, build_manifest, describe_tasks
+from evaluators.manifest import item_id
+from evaluators.rng_guard import seed_scorer, seed_torch
 
 
 @pytest.fixture(scope="module")
@@ -432,3 +434,48 @@ def test_stock_samples_are_ascending_positions_of_the_items(objectives, settings
     for task, positions in samples.items():
         assert positions == sorted(positions)
         assert {suite.tasks[task].indices[item] for item in items[task]} == set(positions)
+
+
+DRAWING = """
+import random
+import numpy as np
+import torch
+
+def draw(dataset):
+    luck = lambda: f"{random.random()} {np.random.random()} {torch.rand(()).item()}"
+    rows = [{**row, "prompt": f"{row['prompt']} {luck()}"} for row in dataset]
+    return dataset.from_list(rows)
+"""
+
+
+@pytest.fixture
+def drawing(settings, own_tasks) -> EvaluationSettings:
+    """Settings that find two tasks whose documents hold random numbers."""
+    (own_tasks / "drawing.py").write_text(DRAWING)
+    for name in ("tiny_drawn", "tiny_other"):
+        line = "output_type: generate_until"
+        changes = {line: f"{line}\nprocess_docs: !function drawing.draw"}
+        add_task(own_tasks, name, "tiny_shots", changes | {"num_fewshot: 2": "num_fewshot: 0"})
+    return with_tasks(settings, own_tasks)
+
+
+def test_items_of_a_task_that_draws_them_are_the_same_whoever_drew_before(drawing) -> None:
+    found = []
+    for seed, names in ((0, ["tiny_drawn"]), (1, ["tiny_other", "tiny_drawn"])):
+        seed_scorer(str(seed))
+        seed_torch(str(seed))
+        suite = Suite({"o": Objective(tasks=names)}, drawing)
+        found.append(suite.manifest.items("search")["tiny_drawn"])
+    assert found[0] == found[1]
+
+
+def test_task_that_draws_its_items_is_asked_and_scored_on_those_of_the_manifest(
+    drawing, live
+) -> None:
+    evaluator = HarnessEvaluator({"o": Objective(tasks=["tiny_drawn"])}, drawing)
+    items = evaluator.manifest.items("search")
+    loaded = evaluator.suite.tasks["tiny_drawn"]
+    for item in items["tiny_drawn"]:
+        document = loaded.documents[loaded.indices[item]]
+        assert item_id(document) == item
+        assert evaluator._frozen_item(live, "tiny_drawn", item).doc == document

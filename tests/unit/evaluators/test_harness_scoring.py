@@ -1,20 +1,36 @@
 """Scoring in processes of its own: the scores of one process, whatever their number."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from configs.errors import EvaluationError
-from configs.evaluation import Objective
+from configs.errors import ConfigError, EvaluationError
+from configs.evaluation import EvaluationSettings, Objective
+from evaluators import sandbox
 from evaluators.harness import HarnessEvaluator, Suite
 from evaluators.harness_scoring import ItemScorer, ScoringPool, Weighted
 from evaluators.runner import ItemRunner
 
 LOTTERY = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}
+
+# Like the stock tasks that run programs: the first one runs when the functions are imported.
+TESTED_AT_IMPORT = """
+import evaluate
+
+metric = evaluate.load("code_eval")
+RIGHT, WRONG = "x = 1", "x = 2"
+PASSED = metric.compute(references=["assert x == 1"] * 2, predictions=[[RIGHT], [WRONG]], k=[1])[0]
+
+def drawn(doc, results):
+    found = metric.compute(references=["assert x == 1"], predictions=[[results[0]]], k=[1])[0]
+    return {"drawn": found["pass@1"] + PASSED["pass@1"], "text": results[0]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +204,61 @@ def test_processes_end_with_a_parent_that_is_killed(suite, tmp_path) -> None:
         parent.kill()
     _, left = psutil.wait_procs(children, timeout=10)
     assert not left
+
+
+@pytest.fixture
+def without_bubblewrap(tmp_path, monkeypatch) -> Iterator[None]:
+    """A machine without `bwrap`, for this process and those that it starts."""
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.setattr(sandbox, "_kind", "strict")
+    monkeypatch.setattr(sandbox, "_shared", {})
+    yield
+    for used in sandbox._shared.values():
+        used.close()
+
+
+def weak(settings: EvaluationSettings, **changes: object) -> EvaluationSettings:
+    return settings.model_copy(update={"sandbox": "weak", "allow_code_execution": True, **changes})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_task_that_runs_programs_at_import_works_where_only_the_weak_sandbox_is(
+    settings, task_directory, tmp_path
+) -> None:
+    directory = shutil.copytree(task_directory, tmp_path / "tasks")
+    (directory / "code.py").write_text(TESTED_AT_IMPORT)
+    text = (directory / "tiny_lottery.yaml").read_text()
+    (directory / "tiny_lottery.yaml").write_text(text.replace("scoring.lottery", "code.drawn"))
+    paths = {"include_path": [str(directory)], "data_dir": str(directory)}
+    suite = Suite(LOTTERY, weak(settings, **paths))
+    item = next(iter(suite.tasks["tiny_lottery"].indices))
+    scorer, pool = ItemScorer(suite.tasks), pool_of(suite, 1)
+    for program, score in (("x = 1", 1.5), ("x = 3", 0.5)):
+        assert scorer.score("tiny_lottery", item, (program,)) == (score, 1.0)
+        assert pool.results([pool.submit("tiny_lottery", item, (program,))]) == [(score, 1.0)]
+    pool.close()
+    # Another file, so that lm-eval imports it anew.
+    (directory / "code.py").write_text(f"{TESTED_AT_IMPORT}# again\n")
+    with pytest.raises(ConfigError, match="`bwrap` is not on the PATH"):
+        Suite(LOTTERY, settings.model_copy(update=paths))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_stock_tasks_that_run_programs_are_scored_in_processes_without_bubblewrap(
+    settings, data_dir
+) -> None:
+    chosen = weak(settings, data_dir=str(data_dir))
+    code = {"code": Objective(tasks=["humaneval", {"task": "mbpp", "metric": "pass_at_1"}])}
+    suite = Suite(code, chosen)
+    definitions = {task.name: task.definition for task in suite.tasks.values()}
+    pool = ScoringPool(code, chosen, definitions, processes=1)
+    item, position = next(iter(suite.tasks["humaneval"].indices.items()))
+    solution = suite.tasks["humaneval"].task.eval_docs[position]["canonical_solution"]
+    wrong = "    return None\n"
+    futures = [pool.submit("humaneval", item, (text,)) for text in (solution, wrong)]
+    assert pool.results(futures) == [(1.0, 1.0), (0.0, 1.0)]
+    pool.close()

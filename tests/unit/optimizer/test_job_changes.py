@@ -101,3 +101,19 @@ def test_order_of_a_preference_means_nothing() -> None:
         )
         == []
     )
+
+
+def test_whether_scorers_are_tried_may_change_on_resume_and_what_scores_may_not() -> None:
+    scorer = {"scorer": "metrics.py:f", "items": "x.jsonl", "options": {"dry_run": 1}}
+
+    def scored(**keys: object) -> JobConfig:
+        return job(objectives={"math": ["gsm8k"], "own": [scorer | keys]})
+
+    before, after = scored(), scored(dry_run=False)
+    assert changed_keys(before, after) == []
+    assert before.digest == after.digest
+    for keys in ({"weight": 2}, {"options": {"dry_run": 2}}, {"per_item": True}):
+        assert len(changed_keys(before, scored(**keys))) == 1
+        assert before.digest != scored(**keys).digest
+    # The archived job still says that it was not tried.
+    assert after.model_dump(mode="json")["objectives"]["own"]["tasks"][0]["dry_run"] is False

@@ -224,3 +224,23 @@ def test_command_refuses_a_difference_that_is_none(job_file, value):
     done = command(job_file(), f"--difference={value}")
     assert done.exit_code == 2
     assert "--difference: must be a number > 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"apply_chat_template": True}, "evaluation.apply_chat_template: False -> True"),
+        ({"data_dir": "/items"}, "evaluation.data_dir: None -> /items"),
+        ({"include_path": ["/tasks"]}, "evaluation.include_path: .* -> .*/tasks"),
+    ],
+)
+def test_job_that_scores_in_another_way_is_refused(archive, tmp_path, changes, message):
+    other = make_job(tmp_path / "a.sqlite", evaluation=changes)
+    with pytest.raises(JobChangedError, match=f"(?s){message}"):
+        noise_of(archive, other, 0.02)
+
+
+def test_settings_that_leave_scores_as_they_are_may_differ(archive, tmp_path):
+    sizes = {"search": 5, "select": 5, "report": 5}
+    other = make_job(tmp_path / "a.sqlite", evaluation={"batch_size": "auto", "splits": sizes})
+    assert noise_of(archive, other, 0.02).sizes == sizes

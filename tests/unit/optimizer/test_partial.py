@@ -1,9 +1,12 @@
 """Candidates scored block by block through a real pool and archive, as a race would do it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from configs.errors import ArchiveError
+from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, partition
 from evaluators.paired import paired_difference
 from evaluators.scores import TaskScores
@@ -15,8 +18,9 @@ from tests.contract.archive_examples import (
     example_job,
     example_manifest,
     example_sources,
+    failed,
 )
-from workers.outcome import Completed
+from workers.outcome import Completed, EvaluationKey
 from workers.pool import LocalPool
 
 SPLIT = example_manifest().items("search")
@@ -108,3 +112,57 @@ def test_request_of_unknown_candidates_and_items_is_refused(archive):
         block_request(archive, 9, "search")
     with pytest.raises(ArchiveError, match="`x` is no item of task `mbpp`"):
         block_request(archive, 0, "search", {"mbpp": ("x",)})
+
+
+def test_candidate_that_failed_on_a_block_is_not_asked_for_it_again(archive):
+    first, second = partition(SPLIT, (1, 1))
+    request = block_request(archive, 0, "search", first)
+    assert archive.record_outcome(dataclasses.replace(failed(0), key=request.key))
+    with pytest.raises(ArchiveError, match=r"candidate 0 failed on these \d+ items .*stop this"):
+        block_request(archive, 0, "search", first)
+    assert block_request(archive, 0, "search", second).items == second
+    assert block_request(archive, 1, "search", first).key.block == request.key.block
+
+    assert archive.record_outcome(dataclasses.replace(failed(2), key=EvaluationKey(2, "search")))
+    with pytest.raises(ArchiveError, match="candidate 2 failed"):
+        block_request(archive, 2, "search")
+
+
+@pytest.fixture
+def scored_by_function(tmp_path):
+    """Makes an archive whose task `mbpp` is scored by a Python function."""
+
+    def make(name, **keys):
+        scorer = {"scorer": "metrics.py:f", "items": "x.jsonl", "name": "mbpp", **keys}
+        content = example_job().model_dump(mode="json")
+        content["objectives"]["code"] = [scorer, "humaneval"]
+        archive = Archive.create(
+            tmp_path / f"{name}.sqlite",
+            job=JobConfig.model_validate(content),
+            job_path=None,
+            sources=example_sources(),
+            manifest=example_manifest(),
+        )
+        archive.record_proposal(example_candidate(0))
+        return archive
+
+    return make
+
+
+def test_block_holds_all_items_of_a_scorer_or_none(scored_by_function):
+    with scored_by_function("whole") as archive:
+        assert archive.job.undivided == {"mbpp"}
+        for block in partition(SPLIT, (1, 1)):
+            with pytest.raises(ArchiveError, match=r"of the 7 items of scorer `mbpp`.*per_item: t"):
+                block_request(archive, 0, "search", block)
+        first, second = partition(SPLIT, (1, 1), undivided=archive.job.undivided)
+        assert (first["mbpp"], "mbpp" in second) == (SPLIT["mbpp"], False)
+        assert block_request(archive, 0, "search", first).items == first
+        assert block_request(archive, 0, "search", second).items == second
+        assert block_request(archive, 0, "search").items is None
+
+
+def test_items_of_a_scorer_that_scores_each_by_itself_may_be_divided(scored_by_function):
+    with scored_by_function("divided", per_item=True) as archive:
+        for block in partition(SPLIT, (1, 1)):
+            assert block_request(archive, 0, "search", block).items == block

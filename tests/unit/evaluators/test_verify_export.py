@@ -1,0 +1,68 @@
+"""Exports are verified by the stock command with the job's own examples, budgets and items."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from configs.evaluation import EvaluationSettings, Objective, SplitSizes
+from evaluators.harness import HarnessEvaluator
+from scripts.verify_export import compare_with_stock, unknown_to_stock
+
+
+@pytest.fixture
+def evaluator(task_directory: Path, tmp_path: Path) -> HarnessEvaluator:
+    """Tasks of two own directories and a stock one, each other than its YAML says."""
+    first, second, data = tmp_path / "first", tmp_path / "second", tmp_path / "data"
+    shutil.copytree(task_directory, first)
+    shutil.move(first / "items", data / "items")
+    second.mkdir()
+    shutil.move(first / "tiny_shots.yaml", second / "tiny_shots.yaml")
+    shutil.copy(first / "scoring.py", second / "scoring.py")
+    (data / "gsm8k").mkdir()
+    for split, start in (("test", 0), ("train", 100)):
+        rows = [
+            {"question": f"What is {n} + 1?", "answer": f"It is.\n#### {n + 1}"}
+            for n in range(start, start + 20)
+        ]
+        (data / "gsm8k" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = EvaluationSettings(
+        include_path=[str(first), str(second)],
+        data_dir=str(data),
+        splits=SplitSizes(search=4, select=2, report=6),
+        batch_size="auto",
+    )
+    tasks = [
+        {"task": "tiny_shots", "num_fewshot": 1, "max_new_tokens": 5},
+        {"task": "gsm8k", "metric": "target_bits_per_byte", "num_fewshot": 0},
+        {"task": "tiny_text", "metric": "length", "max_new_tokens": 3},
+        {"task": "tiny_choice", "metric": "acc_norm", "num_fewshot": 0},
+    ]
+    return HarnessEvaluator({"o": Objective(tasks=tasks)}, settings)
+
+
+@pytest.mark.slow
+def test_stock_command_gives_the_scores_of_the_job_and_not_of_the_tasks_defaults(
+    evaluator, load, write_checkpoint, tmp_path
+) -> None:
+    model = write_checkpoint(tmp_path / "model", 0, max_positions=1024)
+    items = dict(evaluator.manifest.items("report"))
+    ours = evaluator.evaluate(load(model), items).task_scores
+    assert unknown_to_stock(evaluator.suite) == ["gsm8k"]
+    del items["gsm8k"]
+    assert compare_with_stock(model, evaluator.suite, items, ours) == []
+    ours["tiny_text"].values[0] += 1.0
+    (line,) = compare_with_stock(model, evaluator.suite, items, ours)
+    assert line.startswith(f"tiny_text item {items['tiny_text'][0]}: archive ")
+
+
+@pytest.mark.slow
+def test_stock_task_is_verified_on_local_items(evaluator, load, write_checkpoint, tmp_path) -> None:
+    spec = {"task": "gsm8k", "metric": "exact_match,flexible-extract", "num_fewshot": 1}
+    objectives = {"o": Objective(tasks=[spec | {"max_new_tokens": 8}])}
+    local = HarnessEvaluator(objectives, evaluator.suite.settings)
+    model = write_checkpoint(tmp_path / "model", 0, max_positions=1024)
+    items = local.manifest.items("report")
+    ours = local.evaluate(load(model), items).task_scores
+    assert compare_with_stock(model, local.suite, items, ours) == []
