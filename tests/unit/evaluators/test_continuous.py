@@ -12,6 +12,9 @@ from evaluators.continuous import ContinuousBatches
 from evaluators.generation import StaticBatches
 from evaluators.harness import HarnessEvaluator
 
+# Every call of the manager starts threads and takes a second.
+pytestmark = pytest.mark.slow
+
 BEGINNING = tuple(range(2, 60))
 PROMPTS = [
     Prompt((*BEGINNING, *range(60 + 7 * n, 60 + 7 * n + 1 + n)), budget, ("\n", "he", "<|end|>"))

@@ -223,6 +223,7 @@ def test_closed_sandbox_leaves_no_process_and_no_directory(kind: SandboxKind) ->
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("busy", [False, True])
 def test_nothing_survives_a_killed_parent(kind: SandboxKind, busy: bool) -> None:

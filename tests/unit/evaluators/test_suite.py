@@ -99,6 +99,7 @@ def test_evaluator_scores_what_it_is_asked_for_only(mixed, settings, live) -> No
         evaluator.evaluate(live, {"none": ("x",)})
 
 
+@pytest.mark.slow
 def test_everything_wrong_is_told_at_once(scorer, settings, tmp_path) -> None:
     (tmp_path / "few.jsonl").write_text('{"text": "a"}\n')
     objectives = {

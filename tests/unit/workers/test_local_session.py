@@ -71,6 +71,7 @@ def test_local_session_removes_its_directory_and_kills_nothing_when_closed(tmp_p
     assert writer.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_local_session_ends_processes_and_directory_when_its_process_is_killed(
     tmp_path, holder, end
