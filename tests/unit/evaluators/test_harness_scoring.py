@@ -43,8 +43,10 @@ def pool_of(suite: Suite, processes: int) -> ScoringPool:
     return ScoringPool(LOTTERY, suite.settings, definitions, processes=processes)
 
 
-def score(pool: ScoringPool, item: str, text: str = "text") -> Weighted | None:
-    future = pool.submit("tiny_lottery", item, (text,))
+def score(
+    pool: ScoringPool, item: str, text: str = "text", *, task: str = "tiny_lottery"
+) -> Weighted | None:
+    future = pool.submit(task, item, (text,))
     return None if future is None else pool.result(future)
 
 
@@ -236,9 +238,9 @@ def test_task_that_runs_programs_at_import_works_where_only_the_weak_sandbox_is(
     suite = Suite(LOTTERY, weak(settings, **paths))
     item = next(iter(suite.tasks["tiny_lottery"].indices))
     scorer, pool = ItemScorer(suite.tasks), pool_of(suite, 1)
-    for program, score in (("x = 1", 1.5), ("x = 3", 0.5)):
-        assert scorer.score("tiny_lottery", item, (program,)) == (score, 1.0)
-        assert pool.results([pool.submit("tiny_lottery", item, (program,))]) == [(score, 1.0)]
+    for program, expected in (("x = 1", 1.5), ("x = 3", 0.5)):
+        assert scorer.score("tiny_lottery", item, (program,)) == (expected, 1.0)
+        assert score(pool, item, program) == (expected, 1.0)
     pool.close()
     # Another file, so that lm-eval imports it anew.
     (directory / "code.py").write_text(f"{TESTED_AT_IMPORT}# again\n")
@@ -259,6 +261,6 @@ def test_stock_tasks_that_run_programs_are_scored_in_processes_without_bubblewra
     item, position = next(iter(suite.tasks["humaneval"].indices.items()))
     solution = suite.tasks["humaneval"].task.eval_docs[position]["canonical_solution"]
     wrong = "    return None\n"
-    futures = [pool.submit("humaneval", item, (text,)) for text in (solution, wrong)]
-    assert pool.results(futures) == [(1.0, 1.0), (0.0, 1.0)]
+    for text, expected in ((solution, 1.0), (wrong, 0.0)):
+        assert score(pool, item, text, task="humaneval") == (expected, 1.0)
     pool.close()
