@@ -86,8 +86,7 @@ def _numbers(value: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever the YA
 
 def _setting(value: object) -> Setting:
     if isinstance(value, Mapping):
-        # pydantic reports a ValueError, and lets a TypeError through.
-        raise ValueError(  # noqa: TRY004 - see above
+        raise ValueError(  # noqa: TRY004 - pydantic reports it, and lets a TypeError through
             "write a list of `- filter: ... / value: ...` entries, not one mapping"
         )
     if not isinstance(value, list) or not any(isinstance(item, Mapping) for item in value):

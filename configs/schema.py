@@ -50,8 +50,7 @@ class ModelSource(Section):
         if not isinstance(value, str):
             return value
         path, at, revision = value.partition("@")
-        # Not Path.exists: it raises for names that no file can have.
-        if at and not os.path.exists(value):  # noqa: PTH110 - see above
+        if at and not os.path.exists(value):  # noqa: PTH110 - Path.exists raises for some names
             return {"path": path, "revision": revision}
         return {"path": value}
 

@@ -85,7 +85,7 @@ def sandboxed_code_eval() -> Iterator[None]:
             return SandboxedCodeEval() if path == METRIC else original(path, *args, **options)
 
         replaced.append((module, original))
-        setattr(module, "load", load)  # noqa: B010 - a module declares no such attribute
+        vars(module)["load"] = load
 
     finder = _OnImport("evaluate", replace)
     if "evaluate" in sys.modules:
@@ -98,7 +98,7 @@ def sandboxed_code_eval() -> Iterator[None]:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
         for module, original in replaced:
-            setattr(module, "load", original)  # noqa: B010
+            vars(module)["load"] = original
 
 
 class _OnImport(MetaPathFinder):
@@ -126,7 +126,7 @@ class _OnImport(MetaPathFinder):
             execute(module)
             self._then(module)
 
-        setattr(spec.loader, "exec_module", execute_then)  # noqa: B010
+        setattr(spec.loader, "exec_module", execute_then)  # noqa: B010 - mypy refuses to assign
         return spec
 
 

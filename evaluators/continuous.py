@@ -168,7 +168,7 @@ class ContinuousBatches:
         generation = copy.deepcopy(model.generation_config)
         generation.do_sample = False
         self._failure = None
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # left untyped
         hook = head.register_forward_hook(self._check_logits)
         start: Any = model.init_continuous_batching
         with _quiet(), torch.no_grad():

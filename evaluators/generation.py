@@ -30,7 +30,7 @@ from evaluators.decoding import Row, decode
 from evaluators.stop_strings import StopStrings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from evaluators.evaluator import LiveModel
 
@@ -103,19 +103,3 @@ class StaticBatches:
 def text_of(tokenizer: PreTrainedTokenizerBase, generated: list[int], watcher: StopStrings) -> str:
     """Decode a continuation without special tokens, and cut it at its stop strings."""
     return watcher.cut(str(tokenizer.decode(generated, skip_special_tokens=True)))
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    *,
-    batch_size: BatchSize,
-) -> list[str]:
-    """Continue prompts once, without keeping a backend; see :class:`StaticBatches`."""
-    from evaluators.evaluator import LiveModel  # noqa: PLC0415
-
-    return StaticBatches(LiveModel(model, tokenizer), batch_size=batch_size).generate(prompts)
-
-
-__all__ = ["Prompt", "StaticBatches", "StopStrings", "generate", "text_of"]

@@ -204,10 +204,10 @@ _PROBES: tuple[tuple[ItemForm, tuple[tuple[Any, float], ...]], ...] = (
 )
 
 
-def _gives(aggregation: Callable[..., object], probes: tuple[tuple[Any, float], ...]) -> bool:
+def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...]) -> bool:
     try:
         return all(
-            math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)  # type: ignore[arg-type]
+            math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
     except Exception:  # noqa: BLE001 - a function of others, asked what it was not made for

@@ -46,7 +46,7 @@ def place(cache: DynamicCache, part: DynamicCache, *, slot: int, rows: int, widt
     """
     for layer, filled in zip(cache.layers, part.layers, strict=True):
         assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
-        assert isinstance(filled, _RoomyLayer)  # noqa: S101
+        assert isinstance(filled, _RoomyLayer)  # noqa: S101 - as above, of the part
         layer.place(filled.keys, filled.values, slot=slot, rows=rows, width=width)
 
 
@@ -57,7 +57,7 @@ def drop_columns(cache: DynamicCache, count: int) -> None:
         layer.drop_columns(count)
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it so
     """Keys and values of one layer, in buffers that grow by a quarter when they are full.
 
     ``keys`` and ``values`` are views of the buffers, (rows, heads, tokens, head size).

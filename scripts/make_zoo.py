@@ -21,11 +21,10 @@ if str(ROOT) not in sys.path:
     # Runs from any directory, installed or not.
     sys.path.insert(0, str(ROOT))
 
-# E402: the path has to be set before.
-from configs.errors import MergefrontError  # noqa: E402
-from scripts.zoo.build import ForeignDirectoryError, OnStep, build_zoo  # noqa: E402
-from scripts.zoo.item import SKILLS  # noqa: E402
-from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe  # noqa: E402
+from configs.errors import MergefrontError  # noqa: E402 - the path comes first
+from scripts.zoo.build import ForeignDirectoryError, OnStep, build_zoo  # noqa: E402 - the path comes first
+from scripts.zoo.item import SKILLS  # noqa: E402 - the path comes first
+from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe  # noqa: E402 - the path comes first
 
 
 def main(

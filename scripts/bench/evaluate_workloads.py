@@ -140,7 +140,7 @@ def real_workload(
         allow_code_execution=True,
     )
     objectives = {
-        name: Objective(tasks=[{"task": name, "metric": metric}])  # type: ignore[list-item]
+        name: Objective(tasks=[{"task": name, "metric": metric}])  # type: ignore[list-item]  # pydantic converts
         for name, metric in STOCK_METRICS.items()
     }
     tokenizer = train_tokenizer(data)
@@ -168,7 +168,7 @@ def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFa
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so
         tokenizer_object=tokenizer,
         eos_token="<|end|>",  # noqa: S106 - a token of text
-        pad_token="<|pad|>",  # noqa: S106
+        pad_token="<|pad|>",  # noqa: S106 - a token of text
     )
 
 

@@ -298,7 +298,7 @@ def main() -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    with open_host(kind) as host, Sandbox(kind, servers=1) as sandbox:  # type: ignore[arg-type]
+    with open_host(kind) as host, Sandbox(kind, servers=1) as sandbox:  # type: ignore[arg-type]  # from argv
         verdicts = {name: play(sandbox, host, name) for name in (*ATTACKS, *LITTER)}
         content = host.canary.read_text()
         print(json.dumps({"verdicts": verdicts, "canary": content, "reached": host.was_reached()}))

@@ -205,8 +205,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator([TEXT] * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|end|>",  # noqa: S106
-        pad_token="<|pad|>",  # noqa: S106
+        eos_token="<|end|>",  # noqa: S106 - a token of text
+        pad_token="<|pad|>",  # noqa: S106 - a token of text
     )
 
 

@@ -85,4 +85,4 @@ def test_no_association_can_be_seen_in_equal_values() -> None:
 )
 def test_wrong_columns_are_refused(predicted: object, expected: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        spearman_contributions(predicted, expected)  # type: ignore[arg-type]
+        spearman_contributions(predicted, expected)  # type: ignore[arg-type]  # wrong on purpose

@@ -8,7 +8,10 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from configs.errors import EvaluationError
 from evaluators import batches
-from evaluators.generation import Prompt, StopStrings, generate
+from evaluators.backend import Prompt
+from evaluators.evaluator import LiveModel
+from evaluators.generation import StaticBatches
+from evaluators.stop_strings import StopStrings
 
 STOPS = ("\n", "he", "<|end|>")
 
@@ -23,6 +26,12 @@ def make_prompts(count: int, budgets: tuple[int, ...] = (12,)) -> list[Prompt]:
         )
         for _ in range(count)
     ]
+
+
+def generate(model, tokenizer, prompts: list[Prompt], *, batch_size: int) -> list[str]:
+    """Continue prompts by a backend that has seen nothing before."""
+    backend = StaticBatches(LiveModel(model, tokenizer), batch_size=batch_size)
+    return backend.generate(prompts)
 
 
 def reference(model, tokenizer, prompt: Prompt) -> str:

@@ -146,7 +146,7 @@ def test_global_draws_are_seeded_and_leave_no_trace(make, live) -> None:
     evaluator = make("return [random.random(), numpy.random.random(), *torch.rand(4)]")
 
     def state() -> tuple[Any, ...]:
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002 - guarded
 
     before = state()
     first = scores_of(evaluator.evaluate(live, {"f": IDS}))
