@@ -2,15 +2,19 @@
 
 import json
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import TinyPool
 from tests.small_models import TinyVariants
+from tests.unit.workers.lora_adapters import Make
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -76,3 +80,47 @@ def rewrite_header() -> Callable[[Path, Callable[[dict[str, object]], None]], No
         path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
 
     return rewrite
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def untied_base(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base of the tiny pool with an output head of its own."""
+    directory = tmp_path_factory.mktemp("untied") / "base"
+    model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0) * 0.7)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_pool.base).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> Make:
+    """Save a LoRA adapter with random weights that peft made for a base."""
+
+    def make(
+        base: Path,
+        *,
+        name: str = "adapter",
+        model_class: type[PreTrainedModel] = LlamaForCausalLM,
+        **config: Any,
+    ) -> Path:
+        from peft import LoraConfig, get_peft_model
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = get_peft_model(model_class.from_pretrained(base), LoraConfig(**config))
+            draw = torch.Generator().manual_seed(3)
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if "lora_" in key or "modules_to_save" in key:
+                        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+            model.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make

@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +19,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
-from configs.schema import Models
+from configs.errors import CheckpointError, CheckpointNotFoundError
 from tests.conftest import TinyPool
 from tests.small_models import small_bert
+from tests.unit.workers.lora_adapters import ATTENTION, Make, merged_by_us
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
 from workers.lora import Adapter, add_low_rank
-from workers.sources import resolve_sources
 
-Make = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def untied_base(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base of the tiny pool with an output head of its own."""
-    directory = tmp_path_factory.mktemp("untied") / "base"
-    model = LlamaForCausalLM.from_pretrained(tiny_pool.base)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0) * 0.7)
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(tiny_pool.base).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture
-def make_adapter(tmp_path: Path) -> Make:
-    """Save a LoRA adapter with random weights that peft made for a base."""
-
-    def make(
-        base: Path,
-        *,
-        name: str = "adapter",
-        model_class: type[PreTrainedModel] = LlamaForCausalLM,
-        **config: Any,
-    ) -> Path:
-        from peft import LoraConfig, get_peft_model
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = get_peft_model(model_class.from_pretrained(base), LoraConfig(**config))
-            draw = torch.Generator().manual_seed(3)
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if "lora_" in key or "modules_to_save" in key:
-                        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
-            model.save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return make
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def adapted_by_peft(
@@ -91,12 +45,6 @@ def merged_by_peft(*args: Any) -> PreTrainedModel:
     return adapted_by_peft(*args).merge_and_unload()
 
 
-def merged_by_us(base: Path, adapter: Path) -> Path:
-    models = Models(base=str(base), checkpoints={"tuned": str(adapter)})
-    return resolve_sources(models).checkpoints[0].directory
-
-
-ATTENTION = ["q_proj", "v_proj"]
 CASES = {
     "alpha_over_r": {"r": 4, "lora_alpha": 12, "target_modules": ATTENTION},
     "rank_stabilized": {"r": 4, "lora_alpha": 12, "use_rslora": True, "target_modules": ATTENTION},
@@ -349,140 +297,3 @@ def test_adapter_of_an_encoder_with_a_classifier_is_what_peft_merges(
         for name in reader.entries:
             torch.testing.assert_close(reader.tensor(name), expected[name], rtol=1e-6, atol=1e-6)
         assert not any(torch.equal(reader.tensor(name), base[name]) for name in changed)
-
-
-REFUSED = {
-    "use_dora": (True, "DoRA"),
-    "bias": ("all", "changes the biases"),
-    "lora_bias": (True, "biases of its own"),
-    "target_parameters": (["experts.down_proj"], "not the weight of a layer"),
-    "trainable_token_indices": ([1, 2], "single rows"),
-    "layer_replication": ([[0, 1]], "repeats layers"),
-    "alora_invocation_tokens": ([1], "aLoRA"),
-    "init_lora_weights": ("pissa_niter_4", "initialization changed"),
-    "peft_type": ("IA3", "its peft_type is IA3"),
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_adapter_that_changes_more_is_refused(
-    tiny_pool: TinyPool, make_adapter: Make, key: str
-) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
-    value, message = REFUSED[key]
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(CheckpointError, match=message) as caught:
-        merged_by_us(tiny_pool.base, adapter)
-    assert str(adapter) in caught.value.message
-
-
-def test_real_dora_adapter_is_refused(tiny_pool: TinyPool, make_adapter: Make) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION, use_dora=True)
-    with pytest.raises(CheckpointError, match="DoRA"):
-        merged_by_us(tiny_pool.base, adapter)
-
-
-def test_adapter_without_a_base_is_refused(tiny_pool: TinyPool, make_adapter: Make) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
-    models = Models(checkpoints={"tuned": str(adapter), "code": str(tiny_pool.base)})
-    with pytest.raises(
-        CheckpointError, match=r"`tuned` is a LoRA adapter.*name it in models\.base"
-    ):
-        resolve_sources(models)
-    with pytest.raises(CheckpointError, match="the base is a LoRA adapter"):
-        resolve_sources(Models(base=str(adapter), checkpoints={"code": str(tiny_pool.base)}))
-
-
-def test_adapter_of_another_base_is_refused_with_both_shapes(
-    tiny_pool: TinyPool, make_adapter: Make, tmp_path: Path
-) -> None:
-    config = LlamaForCausalLM.from_pretrained(tiny_pool.base).config
-    config.update({"hidden_size": 64, "num_hidden_layers": 3})
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
-    adapter = make_adapter(tmp_path / "wide", r=2, target_modules=ATTENTION)
-    with pytest.raises(CheckpointError) as caught:
-        merged_by_us(tiny_pool.base, adapter)
-    message = caught.value.message
-    assert "is changed by (32, 2) x (2, 64), the base has (32, 32)" in message
-    assert "`model.layers.2.self_attn.q_proj.weight`, which the base does not have" in message
-
-
-@pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, "embed_tokens"]])
-def test_adapter_that_brings_new_tokens_is_refused_with_what_to_do(
-    untied_base: Path, make_adapter: Make, tmp_path: Path, targets: list[str]
-) -> None:
-    longer = LlamaForCausalLM.from_pretrained(untied_base)
-    longer.resize_token_embeddings(262, mean_resizing=False)
-    longer.save_pretrained(tmp_path / "longer")
-    whole = {} if "embed_tokens" in targets else {"modules_to_save": ["embed_tokens", "lm_head"]}
-    adapter = make_adapter(tmp_path / "longer", r=2, target_modules=targets, **whole)
-    with pytest.raises(CheckpointError) as caught:
-        merged_by_us(untied_base, adapter)
-    message = caught.value.message
-    assert str(adapter) in message
-    assert "It brings new tokens (262 rows, the base has 259): load the base" in message
-    assert "resize_token_embeddings(262), merge the adapter into it with `peft`" in message
-    assert "`models.vocabulary: pad`" in message
-    assert "models.base" not in message
-
-
-def test_embeddings_that_are_the_output_head_too_are_refused(
-    tiny_pool: TinyPool, make_adapter: Make
-) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=["embed_tokens"])
-    with pytest.raises(CheckpointError, match="which the base ties to it; untie the base first"):
-        merged_by_us(tiny_pool.base, adapter)
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        (lambda path: path.unlink(), CheckpointNotFoundError, "only safetensors are read"),
-        (lambda path: path.write_bytes(b"x" * 40), CorruptCheckpointError, "damaged adapter"),
-        (
-            lambda path: save_file(
-                {
-                    k: v
-                    for k, v in load_file(path).items()
-                    if "layers.0.self_attn.q_proj.lora_B" not in k
-                },
-                path,
-            ),
-            CheckpointError,
-            "of `model.layers.0.self_attn.q_proj` it holds only",
-        ),
-        (
-            lambda path: save_file(
-                load_file(path) | {"base_model.model.lora_x": torch.ones(2)}, path
-            ),
-            CheckpointError,
-            "`base_model.model.lora_x` is nothing that LoRA adapters",
-        ),
-    ],
-    ids=["missing", "damaged", "half", "unknown"],
-)
-def test_damaged_adapter_is_refused(
-    tiny_pool: TinyPool,
-    make_adapter: Make,
-    change: Callable[[Path], object],
-    kind: type[CheckpointError],
-    message: str,
-) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
-    change(adapter / "adapter_model.safetensors")
-    with pytest.raises(kind, match=message):
-        merged_by_us(tiny_pool.base, adapter)
-
-
-def test_rank_that_is_not_that_of_the_matrices_is_refused(
-    tiny_pool: TinyPool, make_adapter: Make
-) -> None:
-    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 4}))
-    with (
-        CheckpointReader(tiny_pool.base) as base,
-        pytest.raises(CheckpointError, match=r"has rank 4 by adapter_config\.json"),
-    ):
-        Adapter(adapter, base)
