@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,3 +289,8 @@ def _few_threads() -> None:
 @pytest.fixture
 def tokenizer_factory() -> Callable[[], PreTrainedTokenizerFast]:
     return make_tokenizer
+
+
+@pytest.fixture
+def own_tasks(task_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(task_directory, tmp_path / "tasks"))
