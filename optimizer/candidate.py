@@ -1,6 +1,6 @@
 """A proposal of the search, and what is known of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,7 +44,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a strategy learns of a candidate: its search scores, or None when it failed."""
+    """What a strategy learns of a candidate.
+
+    Attributes:
+        candidate: What was proposed.
+        scores: Its search scores, or None when it failed. ``count`` says over how many items:
+            fewer than the split has when the candidate was stopped early.
+        companions: Objective -> mean of the smooth signal beside the scores (``companion`` in the
+            job), for the objectives that have one; higher is better, in units of its own.
+    """
 
     candidate: Candidate
     scores: Scores | None
+    companions: Scores = field(default_factory=dict)
