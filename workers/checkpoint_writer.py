@@ -11,13 +11,13 @@ import re
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from configs.errors import CheckpointError
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
+from workers.shard_file import ShardFile
 from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
 from workers.work_directory import WorkDirectory, remove_leftovers, sync_directory
 
@@ -43,10 +43,6 @@ SIDE_FILES = (
     "sentence_bert_config.json",
     "1_Pooling/config.json",
 )
-
-# Linux writes at most 2 GiB per call. The disk is told to begin after each piece: a disk that
-# waits for the end of a shard is idle while the shard is merged.
-_WRITE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ class CheckpointWriter:
         self.order = tuple(entry.name for _, entry in self._plan)
         self._num_written = 0
         self._part_bytes = 0
-        self._file: BinaryIO | None = None
+        self._file: ShardFile | None = None
         self._total_bytes = sum(entry.size_bytes for entry in tensors)
         try:
             out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -124,28 +120,27 @@ class CheckpointWriter:
         try:
             if self._file is None:
                 self._file = self._begin_shard(shard)
-            _write_all(self._file, data.cast("B") if data.nbytes else data)
+            if data.nbytes:
+                self._file.write(data.cast("B"))
             self._part_bytes += data.nbytes
             if self._part_bytes < entry.size_bytes:
                 return
             self._num_written, self._part_bytes = self._num_written + 1, 0
             if entry is shard.entries[-1]:
-                os.fsync(self._file.fileno())
-                self._file.close()
+                self._file.finish()
                 self._file = None
         except OSError as error:
             raise self._disk_error(error) from error
 
-    def _begin_shard(self, shard: _Shard) -> BinaryIO:
+    def _begin_shard(self, shard: _Shard) -> ShardFile:
         """Create a shard, reserve its place on the disk, and write its header."""
-        file = (self._work_dir / shard.file_name).open("wb", buffering=0)
+        header = _header(shard.entries)
+        size_bytes = len(header) + sum(entry.size_bytes for entry in shard.entries)
+        file = ShardFile(self._work_dir / shard.file_name, size_bytes)
         try:
-            header = _header(shard.entries)
-            size_bytes = len(header) + sum(entry.size_bytes for entry in shard.entries)
-            _reserve(file, size_bytes)
-            _write_all(file, memoryview(header))
+            file.write(memoryview(header))
         except BaseException:
-            file.close()
+            file.abandon()
             raise
         return file
 
@@ -183,9 +178,7 @@ class CheckpointWriter:
                 self._finish()
         finally:
             if self._file is not None:
-                # Closing can fail like a write did; that error is the one to show.
-                with suppress(OSError):
-                    self._file.close()
+                self._file.abandon()
             self._hidden.close()
 
     def _finish(self) -> None:
@@ -315,32 +308,6 @@ def _header(entries: Sequence[TensorEntry]) -> bytes:
     # Spaces up to a multiple of 8 align the data, as the format recommends.
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _reserve(file: BinaryIO, size_bytes: int) -> None:
-    """Take a file's place on the disk: a full one shows now, and the file lies in one piece.
-
-    Raises:
-        OSError: The disk is full.
-    """
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(file.fileno(), 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    position, first = 0, file.tell()
-    while position < data.nbytes:
-        begin = position
-        position += file.write(data[position : position + _WRITE_BYTES])
-        if hasattr(os, "posix_fadvise"):
-            # Linux begins to write dirty pages of which it hears that nobody needs them.
-            advice = os.POSIX_FADV_DONTNEED
-            os.posix_fadvise(file.fileno(), first + begin, position - begin, advice)
 
 
 def _write_file(path: Path, content: bytes) -> None:

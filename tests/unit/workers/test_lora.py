@@ -239,7 +239,7 @@ def test_interrupted_merge_leaves_nothing_under_the_name(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("workers.checkpoint_writer._write_all", fail)
+        patch.setattr("workers.shard_file.ShardFile.write", fail)
         with pytest.raises(CheckpointError, match="No space left on device"):
             merged_by_us(tiny_pool.base, adapter)
     cache = tmp_path / "cache" / "mergefront" / "adapters"
