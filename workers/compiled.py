@@ -125,9 +125,6 @@ def fuse(combine: Combine, options: Options, operands: Operands) -> Step | None:
     out, base, tuned, _, _, drops = operands
     if out.numel() < _SMALLEST_CHUNK or out.shape[0] < _FEWEST_ROWS:
         return None
-    if drops is not None:
-        # All dropped from or none: 2 graphs, not 2^c. A drop ratio of 0 keeps everything.
-        operands = operands._replace(drops=drops._replace(applies=(True,) * len(tuned)))
     dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
     key = (combine, options, dtypes, out.shape[1], out.device.type, type(drops))
     graph = _GRAPHS.get(key)

@@ -56,18 +56,15 @@ class RandomDrops(NamedTuple):
 
     Attributes:
         position: Of the elements.
-        thresholds: ``(c,)`` int32, ``workers.mask.signed_threshold`` of the drop ratios.
-        applies: c flags; where false everything is kept.
+        thresholds: ``(c,)`` int32, ``workers.mask.signed_threshold`` of the drop ratios; that of 0
+            keeps everything.
     """
 
     position: Hashed
     thresholds: Tensor
-    applies: tuple[bool, ...]
 
     def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
         """Return the task vector with 0 where dropped; ``words`` are those of the position."""
-        if not self.applies[index]:
-            return delta
         kept = words * self.position.factors[index] >= self.thresholds[index]
         # where(), not multiplication: 0 * inf is NaN.
         return torch.where(kept, delta, 0.0)
@@ -80,18 +77,14 @@ class TrimDrops(NamedTuple):
         position: Of the elements.
         thresholds: ``(c,)`` float32, the smallest magnitude that is kept; -1 keeps all.
         last_ties: ``(c,)`` int32, index of the last element kept of that very magnitude.
-        applies: c flags.
     """
 
     position: Indices
     thresholds: Tensor
     last_ties: Tensor
-    applies: tuple[bool, ...]
 
     def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
         """Return the task vector with 0 where dropped; NaN is no small magnitude and stays."""
-        if not self.applies[index]:
-            return delta
         magnitude, threshold = delta.abs(), self.thresholds[index]
         is_late = words > self.last_ties[index]
         dropped = (magnitude < threshold) | ((magnitude == threshold) & is_late)
@@ -104,17 +97,13 @@ class RankedDrops(NamedTuple):
     Attributes:
         position: Of the elements.
         ratios: c tensors ``(r, w)`` float32, drop probabilities in [0, 1).
-        applies: c flags.
     """
 
     position: Hashed
     ratios: Sequence[Tensor]
-    applies: tuple[bool, ...]
 
     def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
         """Return the task vector, 0 where dropped, divided by 1 - p where kept."""
-        if not self.applies[index]:
-            return delta
         ratio = self.ratios[index]
         # 24 bits are what a float32 in [0, 1) holds exactly.
         uniform = ((words * self.position.factors[index] >> 8) + 2**23).float() * 2.0**-24

@@ -8,16 +8,17 @@ nothing is contracted into fused multiply-add, and nothing depends on where a ch
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from workers.coefficients import Coefficients
 from workers.compiled import COMPILED_CHUNK, COMPILED_WIDTH, Operands, Step, fuse, merge_chunk
 from workers.drops import Drops, Hashed, Indices, RandomDrops, RankedDrops, TrimDrops
-from workers.mask import BLOCK_ELEMENTS, signed_threshold
-from workers.plan import MergeTerm, TensorMerge
+from workers.mask import BLOCK_ELEMENTS
+from workers.plan import TensorMerge
 from workers.source_tiles import SourceTile, source_tiles
 from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
 from workers.tiles import WHOLE, Tile, Window
@@ -95,7 +96,7 @@ def whole_facts(
     """Find out what the method needs to know of whole tensors, ``(n,)`` each, which fit."""
     method = plan.method
     active = [(plan.terms[i], t) for i in plan.active if (t := tuned[i]) is not None]
-    scales = plan_scales(plan)
+    scales = plan.scales
     if method.coefficients is not None and tuned and all(t is not None for t in tuned):
         present = [tensor for tensor in tuned if tensor is not None]
         digests = [term.digest for term in plan.terms]
@@ -185,6 +186,7 @@ def merge_steps(
     tiles: Iterable[SourceTile],
     *,
     backend: Backend = "eager",
+    coefficients: Coefficients | None = None,
 ) -> Iterator[Step]:
     """Yield what remains to be done for each tile, without gradients, after the host's part.
 
@@ -195,24 +197,21 @@ def merge_steps(
         out: The part of the result, of the shape that was cut.
         tiles: From :func:`cut_sources`.
         backend: The one for which the tiles were cut.
+        coefficients: Of the plan, for tensors that share them; None makes some.
     """
-    terms = plan.active_terms
-    if not terms and not plan.method.needs_base:
+    if not plan.active and not plan.method.needs_base:
         yield partial(_fill_zeros, out)
         return
-    weights = _floats(tuple(term.weight for term in terms), out.device)
-    # Coefficients are other ones for every tensor; what belongs to a recipe is used again.
-    make = _floats if plan.method.coefficients is None else _floats.__wrapped__
-    scales = make(facts.scales, out.device)
+    shared = coefficients or Coefficients(plan, facts.scales, out.device)
     options = tuple(sorted(plan.options.items()))
     combine = plan.method.combine
     for tile, base, tuned, position in tiles:
         out_tile = tile.of(out)
-        if not terms and base is not None:
+        if not plan.active and base is not None:
             yield partial(_copy, out_tile, base)
             continue
-        drops = None if position is None else _drops(plan, facts, terms, tile, position)
-        operands = Operands(out_tile, base, tuned, weights, scales, drops)
+        drops = None if position is None else _drops(plan, facts, shared, tile, position)
+        operands = Operands(out_tile, base, tuned, shared.weights, shared.scales, drops)
         fused = fuse(combine, options, operands) if backend == "compiled" else None
         yield fused or partial(merge_chunk, combine, options, operands)
 
@@ -225,21 +224,13 @@ def _fill_zeros(out: Tensor) -> None:
     out.zero_()
 
 
-def plan_scales(plan: TensorMerge) -> tuple[float, ...]:
-    """Return the factors of what is kept of the contributing checkpoints, but for coefficients."""
-    if plan.method.drop == "random":
-        return tuple(term.weight / (1.0 - term.drop_ratio) for term in plan.active_terms)
-    return tuple(term.weight for term in plan.active_terms)
-
-
 def _drops(
     plan: TensorMerge,
     facts: TensorFacts,
-    terms: Sequence[MergeTerm],
+    coefficients: Coefficients,
     tile: Tile,
     position: Hashed | Indices,
 ) -> Drops:
-    applies = tuple(term.drop_ratio > 0.0 for term in terms)
     device = position.rows.device
     if isinstance(position, Indices):
         first = tile.start // BLOCK_ELEMENTS * BLOCK_ELEMENTS
@@ -249,28 +240,16 @@ def _drops(
         ]
         return TrimDrops(
             position,
-            _floats(tuple(trim.threshold for trim in facts.trims), device),
+            torch.tensor([trim.threshold for trim in facts.trims], dtype=torch.float32).to(device),
             torch.tensor(last_ties, dtype=torch.int32).to(device),
-            applies,
         )
     if plan.method.drop == "random":
-        thresholds = tuple(signed_threshold(term.drop_ratio) for term in terms)
-        return RandomDrops(position, _integers(thresholds, device), applies)
+        return RandomDrops(position, coefficients.thresholds)
     begin = tile.start - facts.first_ratio
     ratios = [
         ratio.as_strided((tile.rows, tile.width), (tile.stride, 1), begin) for ratio in facts.ratios
     ]
-    return RankedDrops(position, ratios, applies)
-
-
-@lru_cache(maxsize=2**12)
-def _floats(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).to(device)
-
-
-@lru_cache(maxsize=2**12)
-def _integers(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).to(device)
+    return RankedDrops(position, ratios)
 
 
 def _default_chunk(device: torch.device) -> int:

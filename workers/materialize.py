@@ -10,10 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from configs.errors import IncompatibleCheckpointsError, Problem
 from configs.recipe import MergeRecipe
 from configs.schema import Residency
-from workers.architecture import unused_tensors
+from workers.binding import Binding
 from workers.block import Block, LocalPart, full_tensor, local_part
 from workers.digest import weights_digest
 from workers.merge_backend import BackendChoice
@@ -53,7 +52,12 @@ class Materializer:
         self._pool = SourcePool(sources, backend=backend, keeps_tiles=True)
         self._residency: Residency = residency
         self._placement: Placement | None = None
+        # What is merged now, and what was merged last without an error.
+        self._current: MergeRecipe | None = None
         self._recipe: MergeRecipe | None = None
+        self._binding = Binding()
+        # What was prepared for these parts of a model, where it serves the next recipe too.
+        self._prepared: tuple[Mapping[str, LocalPart], list[Work]] | None = None
 
     @property
     def placement(self) -> Placement | None:
@@ -120,60 +124,76 @@ class Materializer:
                 keeps_tiles=True,
             )
             self._placement = None
+            self._prepared = None
         merged_dtype = getattr(torch, recipe.dtype)
-        targets = self._bind(model, merged_dtype)
+        targets = self._binding.of(model, self._pool.reference, merged_dtype)
         if self._placement is None:
             self.place(model)
-        self._recipe = None
+        self._recipe, self._current = None, recipe
         devices = {part.tensor.device.type for part in targets.values()}
-        do_side_by_side(
-            self._works(recipe, targets, merged_dtype),
-            device_type="cpu" if devices == {"cpu"} else "gpu",
-        )
+        device_type = "cpu" if devices == {"cpu"} else "gpu"
+        known, self._prepared = self._prepared, None
+        if known is not None and known[0] is targets and self._pool.go_on_with(recipe):
+            works = known[1]
+            do_side_by_side(works, device_type=device_type)
+        else:
+            works = []
+            do_side_by_side(
+                self._kept(works, recipe, targets, merged_dtype), device_type=device_type
+            )
+        self._prepared = targets, works
         self._recipe = recipe
+
+    def _kept(
+        self,
+        works: list[Work],
+        recipe: MergeRecipe,
+        targets: Mapping[str, LocalPart],
+        merged_dtype: torch.dtype,
+    ) -> Iterator[Work]:
+        """Yield everything to do, and note it."""
+        for work in self._works(recipe, targets, merged_dtype):
+            works.append(work)
+            yield work
 
     def _works(
         self, recipe: MergeRecipe, targets: Mapping[str, LocalPart], merged_dtype: torch.dtype
     ) -> Iterator[Work]:
         # Large ones first: what is left for the end is short.
         names = sorted(targets, key=lambda name: -targets[name].tensor.numel())
-        small = []
-        for name in names:
-            work = self._work(recipe, name, targets[name], merged_dtype)
-            if targets[name].tensor.numel() >= _SMALL_ELEMENTS:
-                yield work
-            else:
-                small.append(work)
-        # Small ones are calls and hardly any work: threads would only wait for each other.
-        yield partial(_do_all, small)
+        large = [name for name in names if targets[name].tensor.numel() >= _SMALL_ELEMENTS]
+        small = names[len(large) :]
+        for name in large[:1]:
+            yield self._work(recipe, name, targets[name], merged_dtype)
+        # Small ones are calls and hardly any work: by themselves, threads would only wait for each
+        # other, so one does them while the others have something large.
+        yield partial(
+            _do_all, [self._work(recipe, name, targets[name], merged_dtype) for name in small]
+        )
+        for name in large[1:]:
+            yield self._work(recipe, name, targets[name], merged_dtype)
 
     def _work(
         self, recipe: MergeRecipe, name: str, part: LocalPart, merged_dtype: torch.dtype
     ) -> Work:
         """Prepare the merge of what this process holds of a tensor."""
         target, block = part.tensor, part.block
-        assert block is not None  # noqa: S101 - refused by _bind
+        assert block is not None  # noqa: S101 - refused by `binding`
         converts = target.is_floating_point() and target.dtype != merged_dtype
         if target.is_contiguous() and not converts:
             return self._pool.prepare(recipe, name, target.view(-1), block)
         buffer_dtype = merged_dtype if converts else target.dtype
-        return partial(self._write, recipe, name, target, block, buffer_dtype)
+        return partial(self._write, name, target, block, buffer_dtype)
 
-    def _write(
-        self,
-        recipe: MergeRecipe,
-        name: str,
-        target: Tensor,
-        block: Block,
-        buffer_dtype: torch.dtype,
-    ) -> None:
+    def _write(self, name: str, target: Tensor, block: Block, buffer_dtype: torch.dtype) -> None:
         """Merge into a buffer, and copy it to where the model's memory has another form."""
         # A target with strides of its own has no flat form to cut.
         limit = _CONVERTED_ELEMENTS if target.is_contiguous() else max(block.numel, 1)
         merged = torch.empty(min(limit, block.numel), dtype=buffer_dtype, device=target.device)
         for begin, piece in block.pieces(limit):
             filled = merged[: piece.numel]
-            self._pool.merge(recipe, name, filled, piece)
+            assert self._current is not None  # noqa: S101 - set by `into`
+            self._pool.merge(self._current, name, filled, piece)
             if target.is_contiguous():
                 target.view(-1)[begin : begin + piece.numel].copy_(filled)
             else:
@@ -209,78 +229,7 @@ class Materializer:
         """Close the checkpoints."""
         self._pool.close()
 
-    def _bind(self, model: nn.Module, merged_dtype: torch.dtype) -> dict[str, LocalPart]:
-        """Find the live part of every tensor of the checkpoints, or say what does not fit."""
-        state: dict[str, Tensor] = model.state_dict(keep_vars=True)
-        entries = self._pool.reference.entries
-        parts = {name: local_part(state[name]) for name in entries if name in state}
-        unused = unused_tensors(model)
-        problems = [
-            Problem(name, "is in the checkpoints, but the model has no tensor of that name")
-            for name in entries
-            if name not in state and not unused.search(name)
-        ]
-        written: dict[int, str] = {}
-        for name, part in parts.items():
-            address = part.tensor.data_ptr()
-            if message := _misfit(entries[name], state[name], part, merged_dtype):
-                problems.append(Problem(name, message))
-            elif part.tensor.numel() and (other := written.setdefault(address, name)) != name:
-                problems.append(
-                    Problem(
-                        name,
-                        f"the model ties it to `{other}`, the checkpoints hold both; load the "
-                        "model with `tie_word_embeddings=False`, or save the checkpoints tied",
-                    )
-                )
-        covered = {part.tensor.data_ptr() for part in parts.values()}
-        problems += [
-            Problem(name, "is in the model, but the checkpoints have no tensor of that name")
-            for name, tensor in state.items()
-            if name not in parts
-            and isinstance(tensor, nn.Parameter)
-            and _is_elsewhere(local_part(tensor).tensor, covered)
-        ]
-        if problems:
-            raise IncompatibleCheckpointsError(
-                f"{type(model).__name__} cannot take {self._pool.reference.directory}'s weights",
-                problems,
-            )
-        return parts
-
 
 def _do_all(works: Sequence[Work]) -> None:
     for work in works:
         work()
-
-
-def _is_elsewhere(tensor: Tensor, covered: set[int]) -> bool:
-    """Say whether a tensor holds elements, none of which are at the given addresses."""
-    return tensor.numel() > 0 and tensor.data_ptr() not in covered
-
-
-def _misfit(
-    entry: TensorEntry, target: Tensor, part: LocalPart, merged_dtype: torch.dtype
-) -> str | None:
-    """Say why a live tensor cannot take a merged one, or None."""
-    if tuple(target.shape) != entry.shape:
-        return f"the model expects {tuple(target.shape)}, the checkpoints hold {entry.shape}"
-    if part.tensor.device.type == "meta":
-        return (
-            "the model was loaded without memory for it (offloaded); load it onto devices that "
-            "hold it, with a `device_map` that puts nothing on `disk`, or on `cpu` beside GPUs"
-        )
-    if part.block is None:
-        return (
-            "the model is sharded in a way that a merge cannot be cut; shard the tensor along one "
-            "axis, or replicate it"
-        )
-    if not entry.is_floating:
-        exact = target.dtype == getattr(torch, entry.dtype)
-    else:
-        exact = torch.promote_types(target.dtype, merged_dtype) == target.dtype
-    if not exact:
-        found = str(target.dtype).removeprefix("torch.")
-        wanted = str(merged_dtype).removeprefix("torch.") if entry.is_floating else entry.dtype
-        return f"the model holds it in {found}, which cannot hold {wanted} exactly; load it so"
-    return None

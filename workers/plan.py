@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -53,6 +54,7 @@ class TensorMerge:
         options: The method's, complete.
         mask_seed: Seed of the masks.
         base_digest: Names the base among what is kept in a cache of statistics.
+        group: Index of the recipe's group that holds the tensor.
         active: Positions of the terms that contribute, ascending; follows from ``terms``.
     """
 
@@ -62,6 +64,7 @@ class TensorMerge:
     options: Mapping[str, float] = field(default_factory=dict)
     mask_seed: int = 0
     base_digest: str = "base"
+    group: int = 0
     active: tuple[int, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,13 @@ class TensorMerge:
     def active_terms(self) -> list[MergeTerm]:
         """The terms that contribute."""
         return [self.terms[index] for index in self.active]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Factors of what is kept of the contributing checkpoints, but for coefficients."""
+        if self.method.drop == "random":
+            return tuple(term.weight / (1.0 - term.drop_ratio) for term in self.active_terms)
+        return tuple(term.weight for term in self.active_terms)
 
     @property
     def drops_any(self) -> bool:
@@ -116,11 +126,39 @@ class RecipePlan:
         Raises:
             ValueError: The tensor is not in exactly one group.
         """
+        return self._in_group(self.recipe.group_of(name), name)
+
+    def group(self, index: int) -> TensorMerge:
+        """Say what all tensors of a group have in common; the name is empty."""
+        return self._in_group(index, "")
+
+    @cached_property
+    def structure(self) -> tuple[object, ...]:
+        """What decides the merge besides weights and drop ratios, of which it counts who is zero.
+
+        Recipes of equal structure read the same, in the same places, by the same code.
+        """
+        recipe = self.recipe
+        digests = (self._base_digest, *(source.digest for source in recipe.checkpoints))
+        groups = [self.group(index) for index in range(len(recipe.groups))]
+        return (
+            self._method.name,
+            tuple(sorted(self._options.items())),
+            digests,
+            recipe.groups,
+            recipe.dtype,
+            recipe.vocabulary,
+            recipe.mask_seed,
+            tuple((group.active, group.drops_any) for group in groups),
+        )
+
+    def _in_group(self, index: int, name: str) -> TensorMerge:
         return TensorMerge(
             method=self._method,
             tensor_name=name,
-            terms=self._terms[self.recipe.group_of(name)],
+            terms=self._terms[index],
             options=self._options,
             mask_seed=self.recipe.mask_seed,
             base_digest=self._base_digest,
+            group=index,
         )

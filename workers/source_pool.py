@@ -1,10 +1,7 @@
 """The open checkpoints of a search, and the one place that merges a tensor of theirs."""
 
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
-from threading import Lock
 from typing import Self
 
 import torch
@@ -14,22 +11,21 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Vocabulary
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
+from workers.coefficients import Coefficients
 from workers.compiled import Step, is_compiler_failure
+from workers.facts_cache import FactsCache, is_of_whole
 from workers.kernels import (
     Backend,
     TensorFacts,
     cut_sources,
     merge_steps,
     merge_window,
-    plan_scales,
-    whole_facts,
 )
 from workers.merge_backend import BackendChoice, MergeBackend
 from workers.plan import RecipePlan, TensorMerge
 from workers.residency import TensorStore
 from workers.source_tiles import SourceTile, same_sources
 from workers.sources import Sources
-from workers.statistics import StatisticsCache
 from workers.vocabulary import open_readers
 
 # Elements that are brought to another device at once, or ranked at once, or read between two
@@ -64,11 +60,11 @@ class SourcePool:
     ) -> None:
         self.vocabulary = vocabulary
         self._store = TensorStore()
-        self._facts_locks: defaultdict[str, Lock] = defaultdict(Lock)
-        # Of every tensor, for its next part: plan and device, facts.
-        self._last_facts: dict[str, tuple[tuple[TensorMerge, torch.device], TensorFacts]] = {}
-        self._statistics = StatisticsCache()
+        self._facts = FactsCache()
         self._plan: RecipePlan | None = None
+        self._shared: dict[tuple[int, torch.device], Coefficients] = {}
+        # Whether all that was prepared since depends on a recipe's structure and on what is shared.
+        self._can_go_on = False
         self._keeps_tiles = keeps_tiles
         self._tiles: dict[str, tuple[tuple[object, ...], list[SourceTile]]] = {}
         readers = open_readers(sources, vocabulary)
@@ -85,6 +81,7 @@ class SourcePool:
     @store.setter
     def store(self, store: TensorStore) -> None:
         self._tiles.clear()
+        self._can_go_on = False
         self._store = store
 
     @property
@@ -126,27 +123,46 @@ class SourcePool:
         Of blocks that are merged again and again, that is a call of compiled code and nothing
         else, so threads that do such rests hardly wait for Python. To be called without gradients.
         """
+        plan = self._plan_of(recipe)
         entry = self.reference.entries[name]
         block = block or whole(entry.numel)
         if not entry.is_floating:
             source = block.of(self.reference.tensor(name).reshape(-1))
             return partial(_copy, block.shape_like(out), source)
         backend = self._backend.choose(out.device)
-        step = self._prepare(recipe, name, out, block, backend)
+        step = self._prepare(plan.tensor(name), out, block, backend)
         if backend == "eager" or not self._backend.may_fall_back:
             return step
-        return partial(self._attempt, step, recipe, name, out, block)
+        return partial(self._attempt, step, name, out, block)
 
-    def _attempt(
-        self, step: Step, recipe: MergeRecipe, name: str, out: Tensor, block: Block
-    ) -> None:
+    def go_on_with(self, recipe: MergeRecipe) -> bool:
+        """Let all that was prepared of the last recipe do another one from now on.
+
+        Returns:
+            False where that cannot be, because other checkpoints contribute or something has to be
+            found out first: it is to be prepared anew.
+        """
+        if self._plan is None or not self._can_go_on:
+            return False
+        plan = RecipePlan(recipe)
+        if plan.structure != self._plan.structure:
+            return False
+        for (group, _), coefficients in self._shared.items():
+            common = plan.group(group)
+            coefficients.set(common, common.scales)
+        self._plan = plan
+        return True
+
+    def _attempt(self, step: Step, name: str, out: Tensor, block: Block) -> None:
         try:
             step()
         except (RuntimeError, OSError) as error:
             if not is_compiler_failure(error):
                 raise
             self._backend.fall_back(error)
-            self._prepare(recipe, name, out, block, "eager")()
+            self._can_go_on = False
+            assert self._plan is not None  # noqa: S101 - it was prepared
+            self._prepare(self._plan.tensor(name), out, block, "eager")()
 
     def close(self) -> None:
         """Close the files of all checkpoints, and forget what was kept of them."""
@@ -161,10 +177,8 @@ class SourcePool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _prepare(
-        self, recipe: MergeRecipe, name: str, out: Tensor, block: Block, backend: Backend
-    ) -> Step:
-        plan = self._plan_of(recipe).tensor(name)
+    def _prepare(self, plan: TensorMerge, out: Tensor, block: Block, backend: Backend) -> Step:
+        name = plan.tensor_name
         key = (same_sources(plan), block, out.device, backend)
         known = self._tiles.get(name)
         if known is not None and known[0] == key:
@@ -176,18 +190,26 @@ class SourcePool:
                 for found in readers
             ]
             if self._in_pieces(plan, held, out):
+                self._can_go_on = False
                 return partial(self._merge_pieces, plan, held, out, block, backend)
             base, *tuned = held
             cut = cut_sources(plan, base, tuned, window=block.window, backend=backend)
             # Eager tiles are many; views of tensors that are read anew each time hold copies.
             if not self._keeps_tiles or backend == "eager" or not self._stay(readers, name):
+                self._can_go_on = False
                 return partial(self._merge_tiles, plan, out, block, cut, backend)
             tiles = list(cut)
             self._tiles[name] = key, tiles
-        if (facts := self._known_facts(plan, out.device)) is None:
+        if (facts := self._facts.known(plan, out.device)) is None:
+            self._can_go_on = False
             return partial(self._merge_tiles, plan, out, block, tiles, backend)
-        steps = merge_steps(plan, facts, block.shape_like(out), tiles, backend=backend)
-        return partial(_do, list(steps))
+        shared = None if is_of_whole(plan) else self._shared_by(plan, out.device)
+        if shared is None:
+            self._can_go_on = False
+        part = block.shape_like(out)
+        return partial(
+            _do, list(merge_steps(plan, facts, part, tiles, backend=backend, coefficients=shared))
+        )
 
     def _merge_tiles(
         self,
@@ -197,7 +219,7 @@ class SourcePool:
         tiles: Iterable[SourceTile],
         backend: Backend,
     ) -> None:
-        facts = self._facts(plan, out.device)
+        facts = self._facts_of(plan, out.device)
         _do(merge_steps(plan, facts, block.shape_like(out), tiles, backend=backend))
 
     def _merge_pieces(
@@ -211,14 +233,14 @@ class SourcePool:
         """Merge a block that is too much at once, piece by piece."""
         readers = self._needed(plan, plan.tensor_name)
         is_ranked = plan.method.drop == "ranked"
-        facts = None if is_ranked else self._facts(plan, out.device)
+        facts = None if is_ranked else self._facts_of(plan, out.device)
         row_length = self.reference.entries[plan.tensor_name].row_length
         for begin, piece in block.pieces(_PIECE_ELEMENTS, multiple_of=row_length):
             parts = [None if tensor is None else _cut(tensor, begin, piece) for tensor in held]
             base, *tuned = [None if part is None else part.to(out.device) for part in parts]
             merge_window(
                 plan,
-                facts or self._row_facts(plan, readers, piece, out.device),
+                facts or self._facts_of_rows(plan, readers, piece, out.device),
                 piece.shape_like(out[begin : begin + piece.numel]),
                 base,
                 tuned,
@@ -233,7 +255,16 @@ class SourcePool:
         plan = self._plan
         if plan is None or plan.recipe is not recipe:
             plan = self._plan = RecipePlan(recipe)
+            # What was prepared before keeps its own.
+            self._shared = {}
+            self._can_go_on = True
         return plan
+
+    def _shared_by(self, plan: TensorMerge, device: torch.device) -> Coefficients:
+        key = plan.group, device
+        if key not in self._shared:
+            self._shared[key] = Coefficients(plan, plan.scales, device)
+        return self._shared[key]
 
     def _stay(self, readers: list[_Found | None], name: str) -> bool:
         return all(found is None or self.store.keeps(found[1], name) for found in readers)
@@ -254,26 +285,15 @@ class SourcePool:
         is_elsewhere = any(tensor is not None and tensor.device != out.device for tensor in held)
         return is_elsewhere or plan.method.drop == "ranked" or self.store.placement == "streamed"
 
-    def _known_facts(self, plan: TensorMerge, device: torch.device) -> TensorFacts | None:
-        """Return what holds for all of a tensor, where nothing has to be read to know it."""
-        if plan.method.drop != "trim" and plan.method.coefficients is None:
-            return TensorFacts(plan_scales(plan))
-        known = self._last_facts.get(plan.tensor_name)
-        return None if known is None or known[0] != (plan, device) else known[1]
-
-    def _facts(self, plan: TensorMerge, device: torch.device) -> TensorFacts:
+    def _facts_of(self, plan: TensorMerge, device: torch.device) -> TensorFacts:
         """Return what holds for all of a tensor."""
         name = plan.tensor_name
-        # One thread finds them out, those that merge other parts of the tensor wait.
-        with self._facts_locks[name]:
-            if (facts := self._known_facts(plan, device)) is None:
-                block = whole(self.reference.entries[name].numel)
-                base, *tuned = self._read(name, self._needed(plan, name), block, device)
-                facts = whole_facts(plan, base, tuned, statistics=self._statistics)
-                self._last_facts[name] = (plan, device), facts
-            return facts
+        block = whole(self.reference.entries[name].numel)
+        return self._facts.find(
+            plan, device, lambda: self._read(name, self._needed(plan, name), block, device)
+        )
 
-    def _row_facts(
+    def _facts_of_rows(
         self, plan: TensorMerge, readers: list[_Found | None], piece: Block, device: torch.device
     ) -> TensorFacts:
         """Return what a piece needs to know of the rows that it touches."""
@@ -281,8 +301,7 @@ class SourcePool:
         first = piece.start // length * length
         rows = Block(first, -(-(piece.end - first) // length) * length)
         base, *tuned = self._read(plan.tensor_name, readers, rows, device)
-        facts = whole_facts(plan, base, tuned, row_length=length, statistics=self._statistics)
-        return replace(facts, first_ratio=first)
+        return self._facts.of_rows(plan, base, tuned, row_length=length, first=first)
 
     def _read(
         self, name: str, readers: list[_Found | None], block: Block, device: torch.device
