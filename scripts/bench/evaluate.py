@@ -29,7 +29,6 @@ themselves at any length, after 80 tokens on average. It needs ``MERGEFRONT_DATA
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -59,6 +58,7 @@ from evaluators.manifest import item_id
 from evaluators.rng_guard import preserved_rng_state, seed_scorer
 from evaluators.scores import Items
 from scripts.bench.evaluate_workloads import Workload, real_workload, zoo_workload
+from scripts.bench.printing import print_report
 from scripts.zoo.build import build_zoo
 from scripts.zoo.recipe import Recipe
 
@@ -318,15 +318,6 @@ def make_workload(name: str, zoo: Path, scratch: Path) -> Workload | None:
     )
 
 
-def rounded(value: object) -> object:
-    """Round the numbers of a report."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -343,12 +334,8 @@ def main() -> None:
             workload = make_workload(name, options.zoo.resolve(), Path(scratch))
             rounds = ROUNDS[name] * (FULL_FACTOR if options.full else 1)
             found = workload and measure(workload, rounds=rounds, full=options.full)
-            report[name] = rounded(found)
-    if options.json:
-        print(json.dumps(report))
-        return
-    for name, value in report.items():
-        print(f"{name:16} {json.dumps(value, indent=2)}")
+            report[name] = found
+    print_report(report, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.recipe import Group, MergeRecipe, Source
+from scripts.bench.printing import print_report
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
 from workers.merged_checkpoint import write_checkpoint
@@ -298,10 +299,7 @@ def main() -> None:
     with scratch(options.directory) as root:
         report = measure(root, method=options.method, shard_bytes=options.max_shard_bytes)
     report |= {"threads": options.threads, "torch": torch.__version__}
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(f"{key:24} {value}" for key, value in report.items()))
+    print_report(report, as_json=options.json)
 
 
 if __name__ == "__main__":

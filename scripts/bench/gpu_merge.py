@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scripts.bench.printing import print_report
 from workers.kernels import Backend, merge_flat
 from workers.mask import keep_mask
 from workers.methods import get_method
@@ -173,6 +174,7 @@ def rates(residents: Sequence[Resident], device: str) -> dict[str, float]:
 def main() -> None:
     """Run all comparisons and print the JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--elements", type=int, default=1_000_000_000, help="per checkpoint")
     options = parser.parse_args()
@@ -194,11 +196,8 @@ def main() -> None:
         report[f"{backend}_checks_s"] = round(time.perf_counter() - start, 2)
     # Printed as far as known, should the rest not fit the device.
     print(json.dumps(report), file=sys.stderr, flush=True)
-    report |= {
-        key: round(value, 4)
-        for key, value in rates(allocate(options.elements, device), device).items()
-    }
-    print(json.dumps(report, indent=2))
+    report |= rates(allocate(options.elements, device), device)
+    print_report(report, as_json=options.json)
 
 
 if __name__ == "__main__":

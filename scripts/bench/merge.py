@@ -15,7 +15,6 @@ own: ``compile_s`` with an empty cache on disk, ``compile_cached_s`` with a full
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -40,6 +39,7 @@ from scripts.bench.export import (
     measure_export,
     num_elements,
 )
+from scripts.bench.printing import print_report
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES
 from workers.kernels import merge_flat
 from workers.materialize import Materializer
@@ -257,14 +257,7 @@ def main() -> None:
         )
     for key in ("export_gbps", "cp_gbps", "export_peak_anon_mib"):
         report[key] = exported[key]
-    rounded = {
-        key: round(value, 3) if isinstance(value, float) else value for key, value in report.items()
-    }
-    if options.json:
-        print(json.dumps(rounded))
-        return
-    for key, value in rounded.items():
-        print(f"{key:28} {value}")
+    print_report(report, as_json=options.json)
 
 
 if __name__ == "__main__":
