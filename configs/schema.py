@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from configs.evaluation import EvaluationSettings, Objective
 from configs.groups import GroupRule, GroupRules, check_rest
+from configs.racing import Gates, Racing, Screening
 from configs.section import Section
 
 Parametrization = Literal["free", "simplex", "softmax"]
@@ -154,6 +155,12 @@ class SearchSettings(Section):
     """Proposals that are kept ready while workers are busy, so that one that becomes free starts
     at once; 0 asks when a worker is free, which then knows one outcome more. May change on
     resume."""
+    racing: Racing = Racing()
+    """When candidates are stopped before all of their items are scored."""
+    gates: Gates = Gates()
+    """When a candidate counts as broken."""
+    screening: Screening = Screening()
+    """Whether several candidates are looked at for each that is scored."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
 
@@ -251,6 +258,12 @@ class JobConfig(Section):
                     )
         _check_preference(self.search.preference, self.objectives)
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
+        specs = [spec for objective in self.objectives.values() for spec in objective.lm_eval_tasks]
+        if self.search.screening.enabled and not any(spec.companion for spec in specs):
+            raise ValueError(
+                "search.screening: no task has `companion: true`, so there is nothing to screen "
+                "by; set it where tasks have reference answers, or leave `screening` out"
+            )
         if repeated := sorted({task for task in tasks if tasks.count(task) > 1}):
             raise ValueError(f"objectives: task `{repeated[0]}` is used twice; use each task once")
         return self

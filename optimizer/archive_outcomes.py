@@ -117,6 +117,17 @@ class OutcomeReader(ArchivedSearch):
         self._refresh()
         return list(self._observations)
 
+    def preview(self, candidate: int) -> Observation:
+        """Return what is known of a candidate from its companions alone."""
+        found = self.candidate(candidate)
+        with self._transaction() as connection:
+            return Observation(found, {}, self._companion_means(connection, candidate))
+
+    def is_finished(self, candidate: int) -> bool:
+        """Whether a candidate's search is over: complete, failed or stopped."""
+        self._refresh()
+        return candidate in self._finished
+
     def block(self, split: SplitName, name: str) -> Items:
         """Return the items of a block, in the order of their split.
 

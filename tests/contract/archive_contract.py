@@ -300,7 +300,7 @@ class ArchiveContract:
             archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})
             archive.record_choice(0, "only one")
             archive.record_proposal(example_candidate(1))
-            archive.record_stop(1, Stop(reason="racing", scores={}, numbers={}))
+            archive.record_stops({1: Stop(reason="racing", scores={}, numbers={})})
 
         for table in APPEND_ONLY:
             with pytest.raises(Exception, match=f"{table.name} is append-only"):
