@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psutil
 from rich.console import Console
@@ -48,9 +48,11 @@ def status(path: Path, *, as_json: bool) -> None:
         value = record[key]
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         console.print(f"  {key.replace('_', ' '):<12} {text or 'none'}", markup=False)
+    if (verdict := record["verdict"]) is not None:
+        console.print(verdict["sentence"], markup=False, soft_wrap=True)
 
 
-def _status_record(archive: Archive) -> dict[str, object]:
+def _status_record(archive: Archive) -> dict[str, Any]:
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
     choice = archive.choice()
@@ -80,7 +82,21 @@ def _status_record(archive: Archive) -> dict[str, object]:
         "elapsed_s": archive.elapsed_s,
         "choice": choice,
         "writer": writer,
+        "verdict": _verdict(archive),
     }
+
+
+def _verdict(archive: Archive) -> dict[str, object] | None:
+    """Return the verdict as JSON; None before the chosen merge was scored on report items."""
+    from optimizer.report import recorded_space  # noqa: PLC0415 - the verdict
+    from optimizer.verdict import verdict  # noqa: PLC0415 - the verdict
+    from optimizer.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
+
+    choice = archive.choice()
+    if choice is None or choice not in archive.scores("report"):
+        return None
+    found = verdict(archive, recorded_space(archive))
+    return None if found is None else verdict_record(found)
 
 
 def writer_of(path: Path) -> int | None:

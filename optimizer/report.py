@@ -13,7 +13,6 @@ from rich.text import Text
 
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
-from evaluators.paired import PairedDifference
 from evaluators.scores import ObjectiveScore, Scores
 from optimizer.driver import baseline_labels
 from optimizer.front_view import (
@@ -29,12 +28,15 @@ from optimizer.live import format_duration
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
 from optimizer.verdict import Verdict, verdict
+from optimizer.verdict_view import format_difference, render_verdict, verdict_record
 from workers.checkpoint import CheckpointReader
 from workers.vocabulary import decide_vocabulary
 
 if TYPE_CHECKING:
     from configs.schema import DtypeName
     from optimizer.archive import Archive
+
+NO_VERDICT = "No verdict yet: the chosen merge was not scored on the report items."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def _baselines(
         for label, index in labels.items()
         if index in scores and index != choice
     }
-    order = list(result.differences) if result else []
+    order = list(result.comparisons) if result else []
     return {label: scored[label] for label in [*order, *scored] if label in scored}
 
 
@@ -140,15 +142,11 @@ def render(report: Report) -> RenderableType:
     ]
     if report.baselines:
         parts += [_heading("Baselines on the report items"), _baselines_table(report)]
-    parts += [_heading(verdict_sentence(report))]
-    return Group(*parts)
-
-
-def verdict_sentence(report: Report) -> str:
-    """Say in words whether the search won; plainly when it did not."""
     if report.verdict is None:
-        return "No verdict yet: the chosen merge was not scored on the report items."
-    return report.verdict.sentence
+        parts.append(_heading(NO_VERDICT))
+    else:
+        parts += render_verdict(report.verdict)
+    return Group(*parts)
 
 
 def _headline(report: Report) -> Text:
@@ -227,14 +225,17 @@ def _baselines_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("chosen - baseline", justify="right", no_wrap=True)
-    differences = report.verdict.differences if report.verdict else {}
+    comparisons = report.verdict.comparisons if report.verdict else {}
     own_label = report.verdict.chosen_baseline if report.verdict else None
     if "report" in report.chosen:
         scores = report.chosen["report"]
         name = "chosen merge" + (f" = {own_label}" if own_label else "")
         table.add_row(name, *_cells(report, scores), "", style="bold green")
     for label, scores in report.baselines.items():
-        table.add_row(label, *_cells(report, scores), format_difference(differences.get(label)))
+        gap = comparisons.get(label)
+        table.add_row(
+            label, *_cells(report, scores), format_difference(None if gap is None else gap.mean)
+        )
     return table
 
 
@@ -245,11 +246,6 @@ def _cells(report: Report, scores: Scores) -> list[str]:
 
 def _short(score: ObjectiveScore) -> str:
     return format_score(score, with_error=False)
-
-
-def format_difference(difference: PairedDifference | None) -> str:
-    """Write a paired difference with its standard error; empty without one."""
-    return "" if difference is None else f"{difference.mean:+.3f} ± {difference.stderr:.3f}"
 
 
 def report_record(report: Report) -> dict[str, object]:
@@ -266,26 +262,5 @@ def report_record(report: Report) -> dict[str, object]:
         "choice": None if report.choice is None else row_record(report.choice),
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
-        "verdict": None
-        if found is None
-        else {
-            "won": found.won,
-            "strongest": found.strongest,
-            "sentence": found.sentence,
-            "means": found.means,
-            "differences": {
-                label: {
-                    "mean": gap.mean,
-                    "stderr": gap.stderr,
-                    "sigmas": _finite(gap.sigmas),
-                    "interval_95": list(gap.interval(0.95)),
-                }
-                for label, gap in found.differences.items()
-            },
-        },
+        "verdict": None if found is None else verdict_record(found),
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; a difference without error has no number of sigmas."""
-    return value if abs(value) != float("inf") else None

@@ -111,7 +111,12 @@ def test_status_says_how_far_a_search_is(archive):
 
 
 def test_status_as_json_has_a_state_in_one_word(archive, tmp_path):
-    assert json.loads(mergefront("status", archive, "--json").stdout)["state"] == "finished"
+    record = json.loads(mergefront("status", archive, "--json").stdout)
+    assert record["state"] == "finished"
+    assert record["verdict"]["sentence"] in mergefront("status", archive).stdout
+    assert (
+        record["verdict"] == json.loads(mergefront("report", archive, "--json").stdout)["verdict"]
+    )
     begun = build(tmp_path / "b.sqlite", MERGES[:2])
     record = json.loads(mergefront("status", begun, "--json").stdout)
     assert record["state"] == "interrupted"

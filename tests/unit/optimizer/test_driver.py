@@ -98,9 +98,11 @@ def test_verdict_compares_the_choice_with_every_baseline_on_report_items(run_wit
         assert found.means[found.strongest] == max(
             mean for label, mean in found.means.items() if label != "chosen"
         )
-        gap = found.differences[found.strongest]
+        gap = found.comparisons[found.strongest].mean
         assert gap.mean == pytest.approx(found.means["chosen"] - found.means[found.strongest])
-        assert found.won == all(d.sigmas > 2 for d in found.differences.values())
+        assert found.won == all(
+            gap.mean.mean > 0 and gap.p_value <= 0.05 for gap in found.comparisons.values()
+        )
         assert found.strongest in found.sentence
 
 

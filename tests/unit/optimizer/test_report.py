@@ -52,6 +52,9 @@ def test_report_says_that_the_search_won(make_report):
     text = text_of(report)
     assert "beats every baseline" in text
     assert "+0.250 ± 0.057" in text
+    assert re.search(r"math +\+0\.250 ± 0\.\d+ +\[\+0\.\d+, \+0\.\d+\] +0\.062", text)
+    assert "the strongest of the baselines" in text
+    assert "Winner's curse" in text
     assert "+0.650" in text
 
 
@@ -107,7 +110,10 @@ def test_report_is_json_even_with_infinitely_sure_differences(make_report):
     worst = Merge((0, 0, 0), (0.0,) * 3, report=(0.0,) * 3, origin="baseline:base")
     record = report_record(make_report(worst, best, chosen=1))
     again = json.loads(json.dumps(record, allow_nan=False))
-    assert again["verdict"]["differences"]["base"] == {
+    found = again["verdict"]["differences"]["base"]
+    assert found["objectives"].keys() == {"instruct", "code", "math"}
+    assert found["p_value"] == pytest.approx(2 / 2**60)
+    assert {key: found[key] for key in ("mean", "stderr", "sigmas", "interval_95")} == {
         "mean": 1.0,
         "stderr": 0.0,
         "sigmas": None,
