@@ -194,7 +194,11 @@ class Archive(ArchiveReader):
                 candidate=candidate.index,
             )
         finished = {outcome.key.candidate for outcome in told[: candidate.seen]}
-        pending = [index for index in range(candidate.index) if index not in finished]
+        pending = [
+            known.index
+            for known in self._candidates
+            if known.index not in finished and not known.is_attribution
+        ]
         with self._writing() as connection:
             self._insert(connection, proposals, [proposal_row(candidate, pending, utc_now())])
 

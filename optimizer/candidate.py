@@ -7,6 +7,9 @@ import numpy as np
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray, Scores
 
+ATTRIBUTION = "attribution:"
+"""Origins that begin so are variants of the chosen merge, not proposals of the search."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
@@ -32,6 +35,11 @@ class Candidate:
     def is_baseline(self) -> bool:
         """Whether it was proposed as a baseline, not by the strategy."""
         return self.origin.startswith("baseline:")
+
+    @property
+    def is_attribution(self) -> bool:
+        """Whether it only asks what matters in the chosen merge: neither told nor counted."""
+        return self.origin.startswith(ATTRIBUTION)
 
     def same_proposal(self, other: "Candidate") -> bool:
         """Whether both propose the same merge at the same point of the search, bit for bit."""

@@ -73,7 +73,8 @@ def _status_record(archive: Archive) -> dict[str, Any]:
         "created_at": archive.created_at,
         "evaluations": {
             "recorded": finished["search"],
-            "in flight or lost": len(archive.candidates()) - finished["search"],
+            "in flight or lost": sum(not c.is_attribution for c in archive.candidates())
+            - finished["search"],
             "budget": budget,
         },
         "validated": {"select": finished["select"], "report": finished["report"]},

@@ -203,7 +203,7 @@ def _job_to_resume(
             "another `archive`, or go on as archived with --archived-job. Changed:",
             changes,
         )
-    for key in ("budget", "workers"):
+    for key in ("budget", "validation", "workers"):
         before, now = (getattr(part, key).model_dump() for part in (archive.job, job))
         for name in [name for name in now if now[name] != before[name]]:
             _say(console, f"{key}.{name}: {before[name]} -> {now[name]}", style="dim")

@@ -14,7 +14,8 @@ from configs.errors import SearchError, TooManyFailuresError
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
 from optimizer.archive import Archive
-from optimizer.baselines import BaselinePlan, label_of
+from optimizer.attribution import record_variants
+from optimizer.baselines import baseline_plan
 from optimizer.candidate import Candidate, Observation
 from optimizer.events import (
     Finished,
@@ -161,6 +162,10 @@ class _Search:
             self._archive.record_choice(chosen, rule)
         baselines = [candidate.index for candidate in self.candidates if candidate.is_baseline]
         self._evaluate("report", sorted({chosen, *baselines}))
+        if self._job.validation.leave_one_out:
+            variants = record_variants(self._archive, self._space, chosen)
+            self.candidates = self._archive.candidates()
+            self._evaluate("report", variants)
         return chosen
 
     def _propose(self) -> Candidate:
@@ -180,11 +185,15 @@ class _Search:
 
     def _pending(self) -> list[Candidate]:
         told = {observation.candidate.index for observation in self.observations}
-        return [candidate for candidate in self.candidates if candidate.index not in told]
+        return [
+            candidate
+            for candidate in self.candidates
+            if candidate.index not in told and not candidate.is_attribution
+        ]
 
     def _end_reason(self) -> str:
         budget = self._job.budget
-        if len(self.candidates) >= budget.evaluations:
+        if sum(not known.is_attribution for known in self.candidates) >= budget.evaluations:
             return f"budget of {budget.evaluations} evaluations spent"
         if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
             return f"budget of {budget.hours} hours spent"
@@ -241,23 +250,3 @@ class _Search:
                 failed=failed,
                 total=total,
             )
-
-
-def baseline_plan(archive: Archive, space: SearchSpace) -> BaselinePlan:
-    """Return the plan of baselines of an archive's job."""
-    return BaselinePlan(space, tuple(archive.job.models.checkpoints), archive.job.preference)
-
-
-def baseline_labels(archive: Archive, space: SearchSpace) -> dict[str, int]:
-    """Map every scored baseline's name to its candidate, the greedy soup included."""
-    observations = archive.observations()
-    labels = {
-        label_of(seen.candidate): seen.candidate.index
-        for seen in observations
-        if seen.candidate.is_baseline and seen.scores is not None
-    }
-    greedy = baseline_plan(archive, space).greedy_soup(observations)
-    for seen in observations:
-        if greedy is not None and seen.candidate.recipe.recipe_id == greedy.recipe_id:
-            labels.setdefault("greedy soup", seen.candidate.index)
-    return labels

@@ -50,7 +50,7 @@ class ScoredCandidate:
 
 
 def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandidate]:
-    """Return all candidates that completed on a split, by index.
+    """Return all candidates that completed on a split, by index, variants for attribution left out.
 
     Of proposals of one and the same recipe only the first is kept: its scores are theirs.
     """
@@ -60,6 +60,8 @@ def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandid
     chosen_id = None if choice is None else candidates[choice].recipe.recipe_id
     rows: dict[str, ScoredCandidate] = {}
     for index, scores in sorted(archive.scores(split).items()):
+        if candidates[index].is_attribution:
+            continue
         recipe_id = candidates[index].recipe.recipe_id
         if recipe_id not in rows:
             rows[recipe_id] = ScoredCandidate(

@@ -14,7 +14,9 @@ from rich.text import Text
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
 from evaluators.scores import ObjectiveScore, Scores
-from optimizer.driver import baseline_labels
+from optimizer.attribution import Attribution, attribution
+from optimizer.attribution_view import attribution_record, render_attribution
+from optimizer.baselines import baseline_labels
 from optimizer.front_view import (
     ScoredCandidate,
     format_score,
@@ -59,6 +61,7 @@ class Report:
     chosen: dict[SplitName, Scores]
     baselines: dict[str, Scores]
     verdict: Verdict | None
+    attribution: Attribution | None
 
 
 def recorded_space(archive: "Archive") -> SearchSpace:
@@ -109,6 +112,7 @@ def report_of(archive: "Archive") -> Report:
         if space
         else {},
         verdict=result,
+        attribution=attribution(archive),
     )
 
 
@@ -146,6 +150,8 @@ def render(report: Report) -> RenderableType:
         parts.append(_heading(NO_VERDICT))
     else:
         parts += render_verdict(report.verdict)
+    if report.attribution is not None:
+        parts += render_attribution(report.attribution)
     return Group(*parts)
 
 
@@ -263,4 +269,7 @@ def report_record(report: Report) -> dict[str, object]:
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
         "verdict": None if found is None else verdict_record(found),
+        "attribution": None
+        if report.attribution is None
+        else attribution_record(report.attribution),
     }

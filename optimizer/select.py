@@ -143,7 +143,7 @@ def _unreachable(
 
 def _by_id(archive: "Archive", prefix: str) -> Candidate:
     wanted = prefix.lower()
-    scored = archive.scores("search")
+    scored = archive.scores("search").keys() | archive.scores("report").keys()
     known: dict[str, Candidate] = {}
     for candidate in archive.candidates():
         if candidate.index in scored:

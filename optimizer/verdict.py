@@ -14,7 +14,7 @@ from configs.evaluation import Objective
 from evaluators.paired import PairedDifference, paired_difference, sign_flip_p_value, strata
 from evaluators.scores import TaskScores
 from optimizer.archive import Archive
-from optimizer.driver import baseline_labels
+from optimizer.baselines import baseline_labels
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
 from optimizer.winners_curse import WinnersCurse, winners_curse

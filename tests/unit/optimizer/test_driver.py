@@ -2,7 +2,8 @@ import pytest
 
 from configs.errors import SearchError, TooManyFailuresError
 from optimizer.archive import Archive
-from optimizer.driver import baseline_labels, run_search
+from optimizer.baselines import baseline_labels
+from optimizer.driver import run_search
 from optimizer.events import Finished, PhaseChanged, Proposed
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
