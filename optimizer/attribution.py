@@ -70,12 +70,14 @@ class Attribution:
     """The effects of checkpoints and drop ratios on the chosen merge.
 
     ``num_checkpoints`` are in the pool, of which ``effective`` take part by their weights;
-    ``unused`` have weight zero. ``effects`` is empty where nothing was left out yet.
+    ``unused`` have weight zero. ``num_variants`` can be made by taking something away; ``effects``
+    is empty where none of them was scored yet.
     """
 
     num_checkpoints: int
     effective: float
     unused: tuple[str, ...]
+    num_variants: int
     effects: tuple[Effect, ...]
 
     def of(self, kind: Kind) -> list[Effect]:
@@ -156,9 +158,10 @@ def attribution(archive: Archive) -> Attribution | None:
         for candidate in archive.candidates()
         if candidate.index in scores
     }
+    variants = variants_of(recipe)
     found = [
         (variant, scored[variant.recipe.recipe_id])
-        for variant in variants_of(recipe)
+        for variant in variants
         if variant.recipe.recipe_id in scored
     ]
     alone = {
@@ -176,6 +179,7 @@ def attribution(archive: Archive) -> Attribution | None:
             for source, row in zip(recipe.checkpoints, recipe.weights, strict=True)
             if not any(row)
         ),
+        num_variants=len(variants),
         effects=_effects(archive, chosen, found, alone),
     )
 

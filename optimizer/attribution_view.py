@@ -18,6 +18,9 @@ def render_attribution(found: Attribution) -> list[RenderableType]:
     if found.unused:
         text += f", {', '.join(found.unused)} unused"
     parts: list[RenderableType] = [Text(text, style="bold")]
+    if not found.num_variants:
+        parts.append(Text("It is the base, or one model alone: there is nothing to leave out."))
+        return parts
     if not found.effects:
         parts.append(
             Text(

@@ -196,6 +196,14 @@ def resume(
 
 
 @_command
+def rival(archive: ArchiveFile, settings: Settings = None, plain: Plain = False) -> None:
+    """Run random search at the same budget and compare."""
+    from optimizer import cli_search
+
+    cli_search.rival(archive, overrides=read_overrides(settings), plain=plain)
+
+
+@_command
 def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
     """Say how far a search is, running or not."""
     from optimizer import cli_read

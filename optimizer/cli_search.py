@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -124,6 +124,60 @@ def resume(
         if job_path is not None:
             options += f" --job {shlex.quote(str(job_path))}"
         _search(archive, prepared, console, plain=plain, options=options)
+
+
+def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
+    """Run random search at the budget of a finished search, beside its archive, and compare."""
+    from optimizer.remembered import RememberingPool  # noqa: PLC0415 - with what it wraps
+    from optimizer.rival import rival_job  # noqa: PLC0415 - only here
+    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+
+    console = _stderr_console()
+    with ExitStack() as stack:
+        searched = stack.enter_context(Archive.open(path))
+        here = _job_to_resume(searched, None, False, overrides, console)
+        # Nobody exports the rival's choice, so what matters in it is not asked.
+        validation = here.validation.model_copy(update={"leave_one_out": False})
+        changes = {"workers": here.workers, "validation": validation}
+        job = rival_job(searched).model_copy(update=changes)
+        archive, prepared = _rival_archive(job, console)
+        stack.enter_context(archive)
+        _say(console, f"archive {archive.path}", style="dim")
+        spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+        view = make_view(archive, console, plain=plain)
+        command = f"mergefront rival {shlex.quote(str(path))}{_options(overrides)}"
+        pool = RememberingPool(RayPool(spec), searched)
+        with _resumable(archive, job, command), view, pool:
+            run_search(archive, pool, prepared.space, job=job, on_event=view.on_event)
+        stdout_console().print(render(report_of(searched)))
+
+
+def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]:
+    """Open the archive of a random search for writing, or begin it."""
+    announce = partial(_say, console, style="dim")
+    place = Path(job.archive)
+    if not place.exists():
+        prepared = prepare(job, announce=announce)
+        archive = Archive.create(
+            place,
+            job=job,
+            job_path=None,
+            sources=prepared.sources,
+            manifest=prepared.manifest,
+        )
+        return archive, prepared
+    archive = Archive.open(place, writable=True)
+    with ExitStack() as on_error:
+        on_error.enter_context(archive)
+        if changed := changed_keys(archive.job, job):
+            raise JobChangedError(
+                f"{place} is the random search of another search; move it away. It differs:",
+                changed,
+            )
+        prepared = prepare(job, archive=archive, announce=announce)
+        on_error.pop_all()
+    return archive, prepared
 
 
 def _search(

@@ -27,10 +27,17 @@ from optimizer.front_view import (
     scores_record,
 )
 from optimizer.live import format_duration
+from optimizer.rival import RivalResult, rival_of
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
 from optimizer.verdict import Verdict, verdict
-from optimizer.verdict_view import format_difference, render_verdict, verdict_record
+from optimizer.verdict_view import (
+    format_difference,
+    render_rival,
+    render_verdict,
+    rival_record,
+    verdict_record,
+)
 from workers.checkpoint import CheckpointReader
 from workers.vocabulary import decide_vocabulary
 
@@ -61,6 +68,7 @@ class Report:
     chosen: dict[SplitName, Scores]
     baselines: dict[str, Scores]
     verdict: Verdict | None
+    rival: RivalResult | None
     attribution: Attribution | None
 
 
@@ -112,6 +120,7 @@ def report_of(archive: "Archive") -> Report:
         if space
         else {},
         verdict=result,
+        rival=rival_of(archive),
         attribution=attribution(archive),
     )
 
@@ -150,6 +159,8 @@ def render(report: Report) -> RenderableType:
         parts.append(_heading(NO_VERDICT))
     else:
         parts += render_verdict(report.verdict)
+    if report.rival is not None:
+        parts += render_rival(report.rival)
     if report.attribution is not None:
         parts += render_attribution(report.attribution)
     return Group(*parts)
@@ -269,6 +280,7 @@ def report_record(report: Report) -> dict[str, object]:
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
         "verdict": None if found is None else verdict_record(found),
+        "rival": None if report.rival is None else rival_record(report.rival),
         "attribution": None
         if report.attribution is None
         else attribution_record(report.attribution),

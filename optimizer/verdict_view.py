@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.paired import PairedDifference
+from optimizer.rival import RivalResult
 from optimizer.verdict import Comparison, Verdict, format_p_value
 from optimizer.winners_curse import WinnersCurse
 
@@ -25,6 +26,32 @@ def render_verdict(found: Verdict) -> list[RenderableType]:
     if found.curse is not None:
         parts.append(Text(f"\n{found.curse.sentence}"))
     return parts
+
+
+def render_rival(found: RivalResult) -> list[RenderableType]:
+    """Lay the comparison with random search out for a terminal."""
+    parts: list[RenderableType] = [Text(f"\n{found.sentence}", style="bold")]
+    if found.gap is not None:
+        parts.append(comparison_table(found.gap))
+    if found.evaluations < found.budget:
+        parts.append(
+            Text("It had less to spend than the search: `mergefront rival` goes on with it.")
+        )
+    return parts
+
+
+def rival_record(found: RivalResult) -> dict[str, object]:
+    """Return the comparison with random search as JSON."""
+    return {
+        "archive": str(found.archive),
+        "evaluations": found.evaluations,
+        "budget": found.budget,
+        "chosen": found.chosen,
+        "recipe_id": found.recipe_id,
+        "won": found.won,
+        "sentence": found.sentence,
+        "difference": None if found.gap is None else comparison_record(found.gap),
+    }
 
 
 def comparison_table(gap: Comparison) -> Table:
