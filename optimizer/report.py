@@ -17,6 +17,7 @@ from evaluators.scores import ObjectiveScore, Scores
 from optimizer.attribution import Attribution, attribution
 from optimizer.attribution_view import attribution_record, render_attribution
 from optimizer.baselines import baseline_labels
+from optimizer.findings import findings_after
 from optimizer.front_view import (
     ScoredCandidate,
     format_score,
@@ -69,6 +70,7 @@ class Report:
     baselines: dict[str, Scores]
     verdict: Verdict | None
     rival: RivalResult | None
+    findings: list[str]
     attribution: Attribution | None
 
 
@@ -121,6 +123,7 @@ def report_of(archive: "Archive") -> Report:
         else {},
         verdict=result,
         rival=rival_of(archive),
+        findings=findings_after(archive, space) if space else [],
         attribution=attribution(archive),
     )
 
@@ -145,6 +148,9 @@ def render(report: Report) -> RenderableType:
         _heading("Front on the search items (* chosen)"),
         front_table(report.front, report.objectives),
     ]
+    if report.findings:
+        parts.append(_heading("What limits this search"))
+        parts += [Text(f"- {finding}.") for finding in report.findings]
     if report.choice is None:
         parts += [Text("\nNo merge was chosen yet: the search has not been validated.")]
         return Group(*parts)
@@ -280,6 +286,7 @@ def report_record(report: Report) -> dict[str, object]:
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
         "verdict": None if found is None else verdict_record(found),
+        "findings": report.findings,
         "rival": None if report.rival is None else rival_record(report.rival),
         "attribution": None
         if report.attribution is None
