@@ -150,6 +150,10 @@ class SearchSettings(Section):
     preference_share: float = Field(default=0.5, ge=0, le=1)
     """How much the preferred mean counts when candidates are ranked; the rest is their
     contribution to the hypervolume of the front."""
+    ask_ahead: int = Field(default=1, ge=0)
+    """Proposals that are kept ready while workers are busy, so that one that becomes free starts
+    at once; 0 asks when a worker is free, which then knows one outcome more. May change on
+    resume."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
 
@@ -269,6 +273,7 @@ class JobConfig(Section):
         """
         excluded: dict[str, Any] = dict.fromkeys(OPERATIONAL_KEYS, True)
         excluded["objectives"] = _OPERATIONAL_OF_ENTRIES
+        excluded["search"] = {"ask_ahead"}
         return self.model_dump(mode="json", exclude=excluded)
 
     @property

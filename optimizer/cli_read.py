@@ -55,6 +55,7 @@ def status(path: Path, *, as_json: bool) -> None:
 def _status_record(archive: Archive) -> dict[str, Any]:
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
+    num_told = len(archive.observations())
     choice = archive.choice()
     writer = writer_of(archive.path)
     if writer is not None:
@@ -72,9 +73,8 @@ def _status_record(archive: Archive) -> dict[str, Any]:
         "job": None if archive.job_path is None else str(archive.job_path),
         "created_at": archive.created_at,
         "evaluations": {
-            "recorded": finished["search"],
-            "in flight or lost": sum(not c.is_attribution for c in archive.candidates())
-            - finished["search"],
+            "recorded": num_told,
+            "in flight or lost": sum(not c.is_attribution for c in archive.candidates()) - num_told,
             "budget": budget,
         },
         "validated": {"select": finished["select"], "report": finished["report"]},

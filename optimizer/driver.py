@@ -3,6 +3,9 @@
 Two orders hold everything together (D4): a proposal is recorded before it is submitted, and an
 outcome is recorded before the strategy learns of it. After a crash the archive therefore knows
 all that the strategy knew, and only evaluations in flight are run again.
+
+While workers are busy the strategy is asked ahead, so that a free worker never waits for it: an
+outcome is recorded, the next proposal is submitted, and only then is the outcome told.
 """
 
 import logging
@@ -123,6 +126,8 @@ class _Search:
         self._job = job
         self._strategy = make_strategy(self._job, space)
         self._plan = baseline_plan(archive, space)
+        # Recorded, in their order, and not submitted yet.
+        self._ready: deque[Candidate] = deque()
         self.candidates = archive.candidates()
         self.observations: list[Observation] = []
         for observation in archive.observations():
@@ -131,15 +136,12 @@ class _Search:
     def explore(self) -> str:
         """Propose and evaluate until the budget is spent; returns the reason for the end."""
         self._on_event(SearchStarted(len(self.observations), self._job.budget.evaluations))
-        interrupted = deque(self._pending())
+        self._ready = deque(self._pending())
         left = max(0, self._job.budget.evaluations - len(self.observations))
         self._on_event(PhaseChanged("search", left))
         while True:
-            reason = self._end_reason()
-            while self._pool.num_free and (interrupted or not reason):
-                candidate = interrupted.popleft() if interrupted else self._propose()
-                self._submit(candidate, "search")
-                reason = self._end_reason()
+            self._submit_ready()
+            reason = self._ask_ahead()
             if not self._pool.num_pending:
                 return reason or "nothing left to propose"
             self._take_outcome()
@@ -168,6 +170,21 @@ class _Search:
             self._evaluate("report", variants)
         return chosen
 
+    def _submit_ready(self) -> None:
+        """Give free workers what was proposed already, in its order."""
+        while self._ready and self._pool.num_free and not self._spent():
+            self._submit(self._ready.popleft(), "search")
+
+    def _ask_ahead(self) -> str:
+        """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
+        ahead = self._job.search.ask_ahead
+        while not (reason := self._end_reason()):
+            if not self._pool.num_free and len(self._ready) >= ahead:
+                break
+            self._ready.append(self._propose())
+            self._submit_ready()
+        return reason
+
     def _propose(self) -> Candidate:
         index = len(self.candidates)
         baseline = self._plan.next(self.candidates, self.observations)
@@ -193,11 +210,18 @@ class _Search:
 
     def _end_reason(self) -> str:
         budget = self._job.budget
+        if spent := self._spent():
+            return spent
         if sum(not known.is_attribution for known in self.candidates) >= budget.evaluations:
             return f"budget of {budget.evaluations} evaluations spent"
+        return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
+
+    def _spent(self) -> str:
+        """Why nothing more may be submitted, of whatever was proposed; empty while it may."""
+        budget = self._job.budget
         if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
             return f"budget of {budget.hours} hours spent"
-        return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
+        return ""
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -214,7 +238,7 @@ class _Search:
         self._pool.submit(EvaluationRequest(key, candidate.recipe))
 
     def _take_outcome(self) -> None:
-        """Wait for one outcome; record it, then tell the strategy."""
+        """Wait for one outcome; record it, give the worker its next, then tell the strategy."""
         while (outcome := self._pool.next_outcome(_TICK_S)) is None:
             self._archive.heartbeat()
             self._on_event(WorkersSeen(self._pool.worker_states()))
@@ -223,6 +247,8 @@ class _Search:
             return
         split = outcome.key.split
         candidate = self.candidates[outcome.key.candidate]
+        if split == "search":
+            self._submit_ready()
         recorded = self._archive.outcome(candidate.index, split)
         scores = None if recorded is None else recorded.scores
         if split == "search":

@@ -22,7 +22,7 @@ class SearchStarted:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """A candidate was recorded and handed to a worker."""
+    """A candidate was recorded; it goes to the next free worker."""
 
     candidate: Candidate
 

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
 from evaluators.blocks import WHOLE, block_name
 from evaluators.scores import Items, TaskScores
+
+Signal = Literal["scores", "companions"]
+"""What an evaluation is asked for: scores with the companions of their items, or companions only,
+one forward pass per item and no generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,7 @@ class EvaluationKey:
     candidate: int
     split: SplitName
     block: str = WHOLE
+    signal: Signal = "scores"
 
 
 @dataclass(frozen=True, slots=True)
