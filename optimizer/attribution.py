@@ -138,7 +138,7 @@ def record_variants(archive: Archive, space: SearchSpace, chosen: int) -> list[i
         if recipe.recipe_id not in known:
             index = len(archive.candidates())
             genotype = space.encode(recipe.weights, recipe.drop_ratios)
-            seen = len(archive.observations())
+            seen = len(archive.seeds()) + len(archive.observations())
             origin = f"{ATTRIBUTION}{variant.label}"
             archive.record_proposal(Candidate(index, genotype, recipe, origin, seen))
             known[recipe.recipe_id] = index

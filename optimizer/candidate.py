@@ -10,15 +10,18 @@ from evaluators.scores import FloatArray, Scores
 ATTRIBUTION = "attribution:"
 """Origins that begin so are variants of the chosen merge, not proposals of the search."""
 
+SEED = "seed:"
+"""Origins that begin so are outcomes of another archive, told before the first proposal."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One proposed merge.
 
-    ``index`` counts all proposals of a search from 0. ``genotype`` is an ``(n,)`` float64 array
-    in [0, 1]^n that ``recipe`` was decoded from. ``origin`` says who proposed it
-    (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of
-    observations that had been told when it was proposed: with their recorded order it fixes
+    ``index`` counts all proposals of a search from 0; seeds count from -1 downwards. ``genotype``
+    is an ``(n,)`` float64 array in [0, 1]^n that ``recipe`` was decoded from. ``origin`` says who
+    proposed it (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of observations
+    that had been told when it was proposed, seeds included: with their recorded order it fixes
     everything that the proposal could depend on.
     """
 

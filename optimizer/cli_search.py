@@ -21,6 +21,7 @@ from configs.errors import ConfigError, JobChangedError, Problem
 from configs.load import job_of, load_job
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive import Archive
+from optimizer.archive_seeds import WarmStart
 from optimizer.cli import INTERRUPTED
 from optimizer.cli_read import print_json, stdout_console
 from optimizer.driver import num_singles, run_search, run_singles
@@ -47,12 +48,19 @@ def check(
         stdout_console().print(render_prepared(prepared))
 
 
-def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
-    """Start a search and see it to its end."""
+def run(
+    job_path: Path,
+    *,
+    overrides: Mapping[str, object],
+    start_from: Path | None = None,
+    plain: bool,
+) -> None:
+    """Start a search, with what another archive knows where one is named, to its end."""
     console = _stderr_console()
     job = load_job(job_path, overrides)
     prepared = prepare(job, announce=partial(_say, console, style="dim"))
     _warn(console, prepared)
+    start = None if start_from is None else _warm_start(start_from, prepared, console)
     archive = Archive.create(
         Path(job.archive),
         job=job,
@@ -61,7 +69,20 @@ def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None
         manifest=prepared.manifest,
     )
     with archive:
+        if start is not None:
+            archive.record_warm_start(start)
         _search(archive, prepared, console, plain=plain, options=_options(overrides))
+
+
+def _warm_start(path: Path, prepared: Prepared, console: Console) -> WarmStart:
+    """Take from an archive what means something in a new search, and say what that is."""
+    from optimizer.warm_start import describe, warm_start_from  # noqa: PLC0415 - only here
+
+    with Archive.open(path) as earlier:
+        start = warm_start_from(earlier, prepared.job, prepared.space, prepared.manifest)
+    for line in describe(start):
+        _say(console, line, style="dim")
+    return start
 
 
 def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:

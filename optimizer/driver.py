@@ -130,6 +130,9 @@ class _Search:
         self._ready: deque[Candidate] = deque()
         self.candidates = archive.candidates()
         self.observations: list[Observation] = []
+        self._seeds = archive.seeds()
+        for seed in self._seeds:
+            self._strategy.tell(seed)
         for observation in archive.observations():
             self._tell(observation)
 
@@ -150,7 +153,10 @@ class _Search:
         """Score held-out splits, choose, and return the chosen candidate's index."""
         preference = self._job.preference
         size = self._job.validation.candidates
-        self._evaluate("select", validation_candidates(self.observations, preference, size))
+        promising = validation_candidates(
+            self.observations, preference, size, space=self._space, seeds=self._seeds
+        )
+        self._evaluate("select", promising)
         selected = self._archive.scores("select")
         chosen = choose_preferred(selected, preference)
         if chosen is None:
@@ -191,7 +197,7 @@ class _Search:
         if baseline is not None:
             recipe = baseline.recipe
             genotype = self._space.encode(recipe.weights, recipe.drop_ratios)
-            seen = len(self.observations)
+            seen = len(self._seeds) + len(self.observations)
             candidate = Candidate(index, genotype, recipe, baseline.origin, seen)
         else:
             candidate = self._strategy.ask(index, self._pending())

@@ -14,9 +14,11 @@ from rich.text import Text
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
 from evaluators.scores import ObjectiveScore, Scores
+from optimizer.archive_seeds import WarmStart
 from optimizer.attribution import Attribution, attribution
 from optimizer.attribution_view import attribution_record, render_attribution
 from optimizer.baselines import baseline_labels
+from optimizer.belief import believed_candidates
 from optimizer.findings import findings_after
 from optimizer.front_view import (
     ScoredCandidate,
@@ -24,13 +26,12 @@ from optimizer.front_view import (
     front_of,
     front_table,
     row_record,
-    scored_candidates,
     scores_record,
 )
 from optimizer.live import format_duration
+from optimizer.recorded_space import recorded_space
 from optimizer.rival import RivalResult, rival_of
 from optimizer.scalarize import preferred_mean
-from optimizer.space import SearchSpace
 from optimizer.verdict import Verdict, verdict
 from optimizer.verdict_view import (
     format_difference,
@@ -39,11 +40,9 @@ from optimizer.verdict_view import (
     rival_record,
     verdict_record,
 )
-from workers.checkpoint import CheckpointReader
-from workers.vocabulary import decide_vocabulary
+from optimizer.warm_start import describe
 
 if TYPE_CHECKING:
-    from configs.schema import DtypeName
     from optimizer.archive import Archive
 
 NO_VERDICT = "No verdict yet: the chosen merge was not scored on the report items."
@@ -71,33 +70,13 @@ class Report:
     verdict: Verdict | None
     rival: RivalResult | None
     findings: list[str]
+    warm_start: WarmStart | None
     attribution: Attribution | None
-
-
-def recorded_space(archive: "Archive") -> SearchSpace:
-    """Return the search space of an archive.
-
-    The data type of merges is that of the recorded recipes; the checkpoints are looked at only
-    when nothing was proposed yet.
-
-    Raises:
-        CheckpointError: Nothing was proposed, and the base cannot be read.
-    """
-    candidates = archive.candidates()
-    if candidates:
-        recipe = candidates[0].recipe
-        return SearchSpace(
-            archive.job, archive.sources, dtype=recipe.dtype, vocabulary=recipe.vocabulary
-        )
-    with CheckpointReader(archive.sources.reference.directory) as reader:
-        dtype: DtypeName = reader.dtype
-    vocabulary = decide_vocabulary(archive.sources, archive.job.models.vocabulary)
-    return SearchSpace(archive.job, archive.sources, dtype=dtype, vocabulary=vocabulary)
 
 
 def report_of(archive: "Archive") -> Report:
     """Gather the report of a search, finished or not."""
-    rows = scored_candidates(archive, "search")
+    rows = believed_candidates(archive)
     outcomes = archive.outcomes("search")
     choice = archive.choice()
     per_split = {split: archive.scores(split) for split in SPLITS}
@@ -123,6 +102,7 @@ def report_of(archive: "Archive") -> Report:
         else {},
         verdict=result,
         rival=rival_of(archive),
+        warm_start=archive.warm_start(),
         findings=findings_after(archive, space) if space else [],
         attribution=attribution(archive),
     )
@@ -145,9 +125,11 @@ def render(report: Report) -> RenderableType:
     """Lay the report out for a terminal."""
     parts: list[RenderableType] = [
         _headline(report),
-        _heading("Front on the search items (* chosen)"),
+        _heading(_front_title(report)),
         front_table(report.front, report.objectives),
     ]
+    if report.warm_start is not None:
+        parts += [_heading("Warm start"), *(Text(line) for line in describe(report.warm_start))]
     if report.findings:
         parts.append(_heading("What limits this search"))
         parts += [Text(f"- {finding}.") for finding in report.findings]
@@ -170,6 +152,12 @@ def render(report: Report) -> RenderableType:
     if report.attribution is not None:
         parts += render_attribution(report.attribution)
     return Group(*parts)
+
+
+def _front_title(report: Report) -> str:
+    if any(row.posterior is not None for row in report.front):
+        return "Front by posterior mean, with raw search scores beside it (* chosen)"
+    return "Front on the search items (* chosen)"
 
 
 def _headline(report: Report) -> Text:
@@ -286,6 +274,14 @@ def report_record(report: Report) -> dict[str, object]:
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
         "verdict": None if found is None else verdict_record(found),
+        "warm_start": None
+        if report.warm_start is None
+        else {
+            "archive": str(report.warm_start.archive),
+            "used": len(report.warm_start.seeds),
+            "exact": sum(seed.is_exact for seed in report.warm_start.seeds),
+            "left_out": dict(report.warm_start.left_out),
+        },
         "findings": report.findings,
         "rival": None if report.rival is None else rival_record(report.rival),
         "attribution": None

@@ -33,7 +33,7 @@ def verify_replay(archive: Archive, space: SearchSpace) -> list[ReplayMismatch]:
         The proposals that differ, by index; empty when all are equal bit for bit.
     """
     strategy = make_strategy(archive.job, space)
-    observations = archive.observations()
+    observations = [*archive.seeds(), *archive.observations()]
     candidates = archive.candidates()
     told = 0
     mismatches = []

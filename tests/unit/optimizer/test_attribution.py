@@ -8,7 +8,8 @@ from optimizer.archive import Archive
 from optimizer.attribution import attribution, record_variants, variants_of
 from optimizer.driver import run_search
 from optimizer.front_view import scored_candidates
-from optimizer.report import recorded_space, report_of, report_record
+from optimizer.recorded_space import recorded_space
+from optimizer.report import report_of, report_record
 from optimizer.resume import verify_replay
 from optimizer.select import choose
 from optimizer.space import SearchSpace

@@ -10,7 +10,8 @@ from optimizer.archive import Archive
 from optimizer.driver import run_search
 from optimizer.findings import findings_after
 from optimizer.preflight import prepare
-from optimizer.report import recorded_space, render, report_of, report_record
+from optimizer.recorded_space import recorded_space
+from optimizer.report import render, report_of, report_record
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 

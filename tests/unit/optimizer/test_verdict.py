@@ -7,7 +7,7 @@ import pytest
 
 from evaluators.scores import TaskScores
 from optimizer.archive import Archive
-from optimizer.report import recorded_space
+from optimizer.recorded_space import recorded_space
 from optimizer.verdict import holm, verdict
 from optimizer.verdict_view import verdict_record
 from tests.unit.optimizer.synthetic_archive import Merge, build
