@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from configs.evaluation import EvaluationSettings, Objective
 from configs.groups import GroupRule, GroupRules, check_rest
+from configs.racing import Gates, Racing, Screening
 from configs.section import Section
 
 Parametrization = Literal["free", "simplex", "softmax"]
@@ -164,6 +165,12 @@ class SearchSettings(Section):
     """Proposals that are kept ready while workers are busy, so that one that becomes free starts
     at once; 0 asks when a worker is free, which then knows one outcome more. May change on
     resume."""
+    racing: Racing = Racing()
+    """When candidates are stopped before all of their items are scored."""
+    gates: Gates = Gates()
+    """When a candidate counts as broken."""
+    screening: Screening = Screening()
+    """Whether several candidates are looked at for each that is scored."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
 
@@ -173,8 +180,16 @@ class Budget(Section):
 
     evaluations: int = Field(default=96, ge=1)
     """Candidates scored on the search split, baselines included."""
+    items: int | None = Field(default=None, ge=1)
+    """Items scored on the search split, of all candidates together; None is no limit."""
     hours: float | None = Field(default=None, gt=0)
     """Wall time of the search in hours, summed over resumed runs; None is no limit."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Hours of evaluations of the search split times ``workers.gpus``; what is under way then is
+    finished. None is no limit."""
+    min_gain_per_hour: float | None = Field(default=None, gt=0)
+    """Hypervolume that the search must still be expected to gain per hour, where the strategy can
+    say so; None goes on to another limit."""
 
 
 class ValidationSettings(Section):
@@ -262,8 +277,19 @@ class JobConfig(Section):
                     raise ValueError(
                         f"{kind}: name `{name}` may hold letters, digits, `_`, `.` and `-` only"
                     )
+        if self.budget.gpu_hours is not None and self.workers.gpus == 0:
+            raise ValueError(
+                "budget.gpu_hours: workers have no GPU (`workers.gpus` is 0), so it would never be "
+                "reached; use `hours` or `items`"
+            )
         _check_preference(self.search.preference, self.objectives)
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
+        specs = [spec for objective in self.objectives.values() for spec in objective.lm_eval_tasks]
+        if self.search.screening.enabled and not any(spec.companion for spec in specs):
+            raise ValueError(
+                "search.screening: no task has `companion: true`, so there is nothing to screen "
+                "by; set it where tasks have reference answers, or leave `screening` out"
+            )
         if repeated := sorted({task for task in tasks if tasks.count(task) > 1}):
             raise ValueError(f"objectives: task `{repeated[0]}` is used twice; use each task once")
         return self

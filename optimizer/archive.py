@@ -8,7 +8,7 @@ tables are in ``optimizer.archive_schema``.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -57,7 +57,7 @@ from optimizer.archive_sqlite import (
     resolved,
     storage_errors,
 )
-from optimizer.archive_stops import RecordedStop, Stop, stop_row
+from optimizer.archive_stops import Stop, stop_row
 from optimizer.archived_search import refuse_existing, write_new
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, Outcome
@@ -259,35 +259,35 @@ class Archive(ArchiveReader):
                 self._insert(connection, item_scores, item_rows(key, told, usual))
                 companions = item_rows(key, outcome.companions, usual)
                 self._insert(connection, companion_scores, companions)
-                if keeps_texts(outcome, candidate, scores, self._recorded):
+                limit = self.job.search.gates.repetition
+                if keeps_texts(outcome, candidate, scores, self._recorded, limit):
                     self._insert(connection, texts, text_rows(outcome))
             if self._run is not None:
                 self._beat(connection, self._run)
         return True
 
-    def record_stop(self, candidate_index: int, stop: Stop) -> None:
-        """Record that a candidate is not scored any further; it is on the disk on return.
+    def record_stops(self, stopped: Mapping[int, Stop]) -> None:
+        """Record that candidates are not scored any further, all at once.
+
+        Args:
+            stopped: Candidate -> why; they are told in this order.
 
         Raises:
             ArchiveError: There is no such candidate, or it is finished: complete, failed or
-                stopped.
+                stopped. Nothing is written.
         """
-        self.candidate(candidate_index)
-        if candidate_index in self._finished:
-            raise ArchiveError(
-                f"candidate {candidate_index} of archive {self._path} is finished, so it cannot "
-                f"be stopped ({stop.reason}); a candidate is told once",
-                candidate=candidate_index,
-            )
-        recorded = RecordedStop(
-            candidate=candidate_index,
-            number=len(self._stops),
-            sequence=len(self._recorded) - 1,
-            stop=stop,
-            stopped_at=utc_now(),
-        )
+        rows = []
+        for number, (index, stop) in enumerate(stopped.items(), start=len(self.stops())):
+            self.candidate(index)
+            if index in self._finished:
+                raise ArchiveError(
+                    f"candidate {index} of archive {self._path} is finished, so it cannot be "
+                    f"stopped ({stop.reason}); a candidate is told once",
+                    candidate=index,
+                )
+            rows.append(stop_row(index, number, len(self._recorded) - 1, stop, utc_now()))
         with self._writing() as connection:
-            self._insert(connection, stops, [stop_row(recorded)])
+            self._insert(connection, stops, rows)
 
     def record_warm_start(self, start: WarmStart) -> None:
         """Record what a search knows before its first proposal; it is on the disk on return.

@@ -14,6 +14,7 @@ from evaluators.blocks import WHOLE, ordered
 from evaluators.scores import Items, Scores, TaskScores, aggregate
 from optimizer.archive_records import RecordedOutcome, covered_objectives, same_items
 from optimizer.candidate import Candidate
+from optimizer.gates import repetitive_share
 from optimizer.pareto import non_dominated
 from optimizer.scalarize import score_matrix
 from workers.outcome import Completed
@@ -106,14 +107,22 @@ def _problem_of(part: TaskScores, usual: Items, where: str, *, whole: bool) -> s
 
 
 def keeps_texts(
-    outcome: Completed, candidate: Candidate, scores: Scores, before: Iterable[RecordedOutcome]
+    outcome: Completed,
+    candidate: Candidate,
+    scores: Scores,
+    before: Iterable[RecordedOutcome],
+    repetition: float | None,
 ) -> bool:
     """Whether generated texts are kept: of held-out evaluations, of baselines, of rivals.
 
-    A rival is a candidate that none dominates of those scored on the same items before it.
+    A rival is a candidate that none dominates of those scored on the same items before it. Texts
+    of which a share of ``repetition`` or more only repeat themselves are kept too: they say why
+    the candidate is stopped, and a driver that is started again asks them.
     """
     key = outcome.key
     if key.split != "search" or candidate.is_baseline:
+        return True
+    if repetition is not None and repetitive_share(outcome.texts) >= repetition:
         return True
     rivals = [
         found.scores

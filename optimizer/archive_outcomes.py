@@ -64,6 +64,7 @@ class OutcomeReader(ArchivedSearch):
         self._finished: set[int] = set()
         self._warm_start: WarmStart | None = None
         self._began_cold = False
+        self._finish_sequences: list[int] = []
 
     def candidates(self) -> list[Candidate]:
         """Return every proposal, by index."""
@@ -135,6 +136,22 @@ class OutcomeReader(ArchivedSearch):
             self._began_cold = began and self._warm_start is None
         return self._warm_start
 
+    def finish_sequences(self) -> list[int]:
+        """Return, for each observation, the number of the last outcome before it was one."""
+        self._refresh()
+        return list(self._finish_sequences)
+
+    def preview(self, candidate: int) -> Observation:
+        """Return what is known of a candidate from its companions alone."""
+        found = self.candidate(candidate)
+        with self._transaction() as connection:
+            return Observation(found, {}, self._companion_means(connection, candidate))
+
+    def is_finished(self, candidate: int) -> bool:
+        """Whether a candidate's search is over: complete, failed or stopped."""
+        self._refresh()
+        return candidate in self._finished
+
     def block(self, split: SplitName, name: str) -> Items:
         """Return the items of a block, in the order of their split.
 
@@ -193,6 +210,7 @@ class OutcomeReader(ArchivedSearch):
         if candidate in self._finished:
             return
         self._finished.add(candidate)
+        self._finish_sequences.append(len(self._recorded) - 1)
         found: Scores = {}
         if scores is not None:
             found = self._companion_means(connection, candidate)

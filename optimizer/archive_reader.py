@@ -118,6 +118,14 @@ class ArchiveReader(OutcomeReader):
             ArchiveError: That candidate has no scores on that split.
         """
         self._completed(candidate, split)
+        return self.texts_so_far(candidate, split)
+
+    def texts_so_far(self, candidate: int, split: SplitName) -> dict[str, tuple[str, ...]]:
+        """Return the texts of all items that a candidate was scored on, be it all or a few.
+
+        A task is left out where the texts of one of its items were not kept.
+        """
+        self.candidate(candidate)
         with self._transaction() as connection:
             rows = connection.execute(self._of_outcome(texts, candidate, split)).all()
             parts = self._read_parts(connection, item_scores, candidate, split)

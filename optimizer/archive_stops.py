@@ -43,20 +43,19 @@ class RecordedStop:
     stopped_at: str
 
 
-def stop_row(recorded: RecordedStop) -> Row:
+def stop_row(candidate: int, number: int, sequence: int, stop: Stop, stopped_at: str) -> Row:
     """Encode a stop; Python's JSON writes every float so that it reads back bit for bit."""
-    stop = recorded.stop
     scores = None
     if stop.scores is not None:
         scores = {name: asdict(score) for name, score in stop.scores.items()}
     return {
-        "candidate": recorded.candidate,
-        "stop": recorded.number,
-        "sequence": recorded.sequence,
+        "candidate": candidate,
+        "stop": number,
+        "sequence": sequence,
         "reason": stop.reason,
         "scores": None if scores is None else json.dumps(scores, allow_nan=False),
         "numbers": json.dumps(dict(stop.numbers), allow_nan=False),
-        "stopped_at": recorded.stopped_at,
+        "stopped_at": stopped_at,
     }
 
 

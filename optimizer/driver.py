@@ -20,19 +20,24 @@ from optimizer.archive import Archive
 from optimizer.attribution import record_variants
 from optimizer.baselines import baseline_plan
 from optimizer.candidate import Candidate, Observation
+from optimizer.dispatch import Dispatch
 from optimizer.events import (
+    BlockFinished,
     Finished,
     OnEvent,
     PhaseChanged,
+    Progressed,
     Proposed,
     SearchStarted,
     WorkersSeen,
     ignore_event,
 )
+from optimizer.progress import Course
 from optimizer.space import SearchSpace
+from optimizer.spending import Purse
 from optimizer.strategies import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
-from workers.outcome import EvaluationKey, EvaluationRequest, Failed
+from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
 from workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -130,17 +135,25 @@ class _Search:
         self._ready: deque[Candidate] = deque()
         self.candidates = archive.candidates()
         self.observations: list[Observation] = []
+        sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
+        self._dispatch = Dispatch(archive, self._job, self._strategy, sources)
+        self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
+        self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
+        for candidate in self.candidates:
+            if not candidate.is_attribution:
+                self._dispatch.proposed(candidate)
         self._seeds = archive.seeds()
         for seed in self._seeds:
             self._strategy.tell(seed)
-        for observation in archive.observations():
-            self._tell(observation)
+        self._tell_new()
 
     def explore(self) -> str:
         """Propose and evaluate until the budget is spent; returns the reason for the end."""
-        self._on_event(SearchStarted(len(self.observations), self._job.budget.evaluations))
-        self._ready = deque(self._pending())
-        left = max(0, self._job.budget.evaluations - len(self.observations))
+        self._on_event(SearchStarted(self._num_evaluated, self._job.budget.evaluations))
+        self._dispatch.settle_last()
+        self._tell_new()
+        self._ready = deque(self._dispatch.waiting(self._pending()))
+        left = max(0, self._job.budget.evaluations - self._num_evaluated)
         self._on_event(PhaseChanged("search", left))
         while True:
             self._submit_ready()
@@ -177,9 +190,13 @@ class _Search:
         return chosen
 
     def _submit_ready(self) -> None:
-        """Give free workers what was proposed already, in its order."""
-        while self._ready and self._pool.num_free and not self._spent():
-            self._submit(self._ready.popleft(), "search")
+        """Give free workers what goes on, then what was proposed, in its order."""
+        while self._ready and self._pool.num_free:
+            request = self._dispatch.request(self._ready[0])
+            if self._purse.promise(request):
+                return
+            self._ready.popleft()
+            self._pool.submit(request)
 
     def _ask_ahead(self) -> str:
         """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
@@ -203,6 +220,7 @@ class _Search:
             candidate = self._strategy.ask(index, self._pending())
         self._archive.record_proposal(candidate)
         self.candidates.append(candidate)
+        self._dispatch.proposed(candidate)
         self._on_event(Proposed(candidate))
         return candidate
 
@@ -216,18 +234,26 @@ class _Search:
 
     def _end_reason(self) -> str:
         budget = self._job.budget
-        if spent := self._spent():
+        if spent := self._purse.spent():
             return spent
-        if sum(not known.is_attribution for known in self.candidates) >= budget.evaluations:
+        groups = self._dispatch.groups
+        if self._num_proposed >= budget.evaluations and (groups is None or groups.is_whole):
             return f"budget of {budget.evaluations} evaluations spent"
+        if reason := self._purse.too_little_gain(self._strategy, self._num_evaluated):
+            return reason
         return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
 
-    def _spent(self) -> str:
-        """Why nothing more may be submitted, of whatever was proposed; empty while it may."""
-        budget = self._job.budget
-        if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
-            return f"budget of {budget.hours} hours spent"
-        return ""
+    @property
+    def _num_proposed(self) -> int:
+        """Evaluations that were proposed: of those that are screened together one is scored."""
+        if self._dispatch.groups is None:
+            return sum(not known.is_attribution for known in self.candidates)
+        baselines = sum(candidate.is_baseline for candidate in self.candidates)
+        return baselines + len(self._dispatch.groups)
+
+    @property
+    def _num_evaluated(self) -> int:
+        return sum(seen.stopped != "screened" for seen in self.observations)
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -236,12 +262,10 @@ class _Search:
         self._on_event(PhaseChanged(split, len(waiting)))
         while waiting or self._pool.num_pending:
             while waiting and self._pool.num_free:
-                self._submit(self.candidates[waiting.popleft()], split)
+                candidate = self.candidates[waiting.popleft()]
+                key = EvaluationKey(candidate.index, split)
+                self._pool.submit(EvaluationRequest(key, candidate.recipe))
             self._take_outcome()
-
-    def _submit(self, candidate: Candidate, split: SplitName) -> None:
-        key = EvaluationKey(candidate.index, split)
-        self._pool.submit(EvaluationRequest(key, candidate.recipe))
 
     def _take_outcome(self) -> None:
         """Wait for one outcome; record it, give the worker its next, then tell the strategy."""
@@ -254,20 +278,43 @@ class _Search:
         split = outcome.key.split
         candidate = self.candidates[outcome.key.candidate]
         if split == "search":
-            self._submit_ready()
-        recorded = self._archive.outcome(candidate.index, split)
-        scores = None if recorded is None else recorded.scores
-        if split == "search":
-            self._tell(Observation(candidate, scores))
-        num_outcomes = len(self._archive.outcomes(split))
-        self._on_event(Finished(candidate, outcome, scores, num_outcomes))
+            self._settle(candidate, outcome)
+        else:
+            recorded = self._archive.outcome(candidate.index, split)
+            scores = None if recorded is None else recorded.scores
+            num_outcomes = len(self._archive.outcomes(split))
+            self._on_event(Finished(candidate, outcome, scores, num_outcomes))
         self._on_event(WorkersSeen(self._pool.worker_states()))
-        if isinstance(outcome, Failed) and split == "search":
+
+    def _settle(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Give the free worker its next request; then tell what the outcome finished."""
+        key = outcome.key
+        recorded = self._archive.outcome(key.candidate, key.split, key.block, key.signal)
+        if recorded is not None:
+            self._purse.settle(recorded)
+        going_on = self._dispatch.settle(candidate.index)
+        self._ready.extendleft(self.candidates[index] for index in reversed(going_on))
+        self._submit_ready()
+        if not self._archive.is_finished(candidate.index):
+            self._on_event(BlockFinished(candidate, outcome))
+        for seen in self._tell_new():
+            count = self._num_evaluated
+            self._on_event(Finished(seen.candidate, outcome, seen.scores, count, seen.stopped))
+            spending = self._purse.spending
+            model_s = sum(spending.model_s.values())
+            self._on_event(Progressed(count, spending.total_items, model_s, self._volume))
+        if isinstance(outcome, Failed):
             self._check_failures(outcome)
 
-    def _tell(self, observation: Observation) -> None:
-        self.observations.append(observation)
-        self._strategy.tell(observation)
+    def _tell_new(self) -> list[Observation]:
+        """Tell the strategy what it does not know yet, in the recorded order."""
+        new = self._archive.observations()[len(self.observations) :]
+        for observation in new:
+            self.observations.append(observation)
+            self._dispatch.note(observation)
+            self._volume = self._course.add(observation)
+            self._strategy.tell(observation)
+        return new
 
     def _check_failures(self, last: Failed) -> None:
         total = len(self.observations)

@@ -28,16 +28,40 @@ class Proposed:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """An outcome was recorded; ``scores`` is None when it is a failure.
+class BlockFinished:
+    """A block of items was recorded, and its candidate goes on with the next."""
 
-    ``num_outcomes`` counts the recorded outcomes of the current phase.
+    candidate: Candidate
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A candidate is finished, with the last recorded outcome; ``scores`` is None of a failure.
+
+    ``num_outcomes`` counts the candidates that are finished in the current phase. ``stopped``
+    says why not all items were scored, and is empty where they were.
     """
 
     candidate: Candidate
     outcome: Outcome
     scores: Scores | None
     num_outcomes: int
+    stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the search has come: what was found, over what it took.
+
+    ``items`` counts what was scored (``optimizer.spending``), ``model_s`` the seconds in which a
+    model ran, and ``volume`` is the hypervolume of what was scored on all items.
+    """
+
+    evaluations: int
+    items: float
+    model_s: float
+    volume: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +79,9 @@ class WorkersSeen:
     states: Mapping[str, WorkerState]
 
 
-Event = SearchStarted | Proposed | Finished | PhaseChanged | WorkersSeen
+Event = (
+    SearchStarted | Proposed | BlockFinished | Finished | Progressed | PhaseChanged | WorkersSeen
+)
 OnEvent = Callable[[Event], None]
 
 

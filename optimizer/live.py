@@ -23,6 +23,7 @@ from optimizer.events import (
     Finished,
     Phase,
     PhaseChanged,
+    Progressed,
     Proposed,
     SearchStarted,
     WorkersSeen,
@@ -198,6 +199,7 @@ class LiveView:
         self._failures: deque[Text] = deque(maxlen=_MAX_FAILURES)
         self._num_failed = 0
         self._last = Text("")
+        self._progress: Progressed | None = None
         # The refresh thread of rich draws while the driver's thread reports.
         self._lock = threading.Lock()
         self._live = Live(
@@ -212,6 +214,8 @@ class LiveView:
                 self._states = dict(event.states)
             elif isinstance(event, Finished):
                 self._note_outcome(event)
+            elif isinstance(event, Progressed):
+                self._progress = event
         # A phase may be over before the next refresh. Not under our lock, which drawing takes.
         if isinstance(event, PhaseChanged) and self._live.is_started:
             self._live.refresh()
@@ -224,7 +228,9 @@ class LiveView:
             return
         self._last = Text(line, style="dim", overflow="ellipsis", no_wrap=True)
         recipe_id = event.candidate.recipe.recipe_id
-        if event.outcome.key.split == "search" and event.scores and recipe_id not in self._rows:
+        if event.stopped or not event.scores or recipe_id in self._rows:
+            return
+        if event.outcome.key.split == "search":
             self._rows[recipe_id] = ScoredCandidate(
                 candidate=event.candidate,
                 scores=event.scores,
@@ -263,7 +269,10 @@ class LiveView:
             ProgressBar(total=max(1, self._pace.total), completed=self._pace.done, width=50),
             f"{self._pace.done}/{self._pace.total}",
         )
-        return grid
+        if self._progress is None:
+            return grid
+        found = f"hypervolume {self._progress.volume:.4g} after {self._progress.items:,.0f} items"
+        return Group(grid, Text(found, style="dim"))
 
     def _front_part(self) -> RenderableType:
         shown = self._front[: max(3, self._console.height - _FIXED_LINES)]
@@ -315,6 +324,8 @@ def _outcome_line(event: Finished, pace: Pace, preference: Mapping[str, float]) 
             f"{': ' + reason[0] if reason else ''}"
         )
     seconds = sum(outcome.seconds.values())
+    if event.stopped:
+        head = f"{head} stopped ({event.stopped})"
     return f"{head} {_scores_text(event.scores or {}, preference)} ({seconds:.1f} s)"
 
 

@@ -31,6 +31,10 @@ class EvaluationKey:
 class EvaluationRequest:
     """Materialize a recipe and score it on a split: on all of its items, or on those of a block.
 
+    ``companions`` names the items whose companions are wanted beside the scores, where not all
+    of them: the others are known already. With ``key.signal`` ``companions`` nothing is scored,
+    and they are wanted of all items of the block.
+
     Raises:
         ValueError: ``items`` are not those of the block that ``key`` names.
     """
@@ -38,6 +42,7 @@ class EvaluationRequest:
     key: EvaluationKey
     recipe: MergeRecipe
     items: Items | None = None
+    companions: Items | None = None
 
     def __post_init__(self) -> None:
         found = WHOLE if self.items is None else block_name(self.items)

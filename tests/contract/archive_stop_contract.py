@@ -49,7 +49,7 @@ class ArchiveStopContract:
 
     def test_stop_comes_back_as_it_was_recorded(self, proposed, location) -> None:
         proposed.record_outcome(completed(3))
-        proposed.record_stop(1, stop())
+        proposed.record_stops({1: stop()})
         with Archive.open(location) as reader:
             (found,) = reader.stops().values()
         assert (found.candidate, found.number, found.sequence) == (1, 0, 0)
@@ -61,11 +61,11 @@ class ArchiveStopContract:
     ) -> None:
         first, second = partition(SPLIT, (1, 1))
         name = proposed.record_block("search", first)
-        proposed.record_stop(4, stop("screened", {}))
+        proposed.record_stops({4: stop("screened", {})})
         for index in (0, 2):
             proposed.record_outcome(completed_block(index, name, first))
-        proposed.record_stop(2, stop())
-        proposed.record_stop(3, stop("broken", None))
+        proposed.record_stops({2: stop()})
+        proposed.record_stops({3: stop("broken", None)})
         failure = dataclasses.replace(failed(1), key=EvaluationKey(1, "search", name))
         proposed.record_outcome(failure)
         rest = proposed.record_block("search", second)
@@ -87,14 +87,14 @@ class ArchiveStopContract:
         with Archive.open(location) as reader:
             for index in range(4):
                 if index % 2:
-                    proposed.record_stop(index, stop())
+                    proposed.record_stops({index: stop()})
                 else:
                     proposed.record_outcome(completed(index))
                 assert told(reader) == told(proposed)
                 assert [index for index, *_ in told(reader)] == list(range(index + 1))
 
     def test_seen_counts_stopped_candidates(self, proposed) -> None:
-        proposed.record_stop(2, stop())
+        proposed.record_stops({2: stop()})
         proposed.record_outcome(completed(1))
         proposed.record_proposal(example_candidate(5, seen=2))
         assert proposed.pending(5) == (0, 3, 4)
@@ -104,16 +104,16 @@ class ArchiveStopContract:
     def test_finished_candidate_is_not_stopped(self, proposed) -> None:
         proposed.record_outcome(completed(0))
         proposed.record_outcome(failed(1))
-        proposed.record_stop(2, stop())
+        proposed.record_stops({2: stop()})
         for index in range(3):
             with pytest.raises(ArchiveError, match=f"candidate {index} of .* is finished"):
-                proposed.record_stop(index, stop())
+                proposed.record_stops({index: stop()})
         with pytest.raises(ArchiveError, match="no candidate 9"):
-            proposed.record_stop(9, stop())
+            proposed.record_stops({9: stop()})
         assert [index for index, *_ in told(proposed)] == [0, 1, 2]
 
     def test_stopped_candidate_takes_no_outcome_of_the_search(self, proposed) -> None:
-        proposed.record_stop(0, stop())
+        proposed.record_stops({0: stop()})
         assert proposed.record_outcome(completed(0)) is False
         assert proposed.outcomes("search") == []
         assert proposed.record_outcome(completed(0, "report")) is True
@@ -164,7 +164,7 @@ class ArchiveStopContract:
             values = completed(0).task_scores["gsm8k"].values
             name = archive.record_block("search", {"gsm8k": ids})
             archive.record_outcome(companions_only(0, name, TaskScores("gsm8k", ids, values)))
-            archive.record_stop(0, stop("screened", {}))
+            archive.record_stops({0: stop("screened", {})})
             (observation,) = archive.observations()
         assert observation.scores == {}
         assert observation.companions["math"].value == pytest.approx(values.mean())
