@@ -29,6 +29,12 @@ from optimizer.front_view import (
     scores_record,
 )
 from optimizer.live import format_duration
+from optimizer.progress_view import (
+    Progress,
+    progress_record,
+    progress_report,
+    render_progress,
+)
 from optimizer.recorded_space import recorded_space
 from optimizer.rival import RivalResult, rival_of
 from optimizer.scalarize import preferred_mean
@@ -69,6 +75,7 @@ class Report:
     baselines: dict[str, Scores]
     verdict: Verdict | None
     rival: RivalResult | None
+    progress: Progress | None
     findings: list[str]
     warm_start: WarmStart | None
     attribution: Attribution | None
@@ -102,6 +109,7 @@ def report_of(archive: "Archive") -> Report:
         else {},
         verdict=result,
         rival=rival_of(archive),
+        progress=progress_report(archive, space, rows) if space else None,
         warm_start=archive.warm_start(),
         findings=findings_after(archive, space) if space else [],
         attribution=attribution(archive),
@@ -128,6 +136,8 @@ def render(report: Report) -> RenderableType:
         _heading(_front_title(report)),
         front_table(report.front, report.objectives),
     ]
+    if report.progress is not None:
+        parts += render_progress(report.progress)
     if report.warm_start is not None:
         parts += [_heading("Warm start"), *(Text(line) for line in describe(report.warm_start))]
     if report.findings:
@@ -274,6 +284,7 @@ def report_record(report: Report) -> dict[str, object]:
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
         "verdict": None if found is None else verdict_record(found),
+        "progress": None if report.progress is None else progress_record(report.progress),
         "warm_start": None
         if report.warm_start is None
         else {

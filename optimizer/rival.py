@@ -14,6 +14,7 @@ from configs.errors import SearchError
 from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.remembered import same_scores
+from optimizer.spending import spending_of
 from optimizer.verdict import ALPHA, Comparison, compare, format_p_value
 
 STRATEGY = "dirichlet"
@@ -94,8 +95,7 @@ def rival_job(archive: Archive) -> JobConfig:
 def spent(archive: Archive) -> int:
     """Return what the search cost, in evaluations of the whole search split."""
     total = sum(map(len, archive.manifest.items("search").values()))
-    scored = archive.scores_so_far("search").values()
-    items = sum(score.count for scores in scored for score in scores.values())
+    items = spending_of(archive).total_items
     failed = sum(seen.scores is None for seen in archive.observations())
     return max(1, math.ceil(items / total) + failed)
 

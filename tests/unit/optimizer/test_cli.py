@@ -238,14 +238,14 @@ def test_shard_size_that_is_none_is_refused(text):
 
 
 def test_wishes_are_read_as_name_and_number():
-    assert cli_export._numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
-    assert cli_export._numbers("--prefer", None) is None
+    assert cli_export.numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
+    assert cli_export.numbers("--prefer", None) is None
 
 
 @pytest.mark.parametrize("text", ["math", "math=much", "math=1,,code=2", ""])
 def test_wishes_that_cannot_be_read_are_refused(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
-        cli_export._numbers("--prefer", text)
+        cli_export.numbers("--prefer", text)
 
 
 def test_writer_is_who_holds_the_lock(archive):
