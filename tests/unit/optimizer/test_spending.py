@@ -86,6 +86,7 @@ def test_search_goes_on_where_its_items_ended_with_a_larger_budget(search):
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_racing_leaves_items_for_more_candidates(search):
     budget = {"evaluations": 1000, "items": 4000}
     _, plain, _ = search(budget=budget)
@@ -143,6 +144,7 @@ def test_strategy_that_expects_nothing_is_not_asked(search):
     assert result.reason == "budget of 20 evaluations spent"
 
 
+@pytest.mark.slow
 def test_companions_alone_count_by_their_model_time(search):
     _, archive, _ = search(**scripted_search.SEARCHES["screening"], budget={"evaluations": 40})
     spending = spending_of(archive)
