@@ -16,18 +16,21 @@ from configs.schema import JobConfig
 from evaluators.scores import FloatArray
 from optimizer.candidate import Candidate, Observation
 from optimizer.cma_strategy import CmaStrategy
-from optimizer.pareto import best_gain, non_dominated, spread_subset
+from optimizer.pareto import best_gain, gain_bounds, hypervolume_contributions, non_dominated
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
-from optimizer.strategy import ask_generator
-from optimizer.surrogate import Surrogate, usable_observations
-from optimizer.surrogate_pool import Parents, draw_pool
+from optimizer.strategy import ask_generator, without_nan
+from optimizer.surrogate import Surrogate, SurrogateMemory
+from optimizer.surrogate_pool import Parents, draw_children, draw_pool
 from optimizer.surrogate_start import draw_merge, start_genotypes, start_size
 
 ORIGIN = "strategy:surrogate_cma"
 
 # Parents of local moves: this many of the front, and the best by the preferred mean.
 _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
+# The pool's best are bred for so many generations on each drawn function.
+_ELITE, _GENERATIONS = 20, 3
+_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class SurrogateStrategy:
         self._start_size = start_size(space)
         self._cma = CmaStrategy(job, space, origin=ORIGIN)
         self._told: list[Observation] = []
+        self._num_failed = 0
+        self._memory = SurrogateMemory(space, self._names)
         self._belief: tuple[int, _Belief] | None = None
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
@@ -66,7 +71,9 @@ class SurrogateStrategy:
 
     def tell(self, observation: Observation) -> None:
         """Remember an observation."""
+        observation = without_nan(observation)
         self._told.append(observation)
+        self._num_failed += observation.scores is None
         self._cma.tell(observation)
 
     def stop(self) -> dict[str, str]:
@@ -80,9 +87,8 @@ class SurrogateStrategy:
 
         A candidate that failed is not replaced, as long as the start has any scores.
         """
-        usable = usable_observations(self._space, self._names, self._told)
-        num_failed = sum(seen.scores is None for seen in self._told)
-        reached = len(usable) + num_failed + len(pending)
+        usable = self._memory.usable(self._told)
+        reached = len(usable) + self._num_failed + len(pending)
         if reached >= self._start_size and any(seen.scores for seen in usable):
             return None
         known = {seen.candidate.recipe.recipe_id for seen in self._told}
@@ -93,19 +99,38 @@ class SurrogateStrategy:
         return draw_merge(self._space, rng)
 
     def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
+        """Search one function drawn from the posterior for what is best if it were true."""
         belief = self._believe()
+        surrogate = belief.surrogate
         steered = rng.random() < self._preference_share
-        pool = draw_pool(self._space, belief.parents, self._cma, rng)
-        features = belief.surrogate.features_of_genotypes(pool)
         running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
-        narrowing = belief.surrogate.features_of_recipes(running) if running else None
-        drawn = belief.surrogate.draw(features, rng, narrowing)
-        best = int(np.argmax(drawn @ self._preference))
-        if not steered:
-            row, gain = best_gain(drawn, belief.front, belief.reference)
-            best = row if gain > 0 else best
-        chosen: FloatArray = pool[best]
+        narrowing = surrogate.features_of_recipes(running) if running else None
+        drawn = surrogate.path(rng, narrowing, spread=_SPREAD)
+        pool = draw_pool(self._space, belief.parents, self._cma, rng)
+        scores = drawn(surrogate.features_of_genotypes(pool))
+        for _ in range(_GENERATIONS):
+            worth = self._worth(scores, belief, steered=steered)
+            best = np.argsort(-worth, kind="stable")[:_ELITE]
+            children = draw_children(self._space, pool[best], rng)
+            pool = np.concatenate([pool, children])
+            more = drawn(surrogate.features_of_genotypes(children))
+            scores = np.concatenate([scores, more])
+        if steered:
+            row = int(np.argmax(scores @ self._preference))
+        else:
+            row, gain = best_gain(scores, belief.front, belief.reference)
+            row = row if gain > 0 else int(np.argmax(scores @ self._preference))
+        chosen: FloatArray = pool[row]
         return chosen
+
+    def _worth(self, scores: FloatArray, belief: _Belief, *, steered: bool) -> FloatArray:
+        """Order candidates, ``(n,)``: by preference, or by a bound on the hypervolume they add."""
+        preferred = scores @ self._preference
+        if steered:
+            return np.asarray(preferred)
+        bound = gain_bounds(scores, belief.front, belief.reference)
+        # Those that add nothing come after all that do, in the order of the preference.
+        return np.where(bound > 0, bound, preferred - preferred.max() - 1.0)
 
     def _believe(self) -> _Belief:
         """Return the belief after everything told; computed once per tell."""
@@ -114,11 +139,12 @@ class SurrogateStrategy:
         return self._belief[1]
 
     def _learn(self) -> _Belief:
-        surrogate = Surrogate(self._space, self._names, self._told)
-        mean = surrogate.predict_observed().mean
+        surrogate = Surrogate(self._space, self._names, self._told, memory=self._memory)
+        mean = surrogate.observed_middle()
         reference = reference_point(self._told, self._names)
         front = np.flatnonzero(non_dominated(mean))
-        spread = [int(front[i]) for i in spread_subset(mean[front], reference, _FRONT_PARENTS)]
+        worth = hypervolume_contributions(mean[front], reference)
+        spread = front[np.argsort(-worth, kind="stable")[:_FRONT_PARENTS]].tolist()
         preferred = np.argsort(-(mean @ self._preference), kind="stable")[:_PREFERRED_PARENTS]
         known = np.array([seen.candidate.genotype for seen in surrogate.observations])
         rows = list(dict.fromkeys([*spread, *preferred.tolist()]))
