@@ -25,9 +25,9 @@ Scalarization = Literal["weighted_sum", "tchebycheff"]
 Residency = Literal["auto", "gpu", "host", "disk"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
-# Keys that say how long, where and on what a search runs, not what it searches: a search may be
-# resumed with other values of these.
-OPERATIONAL_KEYS = frozenset({"name", "budget", "workers", "archive"})
+# Keys that say how long, where and on what a search runs and how it is validated, not what it
+# searches: a search may be resumed with other values of these.
+OPERATIONAL_KEYS = frozenset({"name", "budget", "validation", "workers", "archive"})
 
 # The same inside objectives: whether a scorer is tried before a worker starts changes no score.
 _OPERATIONAL_OF_ENTRIES = {"__all__": {"tasks": {"__all__": {"dry_run"}}}}
@@ -205,6 +205,9 @@ class ValidationSettings(Section):
 
     candidates: int = Field(default=8, ge=1)
     """How many spread points of the front are scored on the select split."""
+    leave_one_out: bool = False
+    """Whether the chosen merge is also scored on the report split without each checkpoint, and
+    without drops (up to two evaluations per checkpoint, and one): the report says what matters."""
 
 
 class WorkerSettings(Section):

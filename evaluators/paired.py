@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.evaluation import Objective
 from evaluators.scores import FloatArray, TaskScores, standard_error
 
-EXACT_ITEMS = 20
-"""Up to so many items that differ, all 2^n assignments of signs are looked at."""
+EXACT_SUMS = 2**20
+"""Up to so many sums, the test by signs looks at all assignments of signs."""
 
 _CHUNK = 1024
 # Sums that are equal but for the order of their terms count as equal.
@@ -182,10 +183,12 @@ def sign_flip_p_value(
     """Test by flipping signs whether differences are centred on zero (Fisher 1935; two-sided).
 
     If the two candidates were alike, each item's difference could as well have the other sign.
-    With up to ``EXACT_ITEMS`` items that differ, the p-value is the share of all assignments of
-    signs whose weighted mean is at least as far from zero. With more, it is estimated from
-    random ones as (1 + hits) / (1 + draws), so that it is never zero (Phipson and Smyth,
-    arXiv:1603.05766).
+    The p-value is the share of all 2^n assignments of signs whose weighted mean is at least as far
+    from zero. It is exact where at most ``EXACT_SUMS`` sums are possible: of items that differ by
+    equal amounts only the number of plus signs matters, so that right-or-wrong scores are tested
+    exactly whatever their number (for one task that is McNemar's test), and any 20 items are.
+    Otherwise it is estimated from random signs as (1 + hits) / (1 + draws), so that it is never
+    zero (Phipson and Smyth, arXiv:1603.05766).
 
     Args:
         parts: The comparison.
@@ -197,8 +200,10 @@ def sign_flip_p_value(
     if not terms.size:
         return 1.0
     limit = abs(float(terms.sum())) - _RELATIVE_TIE * float(np.abs(terms).sum())
-    if terms.size <= EXACT_ITEMS:
-        return float((np.abs(_signed_sums(terms)) >= limit).mean())
+    sizes, counts = _equal_sizes(np.abs(terms))
+    if math.prod((counts + 1).tolist()) <= EXACT_SUMS:
+        sums, chances = _signed_sums(sizes, counts)
+        return min(1.0, float(chances[np.abs(sums) >= limit].sum()))
     rng = np.random.default_rng(seed)
     hits = 0
     for start in range(0, num_resamples, _CHUNK):
@@ -208,9 +213,27 @@ def sign_flip_p_value(
     return (1 + hits) / (1 + num_resamples)
 
 
-def _signed_sums(terms: FloatArray) -> FloatArray:
-    """Sums of ``(n,)`` terms under all 2^n assignments of signs, shape ``(2^n,)``."""
-    sums = np.zeros(1)
-    for term in terms:
-        sums = np.concatenate([sums + term, sums - term])
-    return sums
+def _equal_sizes(sizes: FloatArray) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Return the different ones of ``(n,)`` positive numbers, and how often each is there."""
+    # Equal but for rounding is equal.
+    steps = np.round(sizes / sizes.max() / _RELATIVE_TIE).astype(np.int64)
+    _, first, counts = np.unique(steps, return_index=True, return_counts=True)
+    return sizes[first], counts.astype(np.int64)
+
+
+def _signed_sums(sizes: FloatArray, counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+    """Return all sums of numbers with random signs, and the probability of each.
+
+    Args:
+        sizes: (m,) different sizes of the numbers.
+        counts: (m,) how many numbers have each size.
+    """
+    from scipy.stats import binom  # noqa: PLC0415 - half a second, for whoever asks
+
+    sums, chances = np.zeros(1), np.ones(1)
+    for size, count in zip(sizes, counts.tolist(), strict=True):
+        positive = np.arange(count + 1)
+        added, weight = size * (2 * positive - count), binom.pmf(positive, count, 0.5)
+        sums = (sums[:, None] + added).ravel()
+        chances = (chances[:, None] * weight).ravel()
+    return sums, chances

@@ -44,10 +44,13 @@ from optimizer.archive_schema import (
     outcomes,
     proposals,
     runs,
+    seeds,
     stops,
     texts,
     utc_now,
+    warm_starts,
 )
+from optimizer.archive_seeds import WarmStart, seed_rows, warm_start_row
 from optimizer.archive_sqlite import (
     check_file,
     file_engine,
@@ -179,7 +182,7 @@ class Archive(ArchiveReader):
         Raises:
             ArchiveError: It is not the next candidate, or has seen more than is recorded.
         """
-        told = self.observations()
+        told = [*self.seeds(), *self.observations()]
         if candidate.index != len(self._candidates):
             raise ArchiveError(
                 f"archive {self._path} expects candidate {len(self._candidates)} next, got "
@@ -194,7 +197,11 @@ class Archive(ArchiveReader):
                 candidate=candidate.index,
             )
         finished = {seen.candidate.index for seen in told[: candidate.seen]}
-        pending = [index for index in range(candidate.index) if index not in finished]
+        pending = [
+            known.index
+            for known in self._candidates
+            if known.index not in finished and not known.is_attribution
+        ]
         with self._writing() as connection:
             self._insert(connection, proposals, [proposal_row(candidate, pending, utc_now())])
 
@@ -281,6 +288,21 @@ class Archive(ArchiveReader):
             rows.append(stop_row(index, number, len(self._recorded) - 1, stop, utc_now()))
         with self._writing() as connection:
             self._insert(connection, stops, rows)
+
+    def record_warm_start(self, start: WarmStart) -> None:
+        """Record what a search knows before its first proposal; it is on the disk on return.
+
+        Raises:
+            ArchiveError: Something was proposed already, or it was started from an archive.
+        """
+        if self.candidates() or self.warm_start() is not None:
+            raise ArchiveError(
+                f"archive {self._path} has begun already; a search is started from another "
+                "archive before its first proposal, once"
+            )
+        with self._writing() as connection:
+            self._insert(connection, warm_starts, [warm_start_row(start, utc_now())])
+            self._insert(connection, seeds, seed_rows(start))
 
     def record_choice(self, candidate_index: int, rule: str) -> None:
         """Record which merge was chosen, and by which rule; the latest choice holds.

@@ -35,6 +35,7 @@ from optimizer.archive_schema import (
     proposals,
     stops,
 )
+from optimizer.archive_seeds import WarmStart, read_warm_start
 from optimizer.archive_stops import RecordedStop, decode_stop
 from optimizer.archived_search import ArchivedSearch
 from optimizer.candidate import Candidate, Observation
@@ -61,6 +62,8 @@ class OutcomeReader(ArchivedSearch):
         self._stops: dict[int, RecordedStop] = {}
         self._observations: list[Observation] = []
         self._finished: set[int] = set()
+        self._warm_start: WarmStart | None = None
+        self._began_cold = False
         self._finish_sequences: list[int] = []
 
     def candidates(self) -> list[Candidate]:
@@ -117,6 +120,21 @@ class OutcomeReader(ArchivedSearch):
         """Return what a strategy has learnt: one observation per finished candidate, in order."""
         self._refresh()
         return list(self._observations)
+
+    def seeds(self) -> list[Observation]:
+        """Return what was known before the first proposal, in the order of telling."""
+        found = self.warm_start()
+        return [] if found is None else [seed.observation for seed in found.seeds]
+
+    def warm_start(self) -> WarmStart | None:
+        """Return what the search was started from; None where it began from nothing."""
+        if self._warm_start is None and not self._began_cold:
+            # Once there is a proposal, none can come.
+            began = bool(self.candidates())
+            with self._transaction() as connection:
+                self._warm_start = read_warm_start(connection, self._search_id)
+            self._began_cold = began and self._warm_start is None
+        return self._warm_start
 
     def finish_sequences(self) -> list[int]:
         """Return, for each observation, the number of the last outcome before it was one."""

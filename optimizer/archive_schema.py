@@ -201,8 +201,33 @@ choices = Table(
     ),
 )
 
+seeds = Table(
+    "seeds",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("seed", Integer, primary_key=True, autoincrement=False, doc="in the order of telling"),
+    Column("source", Integer, nullable=False, doc="candidate of the archive that it is from"),
+    Column("origin", String, nullable=False),
+    Column("genotype_f64", LargeBinary, nullable=False, doc="little-endian float64"),
+    Column("recipe", Text, nullable=False, doc="JSON with the names for people"),
+    Column("scores", Text, nullable=False, doc="JSON: objective -> value, stderr, count, as told"),
+    Column("is_exact", Integer, nullable=False, doc="1: the same tensors on the same items"),
+)
+"""What a search that was started from another archive knew before its first proposal."""
+
+warm_starts = Table(
+    "warm_starts",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("archive", Text, nullable=False, doc="JSON: path of the other archive"),
+    Column("left_out", Text, nullable=False, doc="JSON: reason -> number of outcomes"),
+    Column("recorded_at", String, nullable=False),
+)
+
 APPEND_ONLY = (
     searches,
+    seeds,
+    warm_starts,
     proposals,
     outcomes,
     stops,

@@ -5,6 +5,7 @@ A plan is a function of what was proposed and observed, so that a resumed search
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from configs.recipe import MergeRecipe
 from optimizer.candidate import Candidate, Observation
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
+
+if TYPE_CHECKING:
+    from optimizer.archive import Archive
 
 SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""
@@ -168,6 +172,26 @@ class BaselinePlan:
             method=method,
             options={"normalize": 1.0, "scale": 1.0},
         )
+
+
+def baseline_plan(archive: "Archive", space: SearchSpace) -> BaselinePlan:
+    """Return the plan of baselines of an archive's job."""
+    return BaselinePlan(space, tuple(archive.job.models.checkpoints), archive.job.preference)
+
+
+def baseline_labels(archive: "Archive", space: SearchSpace) -> dict[str, int]:
+    """Map every scored baseline's name to its candidate, the greedy soup included."""
+    observations = archive.observations()
+    labels = {
+        label_of(seen.candidate): seen.candidate.index
+        for seen in observations
+        if seen.candidate.is_baseline and seen.scores is not None
+    }
+    greedy = baseline_plan(archive, space).greedy_soup(observations)
+    for seen in observations:
+        if greedy is not None and seen.candidate.recipe.recipe_id == greedy.recipe_id:
+            labels.setdefault("greedy soup", seen.candidate.index)
+    return labels
 
 
 def _one_hot(index: int, count: int) -> list[float]:

@@ -7,15 +7,21 @@ import numpy as np
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray, Scores
 
+ATTRIBUTION = "attribution:"
+"""Origins that begin so are variants of the chosen merge, not proposals of the search."""
+
+SEED = "seed:"
+"""Origins that begin so are outcomes of another archive, told before the first proposal."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One proposed merge.
 
-    ``index`` counts all proposals of a search from 0. ``genotype`` is an ``(n,)`` float64 array
-    in [0, 1]^n that ``recipe`` was decoded from. ``origin`` says who proposed it
-    (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of
-    observations that had been told when it was proposed: with their recorded order it fixes
+    ``index`` counts all proposals of a search from 0; seeds count from -1 downwards. ``genotype``
+    is an ``(n,)`` float64 array in [0, 1]^n that ``recipe`` was decoded from. ``origin`` says who
+    proposed it (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of observations
+    that had been told when it was proposed, seeds included: with their recorded order it fixes
     everything that the proposal could depend on.
     """
 
@@ -32,6 +38,11 @@ class Candidate:
     def is_baseline(self) -> bool:
         """Whether it was proposed as a baseline, not by the strategy."""
         return self.origin.startswith("baseline:")
+
+    @property
+    def is_attribution(self) -> bool:
+        """Whether it only asks what matters in the chosen merge: neither told nor counted."""
+        return self.origin.startswith(ATTRIBUTION)
 
     def same_proposal(self, other: "Candidate") -> bool:
         """Whether both propose the same merge at the same point of the search, bit for bit."""

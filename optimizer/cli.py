@@ -21,11 +21,14 @@ from configs.errors import MergefrontError
 from optimizer.cli_options import (
     ArchiveFile,
     AsJson,
+    AtLeast,
     Dtype,
     Evaluations,
     JobFile,
+    Knee,
     ModelPlaces,
     Plain,
+    Prefer,
     Settings,
     ShardSize,
     read_overrides,
@@ -153,15 +156,21 @@ def noise(
 
 @_command
 def run(
+    *,
     job: JobFile,
     settings: Settings = None,
     evaluations: Evaluations = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="ARCHIVE", help="Begin with what another search learnt."),
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Search until the budget is spent, then validate and choose."""
     from optimizer import cli_search
 
-    cli_search.run(job, overrides=read_overrides(settings, evaluations), plain=plain)
+    overrides = read_overrides(settings, evaluations)
+    cli_search.run(job, overrides=overrides, start_from=start_from, plain=plain)
 
 
 @_command
@@ -196,6 +205,14 @@ def resume(
 
 
 @_command
+def rival(archive: ArchiveFile, settings: Settings = None, plain: Plain = False) -> None:
+    """Run random search at the same budget and compare."""
+    from optimizer import cli_search
+
+    cli_search.rival(archive, overrides=read_overrides(settings), plain=plain)
+
+
+@_command
 def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
     """Say how far a search is, running or not."""
     from optimizer import cli_read
@@ -205,15 +222,23 @@ def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
 
 @_command
 def front(
+    *,
     archive: ArchiveFile,
     split: Annotated[str, typer.Option(help="Whose scores: search, select or report.")] = "search",
+    prefer: Prefer = None,
+    at_least: AtLeast = None,
+    knee: Knee = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Rank by raw search scores, not by the posterior.")
+    ] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Print the merges that no other merge dominates."""
     from optimizer import cli_read
 
-    cli_read.front(archive, split=split, as_json=as_json, as_csv=as_csv)
+    wish = cli_read.FrontWish(prefer, at_least, knee, raw)
+    cli_read.front(archive, split=split, wish=wish, as_json=as_json, as_csv=as_csv)
 
 
 @_command
@@ -243,13 +268,9 @@ def export(
     *,
     archive: ArchiveFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
-    prefer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME=W,...", help="Maximize this weighted mean of objectives."),
-    ] = None,
-    at_least: Annotated[
-        str | None, typer.Option(metavar="NAME=X,...", help="Smallest acceptable scores.")
-    ] = None,
+    prefer: Prefer = None,
+    at_least: AtLeast = None,
+    knee: Knee = False,
     recipe_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Recipe id or a prefix of it.")
     ] = None,
@@ -268,6 +289,7 @@ def export(
         out=out,
         prefer=prefer,
         at_least=at_least,
+        knee=knee,
         recipe_id=recipe_id,
         dtype=dtype,
         score=score,

@@ -29,6 +29,7 @@ def export(
     out: Path,
     prefer: str | None,
     at_least: str | None,
+    knee: bool,
     recipe_id: str | None,
     dtype: str | None,
     score: bool,
@@ -41,8 +42,8 @@ def export(
     from optimizer.select import choose  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
 
-    wishes = _numbers("--prefer", prefer)
-    floors = _numbers("--at-least", at_least)
+    wishes = numbers("--prefer", prefer)
+    floors = numbers("--at-least", at_least)
     wanted = dtype_of(dtype)
     max_shard_bytes = size_in_bytes(max_shard_size)
     if score and wanted is None:
@@ -52,7 +53,7 @@ def export(
     # Told before anything is scored.
     refuse_used(out.expanduser().absolute())
     with Archive.open(path) as archive:
-        choice = choose(archive, prefer=wishes, floors=floors, recipe_id=recipe_id)
+        choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
         if choice.split == "search":
             _note(
                 "no merge was scored on held-out items yet, so the scores of the search decide, "
@@ -112,8 +113,12 @@ def dtype_of(text: str | None) -> DtypeName | None:
     return text  # type: ignore[return-value]  # just looked up among the names
 
 
-def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
-    """Read ``name=number,name=number``."""
+def numbers(flag: str, text: str | None) -> dict[str, float] | None:
+    """Read ``name=number,name=number``.
+
+    Raises:
+        ConfigError: It is something else.
+    """
     if text is None:
         return None
     numbers: dict[str, float] = {}

@@ -18,6 +18,14 @@ Settings = Annotated[
 Evaluations = Annotated[
     int | None, typer.Option("--evaluations", min=1, help="Override budget.evaluations.")
 ]
+Prefer = Annotated[
+    str | None,
+    typer.Option("--prefer", metavar="NAME=W,...", help="Maximize this weighted mean."),
+]
+AtLeast = Annotated[
+    str | None, typer.Option("--at-least", metavar="NAME=X,...", help="Smallest acceptable scores.")
+]
+Knee = Annotated[bool, typer.Option("--knee", help="Take the knee of the front.")]
 
 Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
 ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]

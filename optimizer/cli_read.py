@@ -7,9 +7,10 @@ import fcntl
 import json
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psutil
 from rich.console import Console
@@ -17,7 +18,14 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.evaluation import SPLITS, SplitName
 from optimizer.archive import Archive
-from optimizer.front_view import front_of, front_table, row_record, rows_csv, scored_candidates
+from optimizer.front_view import (
+    ScoredCandidate,
+    front_of,
+    front_table,
+    row_record,
+    rows_csv,
+    scored_candidates,
+)
 from optimizer.live import format_duration
 
 # Where output is not a terminal, a table that is cut is of no use.
@@ -48,9 +56,11 @@ def status(path: Path, *, as_json: bool) -> None:
         value = record[key]
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         console.print(f"  {key.replace('_', ' '):<12} {text or 'none'}", markup=False)
+    if (verdict := record["verdict"]) is not None:
+        console.print(verdict["sentence"], markup=False, soft_wrap=True)
 
 
-def _status_record(archive: Archive) -> dict[str, object]:
+def _status_record(archive: Archive) -> dict[str, Any]:
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
     num_told = len(archive.observations())
@@ -72,7 +82,7 @@ def _status_record(archive: Archive) -> dict[str, object]:
         "created_at": archive.created_at,
         "evaluations": {
             "recorded": num_told,
-            "in flight or lost": len(archive.candidates()) - num_told,
+            "in flight or lost": sum(not c.is_attribution for c in archive.candidates()) - num_told,
             "budget": budget,
         },
         "validated": {"select": finished["select"], "report": finished["report"]},
@@ -81,7 +91,21 @@ def _status_record(archive: Archive) -> dict[str, object]:
         "elapsed_s": archive.elapsed_s,
         "choice": choice,
         "writer": writer,
+        "verdict": _verdict(archive),
     }
+
+
+def _verdict(archive: Archive) -> dict[str, object] | None:
+    """Return the verdict as JSON; None before the chosen merge was scored on report items."""
+    from optimizer.recorded_space import recorded_space  # noqa: PLC0415 - the verdict
+    from optimizer.verdict import verdict  # noqa: PLC0415 - the verdict
+    from optimizer.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
+
+    choice = archive.choice()
+    if choice is None or choice not in archive.scores("report"):
+        return None
+    found = verdict(archive, recorded_space(archive))
+    return None if found is None else verdict_record(found)
 
 
 def writer_of(path: Path) -> int | None:
@@ -110,17 +134,28 @@ def _is_locked(lock: Path) -> bool:
         return False
 
 
-def front(path: Path, *, split: str, as_json: bool, as_csv: bool) -> None:
-    """Print the front on a split."""
+@dataclass(frozen=True, slots=True)
+class FrontWish:
+    """What ``front`` was asked for: texts of ``--prefer`` and ``--at-least``, and flags."""
+
+    prefer: str | None = None
+    at_least: str | None = None
+    knee: bool = False
+    raw: bool = False
+
+
+def front(path: Path, *, split: str, wish: FrontWish, as_json: bool, as_csv: bool) -> None:
+    """Print the front on a split, what is wanted most first."""
     with Archive.open(path) as archive:
         name = _split(split)
-        rows = front_of(scored_candidates(archive, name))
+        rows, rule = _front_rows(archive, name, wish)
         objectives = list(archive.job.objectives)
         header = {
             "archive": str(archive.path),
             "split": name,
             "objectives": objectives,
             "preference": archive.job.preference,
+            "rule": rule,
         }
     if as_json:
         print_json({**header, "front": [row_record(row) for row in rows]})
@@ -130,6 +165,33 @@ def front(path: Path, *, split: str, as_json: bool, as_csv: bool) -> None:
         sys.stderr.write(f"no merge was scored on the {name} split yet\n")
     else:
         stdout_console().print(front_table(rows, objectives))
+        if rule:
+            sys.stderr.write(f"recipe {rows[0].short_id} is first: {rule}\n")
+
+
+def _front_rows(
+    archive: Archive, split: SplitName, wish: FrontWish
+) -> tuple[list[ScoredCandidate], str | None]:
+    """Return the front, and the rule by which its first row is the first where one was given."""
+    from optimizer.belief import believed_candidates  # noqa: PLC0415 - the surrogate
+    from optimizer.cli_export import numbers  # noqa: PLC0415 - imports this module
+    from optimizer.select import choose, ranked  # noqa: PLC0415 - the surrogate
+
+    prefer, floors = numbers("--prefer", wish.prefer), numbers("--at-least", wish.at_least)
+    wished = bool(prefer or floors or wish.knee)
+    if wished and (wish.raw or split != "search"):
+        flag = "--raw" if wish.raw else "--split"
+        message = "leave it out with --prefer, --at-least and --knee: they go by the posterior"
+        raise ConfigError("the command line cannot be read", [Problem(flag, message)])
+    if not wished:
+        is_raw = wish.raw or split != "search"
+        found = scored_candidates(archive, split) if is_raw else believed_candidates(archive)
+        return front_of(found), None
+    choice = choose(archive, prefer=prefer, floors=floors, knee=wish.knee)
+    rows = front_of(ranked(archive, prefer=prefer, floors=floors, knee=wish.knee))
+    first = [row for row in rows if row.candidate.index == choice.candidate.index]
+    others = [row for row in rows if row.candidate.index != choice.candidate.index]
+    return [*first, *others], choice.rule
 
 
 def _split(text: str) -> SplitName:

@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from configs.errors import ConfigError, JobChangedError, Problem
 from configs.load import job_of, load_job
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive import Archive
+from optimizer.archive_seeds import WarmStart
 from optimizer.cli import INTERRUPTED
 from optimizer.cli_read import print_json, stdout_console
 from optimizer.driver import num_singles, run_search, run_singles
@@ -47,12 +48,19 @@ def check(
         stdout_console().print(render_prepared(prepared))
 
 
-def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
-    """Start a search and see it to its end."""
+def run(
+    job_path: Path,
+    *,
+    overrides: Mapping[str, object],
+    start_from: Path | None = None,
+    plain: bool,
+) -> None:
+    """Start a search, with what another archive knows where one is named, to its end."""
     console = _stderr_console()
     job = load_job(job_path, overrides)
     prepared = prepare(job, announce=partial(_say, console, style="dim"))
     _warn(console, prepared)
+    start = None if start_from is None else _warm_start(start_from, prepared, console)
     archive = Archive.create(
         Path(job.archive),
         job=job,
@@ -61,7 +69,20 @@ def run(job_path: Path, *, overrides: Mapping[str, object], plain: bool) -> None
         manifest=prepared.manifest,
     )
     with archive:
+        if start is not None:
+            archive.record_warm_start(start)
         _search(archive, prepared, console, plain=plain, options=_options(overrides))
+
+
+def _warm_start(path: Path, prepared: Prepared, console: Console) -> WarmStart:
+    """Take from an archive what means something in a new search, and say what that is."""
+    from optimizer.warm_start import describe, warm_start_from  # noqa: PLC0415 - only here
+
+    with Archive.open(path) as earlier:
+        start = warm_start_from(earlier, prepared.job, prepared.space, prepared.manifest)
+    for line in describe(start):
+        _say(console, line, style="dim")
+    return start
 
 
 def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
@@ -124,6 +145,60 @@ def resume(
         if job_path is not None:
             options += f" --job {shlex.quote(str(job_path))}"
         _search(archive, prepared, console, plain=plain, options=options)
+
+
+def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
+    """Run random search at the budget of a finished search, beside its archive, and compare."""
+    from optimizer.remembered import RememberingPool  # noqa: PLC0415 - with what it wraps
+    from optimizer.rival import rival_job  # noqa: PLC0415 - only here
+    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+
+    console = _stderr_console()
+    with ExitStack() as stack:
+        searched = stack.enter_context(Archive.open(path))
+        here = _job_to_resume(searched, None, False, overrides, console)
+        # Nobody exports the rival's choice, so what matters in it is not asked.
+        validation = here.validation.model_copy(update={"leave_one_out": False})
+        changes = {"workers": here.workers, "validation": validation}
+        job = rival_job(searched).model_copy(update=changes)
+        archive, prepared = _rival_archive(job, console)
+        stack.enter_context(archive)
+        _say(console, f"archive {archive.path}", style="dim")
+        spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+        view = make_view(archive, console, plain=plain)
+        command = f"mergefront rival {shlex.quote(str(path))}{_options(overrides)}"
+        pool = RememberingPool(RayPool(spec), searched)
+        with _resumable(archive, job, command), view, pool:
+            run_search(archive, pool, prepared.space, job=job, on_event=view.on_event)
+        stdout_console().print(render(report_of(searched)))
+
+
+def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]:
+    """Open the archive of a random search for writing, or begin it."""
+    announce = partial(_say, console, style="dim")
+    place = Path(job.archive)
+    if not place.exists():
+        prepared = prepare(job, announce=announce)
+        archive = Archive.create(
+            place,
+            job=job,
+            job_path=None,
+            sources=prepared.sources,
+            manifest=prepared.manifest,
+        )
+        return archive, prepared
+    archive = Archive.open(place, writable=True)
+    with ExitStack() as on_error:
+        on_error.enter_context(archive)
+        if changed := changed_keys(archive.job, job):
+            raise JobChangedError(
+                f"{place} is the random search of another search; move it away. It differs:",
+                changed,
+            )
+        prepared = prepare(job, archive=archive, announce=announce)
+        on_error.pop_all()
+    return archive, prepared
 
 
 def _search(
@@ -203,7 +278,7 @@ def _job_to_resume(
             "another `archive`, or go on as archived with --archived-job. Changed:",
             changes,
         )
-    for key in ("budget", "workers"):
+    for key in ("budget", "validation", "workers"):
         before, now = (getattr(part, key).model_dump() for part in (archive.job, job))
         for name in [name for name in now if now[name] != before[name]]:
             _say(console, f"{key}.{name}: {before[name]} -> {now[name]}", style="dim")

@@ -17,7 +17,8 @@ from configs.errors import SearchError, TooManyFailuresError
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
 from optimizer.archive import Archive
-from optimizer.baselines import BaselinePlan, label_of
+from optimizer.attribution import record_variants
+from optimizer.baselines import baseline_plan
 from optimizer.candidate import Candidate, Observation
 from optimizer.dispatch import Dispatch
 from optimizer.events import (
@@ -139,7 +140,11 @@ class _Search:
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in self.candidates:
-            self._dispatch.proposed(candidate)
+            if not candidate.is_attribution:
+                self._dispatch.proposed(candidate)
+        self._seeds = archive.seeds()
+        for seed in self._seeds:
+            self._strategy.tell(seed)
         self._tell_new()
 
     def explore(self) -> str:
@@ -161,7 +166,10 @@ class _Search:
         """Score held-out splits, choose, and return the chosen candidate's index."""
         preference = self._job.preference
         size = self._job.validation.candidates
-        self._evaluate("select", validation_candidates(self.observations, preference, size))
+        promising = validation_candidates(
+            self.observations, preference, size, space=self._space, seeds=self._seeds
+        )
+        self._evaluate("select", promising)
         selected = self._archive.scores("select")
         chosen = choose_preferred(selected, preference)
         if chosen is None:
@@ -175,6 +183,10 @@ class _Search:
             self._archive.record_choice(chosen, rule)
         baselines = [candidate.index for candidate in self.candidates if candidate.is_baseline]
         self._evaluate("report", sorted({chosen, *baselines}))
+        if self._job.validation.leave_one_out:
+            variants = record_variants(self._archive, self._space, chosen)
+            self.candidates = self._archive.candidates()
+            self._evaluate("report", variants)
         return chosen
 
     def _submit_ready(self) -> None:
@@ -202,7 +214,7 @@ class _Search:
         if baseline is not None:
             recipe = baseline.recipe
             genotype = self._space.encode(recipe.weights, recipe.drop_ratios)
-            seen = len(self.observations)
+            seen = len(self._seeds) + len(self.observations)
             candidate = Candidate(index, genotype, recipe, baseline.origin, seen)
         else:
             candidate = self._strategy.ask(index, self._pending())
@@ -214,7 +226,11 @@ class _Search:
 
     def _pending(self) -> list[Candidate]:
         told = {observation.candidate.index for observation in self.observations}
-        return [candidate for candidate in self.candidates if candidate.index not in told]
+        return [
+            candidate
+            for candidate in self.candidates
+            if candidate.index not in told and not candidate.is_attribution
+        ]
 
     def _end_reason(self) -> str:
         budget = self._job.budget
@@ -231,7 +247,7 @@ class _Search:
     def _num_proposed(self) -> int:
         """Evaluations that were proposed: of those that are screened together one is scored."""
         if self._dispatch.groups is None:
-            return len(self.candidates)
+            return sum(not known.is_attribution for known in self.candidates)
         baselines = sum(candidate.is_baseline for candidate in self.candidates)
         return baselines + len(self._dispatch.groups)
 
@@ -313,23 +329,3 @@ class _Search:
                 failed=failed,
                 total=total,
             )
-
-
-def baseline_plan(archive: Archive, space: SearchSpace) -> BaselinePlan:
-    """Return the plan of baselines of an archive's job."""
-    return BaselinePlan(space, tuple(archive.job.models.checkpoints), archive.job.preference)
-
-
-def baseline_labels(archive: Archive, space: SearchSpace) -> dict[str, int]:
-    """Map every scored baseline's name to its candidate, the greedy soup included."""
-    observations = archive.observations()
-    labels = {
-        label_of(seen.candidate): seen.candidate.index
-        for seen in observations
-        if seen.candidate.is_baseline and seen.scores is not None
-    }
-    greedy = baseline_plan(archive, space).greedy_soup(observations)
-    for seen in observations:
-        if greedy is not None and seen.candidate.recipe.recipe_id == greedy.recipe_id:
-            labels.setdefault("greedy soup", seen.candidate.index)
-    return labels

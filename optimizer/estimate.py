@@ -25,10 +25,10 @@ class Estimate:
     """Sizes in bytes, and counts.
 
     ``moved_bytes`` is what one candidate moves through memory: every source read once, the result
-    written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines`` and
-    ``evaluations`` are upper bounds: the greedy soup may end early. ``generations`` and
-    ``new_tokens`` are those of one candidate, the latter at the most.
-    ``tiers`` says where the moved bytes come from.
+    written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines``,
+    ``num_variants`` and ``evaluations`` are upper bounds: the greedy soup may end early, and of the
+    chosen merge only what takes part can be left out. ``generations`` and ``new_tokens`` are those
+    of one candidate, the latter at the most. ``tiers`` says where the moved bytes come from.
     """
 
     num_genes: int
@@ -36,6 +36,7 @@ class Estimate:
     moved_bytes: int
     worker_bytes: int
     num_baselines: int
+    num_variants: int
     evaluations: dict[SplitName, int]
     requests: dict[SplitName, int]
     generations: dict[SplitName, int]
@@ -73,6 +74,7 @@ def estimate(
         machine: What the workers run on.
     """
     num_baselines = _num_baselines(job, space)
+    num_variants = _num_variants(job, space)
     num_search = job.budget.evaluations
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
     counts = {split: _counts(manifest.items(split)) for split in SPLITS}
@@ -83,10 +85,11 @@ def estimate(
         moved_bytes=pool.bytes_read + pool.bytes_written,
         worker_bytes=worker_bytes,
         num_baselines=num_baselines,
+        num_variants=num_variants,
         evaluations={
             "search": num_search,
             "select": min(job.validation.candidates, num_search),
-            "report": 1 + min(num_baselines, num_search),
+            "report": 1 + min(num_baselines, num_search) + num_variants,
         },
         requests={split: sum(count.values()) for split, count in counts.items()},
         generations={
@@ -115,6 +118,15 @@ def _num_baselines(job: JobConfig, space: SearchSpace) -> int:
     fixed = len(BaselinePlan(space, names, job.preference).fixed)
     # The greedy soup begins with a single checkpoint, which is scored anyway.
     return fixed + max(0, len(names) - 1)
+
+
+def _num_variants(job: JobConfig, space: SearchSpace) -> int:
+    """Return how many variants of the chosen merge are scored, at the most."""
+    if not job.validation.leave_one_out:
+        return 0
+    count = len(job.models.checkpoints)
+    undropped = 0 if not space.has_drops else 1 + (count if count > 1 else 0)
+    return count + undropped
 
 
 def digest_seconds(size_bytes: float) -> float:

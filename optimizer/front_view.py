@@ -30,13 +30,20 @@ SHORT_ID = 10
 class ScoredCandidate:
     """A candidate with its scores on one split.
 
-    ``mean`` is the mean of the objectives weighted by the job's preference.
+    ``mean`` is the mean of the objectives weighted by the job's preference, of what is believed:
+    of ``posterior`` where there is one (``optimizer.belief``), else of the raw ``scores``.
     """
 
     candidate: Candidate
     scores: Scores
     mean: float
     is_chosen: bool
+    posterior: Scores | None = None
+
+    @property
+    def believed(self) -> Scores:
+        """The posterior where there is one, else the raw scores."""
+        return self.scores if self.posterior is None else self.posterior
 
     @property
     def short_id(self) -> str:
@@ -50,7 +57,7 @@ class ScoredCandidate:
 
 
 def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandidate]:
-    """Return all candidates that completed on a split, by index.
+    """Return all candidates that completed on a split, by index, variants for attribution left out.
 
     Of proposals of one and the same recipe only the first is kept: its scores are theirs.
     """
@@ -60,6 +67,8 @@ def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandid
     chosen_id = None if choice is None else candidates[choice].recipe.recipe_id
     rows: dict[str, ScoredCandidate] = {}
     for index, scores in sorted(archive.scores(split).items()):
+        if candidates[index].is_attribution:
+            continue
         recipe_id = candidates[index].recipe.recipe_id
         if recipe_id not in rows:
             rows[recipe_id] = ScoredCandidate(
@@ -72,9 +81,9 @@ def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandid
 
 
 def points_of(rows: Sequence[ScoredCandidate]) -> FloatArray:
-    """Objective values of rows, ``(n, m)`` float64, higher is better."""
+    """Believed objective values of rows, ``(n, m)`` float64, higher is better."""
     return np.array(
-        [[score.value for score in row.scores.values()] for row in rows], dtype=np.float64
+        [[score.value for score in row.believed.values()] for row in rows], dtype=np.float64
     )
 
 
@@ -111,14 +120,20 @@ def front_table(
     *,
     with_recipe: bool = True,
 ) -> Table:
-    """Build the table of some rows: recipe, origin, objectives, mean, effective checkpoints."""
+    """Build the table of some rows: recipe, origin, objectives, mean, effective checkpoints.
+
+    Where there is a posterior, objectives and mean are those of it; raw search scores follow.
+    """
     names = list(objectives)
+    has_posterior = any(row.posterior is not None for row in rows)
     table = Table(header_style="bold", pad_edge=False, box=None)
     table.add_column("recipe", no_wrap=True)
     table.add_column("from")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
+    if has_posterior:
+        table.add_column("raw " + " ".join(names), justify="right", no_wrap=True)
     table.add_column("eff.", justify="right", no_wrap=True)
     if with_recipe:
         table.add_column("weight@drop ratio")
@@ -126,8 +141,9 @@ def front_table(
         cells = [
             row.short_id + (" *" if row.is_chosen else ""),
             row.candidate.origin.partition(":")[2],
-            *(format_score(row.scores[name], with_error=with_recipe) for name in names),
+            *(format_score(row.believed[name], with_error=with_recipe) for name in names),
             f"{row.mean:.3f}",
+            *([" ".join(f"{row.scores[name].value:.3f}" for name in names)] * has_posterior),
             f"{row.candidate.recipe.effective_checkpoints:.1f}",
         ]
         if with_recipe:
@@ -164,6 +180,7 @@ def row_record(row: ScoredCandidate) -> dict[str, object]:
         "recipe_id": row.candidate.recipe.recipe_id,
         "origin": row.candidate.origin,
         "scores": scores_record(row.scores),
+        "posterior": None if row.posterior is None else scores_record(row.posterior),
         "mean": row.mean,
         "effective_checkpoints": row.candidate.recipe.effective_checkpoints,
         "is_chosen": row.is_chosen,
@@ -181,6 +198,7 @@ def rows_csv(rows: Sequence[ScoredCandidate], objectives: Iterable[str]) -> str:
         [
             *("candidate", "recipe_id", "origin"),
             *(f"{name}{suffix}" for name in names for suffix in ("", ".stderr", ".count")),
+            *(f"{name}.posterior{suffix}" for name in names for suffix in ("", "_stderr")),
             *("mean", "effective_checkpoints", "is_chosen"),
             *(name for name, _ in genes),
         ]
@@ -191,11 +209,18 @@ def rows_csv(rows: Sequence[ScoredCandidate], objectives: Iterable[str]) -> str:
             [
                 *(row.candidate.index, row.candidate.recipe.recipe_id, row.candidate.origin),
                 *(cell for score in scores for cell in (score.value, score.stderr, score.count)),
+                *(cell for name in names for cell in _posterior_cells(row, name)),
                 *(row.mean, row.candidate.recipe.effective_checkpoints, int(row.is_chosen)),
                 *(value for _, value in _flat_genes(row.candidate.recipe)),
             ]
         )
     return text.getvalue()
+
+
+def _posterior_cells(row: ScoredCandidate, name: str) -> tuple[float | str, float | str]:
+    if row.posterior is None:
+        return "", ""
+    return row.posterior[name].value, row.posterior[name].stderr
 
 
 def _flat_genes(recipe: MergeRecipe) -> list[tuple[str, float]]:

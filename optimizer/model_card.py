@@ -12,10 +12,11 @@ from configs.schema import ModelSource
 from evaluators.scores import ObjectiveScore, Scores
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import SHORT_ID, format_score
-from optimizer.report import Report, format_difference, genes_of, report_of
+from optimizer.report import Report, genes_of, report_of
 from optimizer.rescore import SPLIT, OtherDtype
 from optimizer.scalarize import preferred_mean
 from optimizer.select import Choice
+from optimizer.verdict_view import format_difference
 
 if TYPE_CHECKING:
     from optimizer.archive import Archive
@@ -180,6 +181,7 @@ def _baseline_rows(report: Report, *, with_differences: bool) -> list[list[str]]
         values = [format_score(scores[name], with_error=False) for name in report.objectives]
         row = [label, *values, f"{preferred_mean(scores, report.preference):.3f}"]
         if with_differences and report.verdict is not None:
-            row.append(format_difference(report.verdict.differences.get(label)))
+            gap = report.verdict.comparisons.get(label)
+            row.append(format_difference(None if gap is None else gap.mean))
         rows.append(row)
     return rows

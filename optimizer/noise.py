@@ -37,9 +37,9 @@ MEAN = "mean"
 """Name of the row for the preferred mean of the objectives."""
 
 # What of a task does not change what an item scores.
-_NOT_THE_SCORE = {"weight", "companion", "dry_run", "per_item"}
+KEYS_BESIDE_SCORES = {"weight", "companion", "dry_run", "per_item"}
 # The same of the settings: how many items there are is the question.
-_NOT_THE_SCORE_EITHER = {"splits", "batch_size", "backend", "allow_code_execution", "sandbox"}
+SETTINGS_BESIDE_SCORES = {"splits", "batch_size", "backend", "allow_code_execution", "sandbox"}
 _POWER_SIGMAS = NormalDist().inv_cdf(1 - ALPHA / 2) + NormalDist().inv_cdf(POWER)
 
 
@@ -274,7 +274,7 @@ def _check_same_scores(archive: Archive, job: JobConfig) -> None:
     """
     before, now = (
         {
-            spec.task: spec.model_dump(exclude=_NOT_THE_SCORE)
+            spec.task: spec.model_dump(exclude=KEYS_BESIDE_SCORES)
             for objective in each.objectives.values()
             for spec in objective.tasks
         }
@@ -286,7 +286,7 @@ def _check_same_scores(archive: Archive, job: JobConfig) -> None:
         if before.get(task) != now.get(task)
     ]
     old, new = (
-        each.evaluation.model_dump(exclude=_NOT_THE_SCORE_EITHER) for each in (archive.job, job)
+        each.evaluation.model_dump(exclude=SETTINGS_BESIDE_SCORES) for each in (archive.job, job)
     )
     problems += [
         Problem(f"evaluation.{key}", f"{old[key]} -> {new[key]}")

@@ -33,6 +33,7 @@ from optimizer.estimate import (
     format_bytes,
     format_seconds,
 )
+from optimizer.findings import findings_before
 from optimizer.machine_check import (
     check_device,
     check_memory,
@@ -181,6 +182,7 @@ def prepare(
     assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
+    warnings += findings_before(job, space, cost.num_baselines)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,

@@ -88,7 +88,8 @@ def _cost_table(prepared: Prepared) -> Table:
         (
             "evaluations",
             f"{cost.evaluations['search']} search (of them up to {cost.num_baselines} baselines), "
-            f"{cost.evaluations['select']} select, up to {cost.evaluations['report']} report",
+            f"{cost.evaluations['select']} select, up to {cost.evaluations['report']} report"
+            + (f" ({cost.num_variants} to leave out one by one)" if cost.num_variants else ""),
         ),
         (
             "per candidate",

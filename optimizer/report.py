@@ -13,28 +13,45 @@ from rich.text import Text
 
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
-from evaluators.paired import PairedDifference
 from evaluators.scores import ObjectiveScore, Scores
-from optimizer.driver import baseline_labels
+from optimizer.archive_seeds import WarmStart
+from optimizer.attribution import Attribution, attribution
+from optimizer.attribution_view import attribution_record, render_attribution
+from optimizer.baselines import baseline_labels
+from optimizer.belief import believed_candidates
+from optimizer.findings import findings_after
 from optimizer.front_view import (
     ScoredCandidate,
     format_score,
     front_of,
     front_table,
     row_record,
-    scored_candidates,
     scores_record,
 )
 from optimizer.live import format_duration
+from optimizer.progress_view import (
+    Progress,
+    progress_record,
+    progress_report,
+    render_progress,
+)
+from optimizer.recorded_space import recorded_space
+from optimizer.rival import RivalResult, rival_of
 from optimizer.scalarize import preferred_mean
-from optimizer.space import SearchSpace
 from optimizer.verdict import Verdict, verdict
-from workers.checkpoint import CheckpointReader
-from workers.vocabulary import decide_vocabulary
+from optimizer.verdict_view import (
+    format_difference,
+    render_rival,
+    render_verdict,
+    rival_record,
+    verdict_record,
+)
+from optimizer.warm_start import describe
 
 if TYPE_CHECKING:
-    from configs.schema import DtypeName
     from optimizer.archive import Archive
+
+NO_VERDICT = "No verdict yet: the chosen merge was not scored on the report items."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +74,16 @@ class Report:
     chosen: dict[SplitName, Scores]
     baselines: dict[str, Scores]
     verdict: Verdict | None
-
-
-def recorded_space(archive: "Archive") -> SearchSpace:
-    """Return the search space of an archive.
-
-    The data type of merges is that of the recorded recipes; the checkpoints are looked at only
-    when nothing was proposed yet.
-
-    Raises:
-        CheckpointError: Nothing was proposed, and the base cannot be read.
-    """
-    candidates = archive.candidates()
-    if candidates:
-        recipe = candidates[0].recipe
-        return SearchSpace(
-            archive.job, archive.sources, dtype=recipe.dtype, vocabulary=recipe.vocabulary
-        )
-    with CheckpointReader(archive.sources.reference.directory) as reader:
-        dtype: DtypeName = reader.dtype
-    vocabulary = decide_vocabulary(archive.sources, archive.job.models.vocabulary)
-    return SearchSpace(archive.job, archive.sources, dtype=dtype, vocabulary=vocabulary)
+    rival: RivalResult | None
+    progress: Progress | None
+    findings: list[str]
+    warm_start: WarmStart | None
+    attribution: Attribution | None
 
 
 def report_of(archive: "Archive") -> Report:
     """Gather the report of a search, finished or not."""
-    rows = scored_candidates(archive, "search")
+    rows = believed_candidates(archive)
     outcomes = archive.outcomes("search")
     choice = archive.choice()
     per_split = {split: archive.scores(split) for split in SPLITS}
@@ -107,6 +108,11 @@ def report_of(archive: "Archive") -> Report:
         if space
         else {},
         verdict=result,
+        rival=rival_of(archive),
+        progress=progress_report(archive, space, rows) if space else None,
+        warm_start=archive.warm_start(),
+        findings=findings_after(archive, space) if space else [],
+        attribution=attribution(archive),
     )
 
 
@@ -119,7 +125,7 @@ def _baselines(
         for label, index in labels.items()
         if index in scores and index != choice
     }
-    order = list(result.differences) if result else []
+    order = list(result.comparisons) if result else []
     return {label: scored[label] for label in [*order, *scored] if label in scored}
 
 
@@ -127,9 +133,16 @@ def render(report: Report) -> RenderableType:
     """Lay the report out for a terminal."""
     parts: list[RenderableType] = [
         _headline(report),
-        _heading("Front on the search items (* chosen)"),
+        _heading(_front_title(report)),
         front_table(report.front, report.objectives),
     ]
+    if report.progress is not None:
+        parts += render_progress(report.progress)
+    if report.warm_start is not None:
+        parts += [_heading("Warm start"), *(Text(line) for line in describe(report.warm_start))]
+    if report.findings:
+        parts.append(_heading("What limits this search"))
+        parts += [Text(f"- {finding}.") for finding in report.findings]
     if report.choice is None:
         parts += [Text("\nNo merge was chosen yet: the search has not been validated.")]
         return Group(*parts)
@@ -140,15 +153,21 @@ def render(report: Report) -> RenderableType:
     ]
     if report.baselines:
         parts += [_heading("Baselines on the report items"), _baselines_table(report)]
-    parts += [_heading(verdict_sentence(report))]
+    if report.verdict is None:
+        parts.append(_heading(NO_VERDICT))
+    else:
+        parts += render_verdict(report.verdict)
+    if report.rival is not None:
+        parts += render_rival(report.rival)
+    if report.attribution is not None:
+        parts += render_attribution(report.attribution)
     return Group(*parts)
 
 
-def verdict_sentence(report: Report) -> str:
-    """Say in words whether the search won; plainly when it did not."""
-    if report.verdict is None:
-        return "No verdict yet: the chosen merge was not scored on the report items."
-    return report.verdict.sentence
+def _front_title(report: Report) -> str:
+    if any(row.posterior is not None for row in report.front):
+        return "Front by posterior mean, with raw search scores beside it (* chosen)"
+    return "Front on the search items (* chosen)"
 
 
 def _headline(report: Report) -> Text:
@@ -227,14 +246,17 @@ def _baselines_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("chosen - baseline", justify="right", no_wrap=True)
-    differences = report.verdict.differences if report.verdict else {}
+    comparisons = report.verdict.comparisons if report.verdict else {}
     own_label = report.verdict.chosen_baseline if report.verdict else None
     if "report" in report.chosen:
         scores = report.chosen["report"]
         name = "chosen merge" + (f" = {own_label}" if own_label else "")
         table.add_row(name, *_cells(report, scores), "", style="bold green")
     for label, scores in report.baselines.items():
-        table.add_row(label, *_cells(report, scores), format_difference(differences.get(label)))
+        gap = comparisons.get(label)
+        table.add_row(
+            label, *_cells(report, scores), format_difference(None if gap is None else gap.mean)
+        )
     return table
 
 
@@ -245,11 +267,6 @@ def _cells(report: Report, scores: Scores) -> list[str]:
 
 def _short(score: ObjectiveScore) -> str:
     return format_score(score, with_error=False)
-
-
-def format_difference(difference: PairedDifference | None) -> str:
-    """Write a paired difference with its standard error; empty without one."""
-    return "" if difference is None else f"{difference.mean:+.3f} ± {difference.stderr:.3f}"
 
 
 def report_record(report: Report) -> dict[str, object]:
@@ -266,26 +283,19 @@ def report_record(report: Report) -> dict[str, object]:
         "choice": None if report.choice is None else row_record(report.choice),
         "chosen": {split: scores_record(scores) for split, scores in report.chosen.items()},
         "baselines": {label: scores_record(scores) for label, scores in report.baselines.items()},
-        "verdict": None
-        if found is None
+        "verdict": None if found is None else verdict_record(found),
+        "progress": None if report.progress is None else progress_record(report.progress),
+        "warm_start": None
+        if report.warm_start is None
         else {
-            "won": found.won,
-            "strongest": found.strongest,
-            "sentence": found.sentence,
-            "means": found.means,
-            "differences": {
-                label: {
-                    "mean": gap.mean,
-                    "stderr": gap.stderr,
-                    "sigmas": _finite(gap.sigmas),
-                    "interval_95": list(gap.interval(0.95)),
-                }
-                for label, gap in found.differences.items()
-            },
+            "archive": str(report.warm_start.archive),
+            "used": len(report.warm_start.seeds),
+            "exact": sum(seed.is_exact for seed in report.warm_start.seeds),
+            "left_out": dict(report.warm_start.left_out),
         },
+        "findings": report.findings,
+        "rival": None if report.rival is None else rival_record(report.rival),
+        "attribution": None
+        if report.attribution is None
+        else attribution_record(report.attribution),
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; a difference without error has no number of sigmas."""
-    return value if abs(value) != float("inf") else None

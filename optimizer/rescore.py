@@ -17,9 +17,9 @@ from configs.schema import DtypeName, JobConfig
 from evaluators.paired import PairedDifference, paired_difference
 from evaluators.scores import Scores, TaskScores, aggregate
 from optimizer.front_view import format_score, scores_record
-from optimizer.report import format_difference
 from optimizer.scalarize import preferred_mean
 from optimizer.select import Choice
+from optimizer.verdict_view import format_difference
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
 from workers.pool import LocalPool, WorkerPool
 

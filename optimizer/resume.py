@@ -33,7 +33,7 @@ def verify_replay(archive: Archive, space: SearchSpace) -> list[ReplayMismatch]:
         The proposals that differ, by index; empty when all are equal bit for bit.
     """
     strategy = make_strategy(archive.job, space)
-    observations = archive.observations()
+    observations = [*archive.seeds(), *archive.observations()]
     candidates = archive.candidates()
     told = 0
     mismatches = []
@@ -41,10 +41,14 @@ def verify_replay(archive: Archive, space: SearchSpace) -> list[ReplayMismatch]:
         while told < candidate.seen:
             strategy.tell(observations[told])
             told += 1
-        if candidate.is_baseline:
+        if candidate.is_baseline or candidate.is_attribution:
             continue
         done = {seen.candidate.index for seen in observations[:told]}
-        pending = [other for other in candidates[: candidate.index] if other.index not in done]
+        pending = [
+            other
+            for other in candidates[: candidate.index]
+            if other.index not in done and not other.is_attribution
+        ]
         again = strategy.ask(candidate.index, pending)
         if not again.same_proposal(candidate):
             mismatches.append(_mismatch(candidate, again))

@@ -1,19 +1,21 @@
 """Choosing one merge from recorded scores: by preference, by floors, or by its id.
 
-The rule of :func:`choose` needs no evaluation. It reads the ``select`` split where the search
-was validated, since choosing by the scores that the search itself maximized picks lucky noise.
+The rule of :func:`choose` needs no evaluation. It goes by what is believed of every merge that
+was scored (``optimizer.belief``), since choosing by the scores that the search itself maximized
+picks lucky noise. Where too little was scored for a model, it reads the ``select`` split alone.
 """
 
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from configs.errors import ArchiveError, ConfigError, Problem
 from configs.evaluation import SplitName
+from optimizer.belief import believed_candidates, chance_of, knee_of, meets
 from optimizer.candidate import Candidate
-from optimizer.front_view import SHORT_ID, ScoredCandidate, scored_candidates
+from optimizer.front_view import SHORT_ID, ScoredCandidate, front_of, scored_candidates
 from optimizer.scalarize import preferred_mean
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def choose(
     *,
     prefer: Mapping[str, float] | None = None,
     floors: Mapping[str, float] | None = None,
+    knee: bool = False,
     recipe_id: str | None = None,
 ) -> Choice:
     """Choose one merge.
@@ -46,7 +49,8 @@ def choose(
         prefer: Objective -> relative weight of the mean that is maximized; the job's own
             preference where None.
         floors: Objective -> smallest acceptable score.
-        recipe_id: Prefix of the id of the wanted recipe; excludes the other two.
+        knee: Take the knee of the front of what meets the floors; excludes ``prefer``.
+        recipe_id: Prefix of the id of the wanted recipe; excludes the other three.
 
     Raises:
         ConfigError: Unknown objective, floors that nothing satisfies, an id that names no
@@ -55,33 +59,69 @@ def choose(
     """
     split: SplitName = "select" if archive.scores("select") else "search"
     if recipe_id is not None:
-        if prefer or floors:
-            raise _wrong_id("an id names one recipe; leave --prefer and --at-least out")
+        if prefer or floors or knee:
+            raise _wrong_id("an id names one recipe; leave --prefer, --at-least and --knee out")
         return Choice(_by_id(archive, recipe_id), split, f"recipe id {recipe_id}")
-    if not prefer and not floors and (chosen := archive.choice()) is not None:
+    if not prefer and not floors and not knee and (chosen := archive.choice()) is not None:
         return Choice(archive.candidate(chosen), split, "the choice of the search")
-    rows = scored_candidates(archive, split)
+    rows = ranked(archive, prefer=prefer, floors=floors, knee=knee)
+    best = rows[0]
+    if best.posterior is not None:
+        is_held_out = best.candidate.index in archive.scores("select")
+        split = "select" if is_held_out else "search"
+    preference = _checked(archive, prefer or {}, floors or {}, knee=knee)
+    return Choice(best.candidate, split, _rule(best, preference, floors or {}, split, knee=knee))
+
+
+def ranked(
+    archive: "Archive",
+    *,
+    prefer: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+    knee: bool = False,
+) -> list[ScoredCandidate]:
+    """Return what meets the floors, what is wanted most first, ``mean`` by the preference.
+
+    With ``knee`` the first is the knee of the front, and the others follow by the mean.
+
+    Raises:
+        ConfigError: Unknown objective, or floors that nothing satisfies.
+        ArchiveError: Nothing was scored yet.
+    """
+    preference = _checked(archive, prefer or {}, floors or {}, knee=knee)
+    rows, split = _believed(archive)
+    meeting = [row for row in rows if meets(row, floors or {})]
+    if not meeting:
+        raise _unreachable(rows, floors or {}, split)
+    weighed = [replace(row, mean=preferred_mean(row.believed, preference)) for row in meeting]
+    weighed.sort(key=lambda row: (-row.mean, row.candidate.index))
+    if knee:
+        first = knee_of(front_of(weighed))
+        weighed.remove(first)
+        weighed.insert(0, first)
+    return weighed
+
+
+def _believed(archive: "Archive") -> tuple[list[ScoredCandidate], SplitName]:
+    """Return the rows to choose from, and the split of their raw scores."""
+    rows = believed_candidates(archive)
+    split: SplitName = "search"
+    if archive.scores("select") and all(row.posterior is None for row in rows):
+        rows, split = scored_candidates(archive, "select"), "select"
     if not rows:
         raise ArchiveError(
             f"{archive.path}: no candidate was scored yet; continue with "
             f"`mergefront resume {archive.path}`"
         )
-    preference = _checked(archive, prefer or {}, floors or {})
-    meeting = [
-        row
-        for row in rows
-        if all(row.scores[name].value >= floor for name, floor in (floors or {}).items())
-    ]
-    if not meeting:
-        raise _unreachable(rows, floors or {}, split)
-    best = max(
-        meeting, key=lambda row: (preferred_mean(row.scores, preference), -row.candidate.index)
-    )
-    return Choice(best.candidate, split, _rule(preference, floors or {}, split))
+    return rows, split
 
 
 def _checked(
-    archive: "Archive", prefer: Mapping[str, float], floors: Mapping[str, float]
+    archive: "Archive",
+    prefer: Mapping[str, float],
+    floors: Mapping[str, float],
+    *,
+    knee: bool,
 ) -> dict[str, float]:
     """Return the preference, summing to one, after refusing what makes no sense."""
     objectives = list(archive.job.objectives)
@@ -101,6 +141,8 @@ def _checked(
         for name, floor in floors.items()
         if not math.isfinite(floor)
     ]
+    if prefer and knee:
+        problems.append(Problem("--knee", "is a choice of its own; leave --prefer out"))
     if prefer and not problems and sum(prefer.values()) <= 0:
         problems.append(Problem("--prefer", "at least one weight must be > 0"))
     if problems:
@@ -121,15 +163,17 @@ def _unreachable(
 ) -> ConfigError:
     problems = []
     for name, floor in floors.items():
-        best = max(rows, key=lambda row: row.scores[name].value)
+        best = max(rows, key=lambda row: row.believed[name].value)
         others = [
-            row.scores[name].value
+            row.believed[name].value
             for row in rows
             if all(
-                row.scores[other].value >= bound for other, bound in floors.items() if other != name
+                row.believed[other].value >= bound
+                for other, bound in floors.items()
+                if other != name
             )
         ]
-        text = f"{name}={floor:g}: the best `{name}` is {best.scores[name].value:.3f}"
+        text = f"{name}={floor:g}: the best `{name}` is {best.believed[name].value:.3f}"
         text += f" (recipe {best.short_id})"
         if len(floors) > 1:
             text += (
@@ -138,12 +182,13 @@ def _unreachable(
                 else ", and no merge meets the other floors"
             )
         problems.append(Problem("--at-least", text))
-    return ConfigError(f"no merge meets every floor on the {split} split; lower one", problems)
+    where = "by the posterior" if rows[0].posterior is not None else f"on the {split} split"
+    return ConfigError(f"no merge meets every floor {where}; lower one", problems)
 
 
 def _by_id(archive: "Archive", prefix: str) -> Candidate:
     wanted = prefix.lower()
-    scored = archive.scores("search")
+    scored = archive.scores("search").keys() | archive.scores("report").keys()
     known: dict[str, Candidate] = {}
     for candidate in archive.candidates():
         if candidate.index in scored:
@@ -167,9 +212,19 @@ def _wrong_id(message: str) -> ConfigError:
     return ConfigError("cannot choose a merge", [Problem("--id", message)])
 
 
-def _rule(preference: Mapping[str, float], floors: Mapping[str, float], split: SplitName) -> str:
+def _rule(
+    best: ScoredCandidate,
+    preference: Mapping[str, float],
+    floors: Mapping[str, float],
+    split: SplitName,
+    *,
+    knee: bool,
+) -> str:
     weights = ", ".join(f"{name} {weight:.2g}" for name, weight in preference.items() if weight)
-    text = f"best mean ({weights}) on the {split} split"
+    text = "knee of the front" if knee else f"best mean ({weights})"
+    text += " by the posterior" if best.posterior is not None else f" on the {split} split"
     if floors:
         text += " with " + ", ".join(f"{name} >= {floor:g}" for name, floor in floors.items())
+        if best.posterior is not None:
+            text += f" (all hold with probability {chance_of(best, floors):.2f})"
     return text

@@ -10,25 +10,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluators.scores import Scores
+from optimizer.belief import posterior_scores
 from optimizer.candidate import Observation
 from optimizer.pareto import non_dominated, spread_subset
 from optimizer.scalarize import preferred_mean, reference_point, score_matrix
+from optimizer.space import SearchSpace
 
 
 def validation_candidates(
-    observations: Sequence[Observation], preference: Mapping[str, float], size: int
+    observations: Sequence[Observation],
+    preference: Mapping[str, float],
+    size: int,
+    *,
+    space: SearchSpace | None = None,
+    seeds: Sequence[Observation] = (),
 ) -> list[int]:
     """Choose the candidates to score on the select split.
 
-    Half of them are the best by the preferred mean on the search split, so that the choice is
-    made among several whose search scores are noisy; the rest spread over the front, each
-    adding the most hypervolume.
+    Half of them are the best by the preferred mean, so that the choice is made among several
+    that may be the best; the rest spread over the front, each adding the most hypervolume. Both
+    go by the posterior mean (``optimizer.belief``), since the best of many raw scores are lucky.
 
     Args:
         observations: All observations of the search, failures included. What was stopped is
             left out: its scores are estimates, of what was seen to be worse.
         preference: Objective -> weight.
         size: How many to choose at the most.
+        space: Of the job; without it, raw scores decide.
+        seeds: What the search knew before its first proposal.
 
     Returns:
         Candidate indices, ascending, without repetition.
@@ -37,7 +46,10 @@ def validation_candidates(
     if not scored:
         return []
     names = tuple(preference)
-    points = score_matrix([seen.scores for seen in scored if seen.scores is not None], names)
+    known = [*seeds, *observations]
+    believed = {} if space is None else posterior_scores(known, space, names)
+    scores = [believed.get(seen.candidate.index, seen.scores) for seen in scored]
+    points = score_matrix([found for found in scores if found is not None], names)
     means = points @ np.array([preference[name] for name in names])
     chosen = list(np.argsort(-means, kind="stable")[: (size + 1) // 2])
     front = np.flatnonzero(non_dominated(points))

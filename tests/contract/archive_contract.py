@@ -22,7 +22,9 @@ from configs.errors import (
 )
 from optimizer.archive import Archive
 from optimizer.archive_schema import APPEND_ONLY
+from optimizer.archive_seeds import Seed, WarmStart
 from optimizer.archive_stops import Stop
+from optimizer.candidate import Observation
 from tests.contract.archive_examples import (
     CHECKPOINTS,
     TASKS,
@@ -294,7 +296,10 @@ class ArchiveContract:
 
     @pytest.mark.parametrize("change", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}"])
     def test_recorded_rows_cannot_be_changed(self, create, execute, change) -> None:
+        seed = dataclasses.replace(example_candidate(0), index=-1, origin="seed:strategy:cma")
+        known = Observation(seed, {})
         with create() as archive:
+            archive.record_warm_start(WarmStart(Path("old"), (Seed(known, 3, is_exact=True),), {}))
             archive.record_proposal(example_candidate(0))
             archive.record_outcome(with_companion(completed(0)))
             archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})

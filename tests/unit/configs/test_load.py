@@ -177,7 +177,7 @@ def test_bad_override_is_a_problem_of_its_key(write, key, value, message) -> Non
         (
             "validation: {zzz: 3}",
             "validation.zzz",
-            "unknown key `zzz`; known here: `candidates` (line 13)",
+            "unknown key `zzz`; known here: `candidates`, `leave_one_out` (line 13)",
         ),
         ("seed: many", "seed", "must be a whole number, found `many` (line 13)"),
         ("seed: 1.5", "seed", "must be a whole number, found 1.5 (line 13)"),

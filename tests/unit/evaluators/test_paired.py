@@ -47,7 +47,8 @@ def test_items_count_by_their_weights():
     assert found.stderr == pytest.approx(0.375)
     # Sums 4, 2, -2 and -4 of 3 and 1: the observed 3 - 1 = 2 is as small as any.
     assert sign_flip_p_value([Stratum(1.0, np.array([1.0, -1.0]), weights)]) == 1.0
-    assert sign_flip_p_value([Stratum(1.0, np.array([1.0, 1.0]), weights)]) == 0.5
+    both = [Stratum(1.0, np.array([1.0, 1.0]), weights)]
+    assert sign_flip_p_value(both) == pytest.approx(0.5)
     a, b = task_scores(gsm=[1, 0]), task_scores(gsm=[0, 0])
     for part in (a, b):
         part["gsm"] = dataclasses.replace(part["gsm"], weights=weights)
@@ -92,7 +93,7 @@ def test_mcnemar_refuses_other_shapes_and_scores_between():
 
 def test_sign_flip_of_few_items_counts_all_signs():
     # 1 + 2 + 3: of the 8 sums only 6 and -6 are as far from zero.
-    assert sign_flip_p_value([Stratum(1.0, np.array([1.0, 2.0, 3.0]))]) == 2 / 8
+    assert sign_flip_p_value([Stratum(1.0, np.array([1.0, 2.0, 3.0]))]) == pytest.approx(2 / 8)
     assert sign_flip_p_value([Stratum(1.0, np.array([1.0, 2.0, -3.0, 0.0]))]) == 1.0
     assert sign_flip_p_value([Stratum(1.0, np.zeros(5))]) == 1.0
 
@@ -109,7 +110,20 @@ def test_sign_flip_of_many_items_depends_on_the_seed_only_a_little():
     assert values[0] == sign_flip_p_value(parts, seed=0)
     assert len(set(values)) == 3
     assert max(values) - min(values) < 0.03
-    assert sign_flip_p_value([Stratum(1.0, np.ones(100))], num_resamples=99) == 1 / 100
+    assert sign_flip_p_value([Stratum(1.0, np.arange(1.0, 101.0))], num_resamples=99) == 1 / 100
+
+
+def test_sign_flip_of_many_right_or_wrong_items_is_exact():
+    assert sign_flip_p_value([Stratum(1.0, np.ones(100))]) == pytest.approx(2.0**-99)
+    # 30 of one size and 40 of another: 31 * 41 sums, though 2^70 assignments of signs.
+    rng = np.random.default_rng(0)
+    parts = [Stratum(0.5, np.repeat([1.0, -1.0], (20, 10))), Stratum(0.5, np.repeat([1, -1.0], 20))]
+    exact = sign_flip_p_value(parts)
+    assert exact == sign_flip_p_value(parts, seed=1)
+    signs = 1 - 2 * rng.integers(0, 2, size=(200_000, 70))
+    sums = np.abs(signs @ np.concatenate([part.terms for part in parts]))
+    limit = abs(sum(part.terms.sum() for part in parts)) - 1e-9
+    assert exact == pytest.approx((sums >= limit).mean(), abs=0.005)
 
 
 def test_difference_of_one_item_has_no_error():

@@ -16,8 +16,8 @@ from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
-    "check", "noise", "run", "resume", "status", "front", "plot", "report", "export", "merge",
-    "recipe",
+    "check", "noise", "run", "resume", "rival", "status", "front", "plot", "report", "export",
+    "merge", "recipe",
 )  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
@@ -111,7 +111,12 @@ def test_status_says_how_far_a_search_is(archive):
 
 
 def test_status_as_json_has_a_state_in_one_word(archive, tmp_path):
-    assert json.loads(mergefront("status", archive, "--json").stdout)["state"] == "finished"
+    record = json.loads(mergefront("status", archive, "--json").stdout)
+    assert record["state"] == "finished"
+    assert record["verdict"]["sentence"] in mergefront("status", archive).stdout
+    assert (
+        record["verdict"] == json.loads(mergefront("report", archive, "--json").stdout)["verdict"]
+    )
     begun = build(tmp_path / "b.sqlite", MERGES[:2])
     record = json.loads(mergefront("status", begun, "--json").stdout)
     assert record["state"] == "interrupted"
@@ -233,14 +238,14 @@ def test_shard_size_that_is_none_is_refused(text):
 
 
 def test_wishes_are_read_as_name_and_number():
-    assert cli_export._numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
-    assert cli_export._numbers("--prefer", None) is None
+    assert cli_export.numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
+    assert cli_export.numbers("--prefer", None) is None
 
 
 @pytest.mark.parametrize("text", ["math", "math=much", "math=1,,code=2", ""])
 def test_wishes_that_cannot_be_read_are_refused(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
-        cli_export._numbers("--prefer", text)
+        cli_export.numbers("--prefer", text)
 
 
 def test_writer_is_who_holds_the_lock(archive):

@@ -102,5 +102,6 @@ def test_csv_has_one_number_per_cell_and_reads_back(archive):
 
 def test_csv_of_no_rows_is_a_header():
     assert rows_csv([], ["math"]).splitlines() == [
-        "candidate,recipe_id,origin,math,math.stderr,math.count,mean,effective_checkpoints,is_chosen"
+        "candidate,recipe_id,origin,math,math.stderr,math.count,math.posterior,"
+        "math.posterior_stderr,mean,effective_checkpoints,is_chosen"
     ]

@@ -29,7 +29,7 @@ def test_operational_keys_may_change() -> None:
         budget={"evaluations": 7},
         workers={"count": 9, "device": "cuda", "gpus": 1},
     )
-    assert {"name", "archive", "budget", "workers"} == OPERATIONAL_KEYS
+    assert {"name", "archive", "budget", "validation", "workers"} == OPERATIONAL_KEYS
     assert changed_keys(job(), other) == []
 
 

@@ -69,6 +69,14 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert cost.total_moved_bytes == cost.moved_bytes * 66
 
 
+def test_estimate_counts_the_variants_that_are_left_out_on_request(tiny_job):
+    prepared = prepare(tiny_job(validation={"leave_one_out": True}))
+    # Each of 3 checkpoints, all drops, each of 3 drops.
+    assert prepared.estimate.num_variants == 7
+    assert prepared.estimate.evaluations["report"] == 18 + 7
+    assert "up to 25 report (7 to leave out one by one)" in text_of(prepared)
+
+
 def test_check_prints_pool_suites_and_cost(prepared):
     text = text_of(prepared)
     assert "every check passed" in text

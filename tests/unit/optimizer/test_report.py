@@ -52,6 +52,9 @@ def test_report_says_that_the_search_won(make_report):
     text = text_of(report)
     assert "beats every baseline" in text
     assert "+0.250 ± 0.057" in text
+    assert re.search(r"math +\+0\.250 ± 0\.\d+ +\[\+0\.\d+, \+0\.\d+\] +0\.062", text)
+    assert "the strongest of the baselines" in text
+    assert "Winner's curse" in text
     assert "+0.650" in text
 
 
@@ -107,7 +110,10 @@ def test_report_is_json_even_with_infinitely_sure_differences(make_report):
     worst = Merge((0, 0, 0), (0.0,) * 3, report=(0.0,) * 3, origin="baseline:base")
     record = report_record(make_report(worst, best, chosen=1))
     again = json.loads(json.dumps(record, allow_nan=False))
-    assert again["verdict"]["differences"]["base"] == {
+    found = again["verdict"]["differences"]["base"]
+    assert found["objectives"].keys() == {"instruct", "code", "math"}
+    assert found["p_value"] == pytest.approx(2 / 2**60)
+    assert {key: found[key] for key in ("mean", "stderr", "sigmas", "interval_95")} == {
         "mean": 1.0,
         "stderr": 0.0,
         "sigmas": None,
@@ -122,3 +128,45 @@ def test_report_of_an_archive_without_proposals_is_empty(tmp_path):
         report = report_of(archive)
     assert report.front == []
     assert "0 evaluations" in text_of(report)
+
+
+def test_report_shows_the_hypervolume_over_evaluations_and_items(make_report):
+    report = make_report(BASE, SOUP, winner(0.75), chosen=2)
+    text = text_of(report)
+    record = json.loads(json.dumps(report_record(report), allow_nan=False))["progress"]
+    assert record["evaluations"] == [1, 2, 3]
+    assert record["items"] == [60.0, 120.0, 180.0]
+    # Above the base less two items' worth, 0.1 - 2 / 20.
+    assert record["hypervolume"] == pytest.approx([0.1**3, 0.5**3, 0.9**3])
+    assert re.search(r"3 +180 +0\.7290", text)
+    assert record["believed_hypervolume"] is None
+
+
+def test_report_of_many_merges_says_what_is_believed_of_their_hypervolume(tmp_path):
+    from tests.fault import scripted_search
+
+    path = tmp_path / "run.sqlite"
+    scripted_search.run(path, budget={"evaluations": 40})
+    with Archive.open(path) as archive:
+        report = report_of(archive)
+    assert report.progress.believed > 0
+    assert report.progress.expected_gain is None
+    assert "Of posterior means it is" in text_of(report)
+    assert "Front by posterior mean" in text_of(report)
+
+
+def test_report_asks_the_strategy_what_is_ahead(tmp_path, monkeypatch):
+    from optimizer.dirichlet_strategy import DirichletStrategy
+    from tests.fault import scripted_search
+
+    path = tmp_path / "run.sqlite"
+    scripted_search.run(path, budget={"evaluations": 16}, search={"strategy": "dirichlet"})
+
+    def expected_gain(strategy):
+        return strategy._num_told / 1000
+
+    monkeypatch.setattr(DirichletStrategy, "expected_gain", expected_gain, raising=False)
+    with Archive.open(path) as archive:
+        report = report_of(archive)
+    assert report.progress.expected_gain == 0.016
+    assert "expects its next candidate to add 0.016" in text_of(report)

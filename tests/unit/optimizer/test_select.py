@@ -128,7 +128,7 @@ def test_empty_id_is_refused(archive):
 
 
 def test_id_beside_other_wishes_is_refused(archive):
-    with pytest.raises(ConfigError, match="leave --prefer and --at-least out"):
+    with pytest.raises(ConfigError, match="leave --prefer, --at-least and --knee out"):
         choose(archive, recipe_id="a", prefer={"math": 1.0})
 
 

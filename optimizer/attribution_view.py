@@ -1,0 +1,77 @@
+"""What mattered in the chosen merge, for a person and as JSON."""
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from optimizer.attribution import Attribution
+from optimizer.verdict import format_p_value
+from optimizer.verdict_view import comparison_record, format_difference
+
+
+def render_attribution(found: Attribution) -> list[RenderableType]:
+    """Lay the attribution out for a terminal; one line where nothing was left out."""
+    text = (
+        f"\nWhat matters in it: {found.effective:.1f} of {found.num_checkpoints} checkpoints "
+        "effective"
+    )
+    if found.unused:
+        text += f", {', '.join(found.unused)} unused"
+    parts: list[RenderableType] = [Text(text, style="bold")]
+    if not found.num_variants:
+        parts.append(Text("It is the base, or one model alone: there is nothing to leave out."))
+        return parts
+    if not found.effects:
+        parts.append(
+            Text(
+                "Not asked what each checkpoint adds; `mergefront resume ARCHIVE --set "
+                "validation.leave_one_out=true` scores it on the report items.",
+                style="dim",
+            )
+        )
+        return parts
+    return [*parts, _table(found), *(Text(sentence) for sentence in found.sentences)]
+
+
+def attribution_record(found: Attribution) -> dict[str, object]:
+    """Return the attribution as JSON."""
+    return {
+        "checkpoints": found.num_checkpoints,
+        "effective_checkpoints": found.effective,
+        "unused": list(found.unused),
+        "effects": [
+            {
+                "variant": effect.variant.label,
+                "kind": effect.variant.kind,
+                "checkpoint": effect.variant.checkpoint,
+                "candidate": effect.candidate,
+                "recipe_id": effect.variant.recipe.recipe_id,
+                "alone": effect.alone,
+                "adjusted_p_value": effect.adjusted,
+                "helps": effect.helps,
+                "hurts": effect.hurts,
+                **comparison_record(effect.gap),
+            }
+            for effect in found.effects
+        ],
+        "sentences": found.sentences,
+    }
+
+
+def _table(found: Attribution) -> Table:
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    table.add_column("chosen merge -")
+    names = list(found.effects[0].gap.objectives)
+    for title in (*names, "mean", "p (Holm)", "alone"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for effect in found.effects:
+        differences = [f"{effect.gap.objectives[name].mean:+.3f}" for name in names]
+        table.add_row(
+            effect.variant.label,
+            *differences,
+            format_difference(effect.gap.mean),
+            format_p_value(effect.adjusted).removeprefix("p ").removeprefix("= "),
+            "" if effect.alone is None else f"{effect.alone:.3f}",
+            style="green" if effect.helps else "red" if effect.hurts else None,
+        )
+    return table
