@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from configs.evaluation import SplitSizes
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.blocks import block_name
@@ -35,8 +36,9 @@ POOLS: dict[str, tuple[str, ...]] = {
 }
 """Name of a pool -> its checkpoints: the specialists, and those with the two generalists."""
 
-SEARCH_ITEMS, SELECT_ITEMS, REPORT_ITEMS = 64, 128, 256
+SPLITS = SplitSizes(search=64, select=128, report=256)
 COMPANION = "target_bits_per_byte"
+
 
 class PausedError(Exception):
     """The time is over that this process was given; what it scored is remembered."""
@@ -46,7 +48,12 @@ Kind = Literal["generate", "likelihood"]
 
 
 def zoo_job(
-    zoo: Path, pool: str, *, kind: Kind = "generate", archive: Path | None = None, **changes: object
+    zoo: Path,
+    pool: str,
+    *,
+    kind: Kind = "generate",
+    splits: SplitSizes = SPLITS,
+    **changes: object,
 ) -> JobConfig:
     """Return the job of a pool: three skills, free weights, drops up to 0.9.
 
@@ -54,7 +61,7 @@ def zoo_job(
         zoo: Directory that ``scripts/make_zoo.py --generalists`` made.
         pool: One of ``POOLS``.
         kind: ``likelihood`` scores the bits per byte of the reference answers instead of texts.
-        archive: Where the search is recorded.
+        splits: Items per skill.
         changes: Sections of the job that differ.
     """
     metric = METRICS if kind == "generate" else dict.fromkeys(SKILLS, COMPANION)
@@ -70,10 +77,10 @@ def zoo_job(
         "evaluation": {
             "include_path": [str(ROOT / "evaluators/tasks/zoo")],
             "data_dir": str(zoo),
-            "splits": {"search": SEARCH_ITEMS, "select": SELECT_ITEMS, "report": REPORT_ITEMS},
+            "splits": splits,
             "allow_code_execution": True,
         },
-        "archive": str(archive or zoo / "archive.sqlite"),
+        "archive": str(zoo / "archive.sqlite"),
     }
     return JobConfig.model_validate(content | changes)
 
@@ -93,18 +100,29 @@ class ZooLab:
         zoo: Directory of the zoo.
         pool: One of ``POOLS``.
         store: What was scored before.
+        splits: Items per skill.
         deadline: ``time.monotonic()`` from which on nothing is scored any more; what is
             remembered is still found.
     """
 
     def __init__(
-        self, zoo: Path, pool: str, store: ScoreStore, *, deadline: float = float("inf")
+        self,
+        zoo: Path,
+        pool: str,
+        store: ScoreStore,
+        *,
+        splits: SplitSizes = SPLITS,
+        deadline: float = float("inf"),
     ) -> None:
+        self.zoo = zoo
+        self.splits = splits
         self.pool = pool
         self._deadline = deadline
         self._store = store
         kinds: tuple[Kind, ...] = ("generate", "likelihood")
-        self.jobs: dict[Kind, JobConfig] = {kind: zoo_job(zoo, pool, kind=kind) for kind in kinds}
+        self.jobs: dict[Kind, JobConfig] = {
+            kind: zoo_job(zoo, pool, kind=kind, splits=splits) for kind in kinds
+        }
         self.sources: Sources = resolve_sources(self.jobs["generate"].models)
         self.manifests: dict[Kind, Manifest] = {
             kind: build_manifest(job.objectives, job.evaluation) for kind, job in self.jobs.items()
@@ -115,6 +133,13 @@ class ZooLab:
         """What was asked for since the lab was made, whether it had to be scored or not."""
         self.scored_items = 0
         """Items that really had to be scored."""
+        self.scoring_s = 0.0
+        """Wall seconds that were spent on scores, remembered or not."""
+
+    @property
+    def full_items(self) -> int:
+        """Items of one full evaluation on the search split."""
+        return sum(len(ids) for ids in self.manifest.items("search").values())
 
     @property
     def manifest(self) -> Manifest:
@@ -132,6 +157,15 @@ class ZooLab:
         Raises:
             PausedError: Something would have to be scored after the deadline.
         """
+        started = time.perf_counter()
+        try:
+            return self._scores(recipe, items, kind)
+        finally:
+            self.scoring_s += time.perf_counter() - started
+
+    def _scores(
+        self, recipe: MergeRecipe, items: Items, kind: Kind
+    ) -> dict[str, TaskScores] | Failed:
         _, failure = self._store.digest_and_failure(recipe)
         if failure is not None:
             return _failed(failure)
@@ -151,9 +185,9 @@ class ZooLab:
             for task, by_item in fresh.items():
                 found[task] |= by_item
         cost = self.paid[kind]
-        for by_item in found.values():
-            cost.items += len(by_item)
-            cost.seconds += sum(score.seconds for score in by_item.values())
+        for task, ids in items.items():
+            cost.items += len(ids)
+            cost.seconds += sum(found[task][item].seconds for item in ids)
         return {
             task: TaskScores(task, tuple(ids), np.array([found[task][item].value for item in ids]))
             for task, ids in items.items()
@@ -191,7 +225,7 @@ class ZooLab:
         digest = ""
         for task, ids in items.items():
             started = time.process_time()
-            outcome = self._runner(kind).run(_request(recipe, {task: ids}))
+            outcome = self._runner(kind).run(_request(recipe, {task: tuple(ids)}))
             seconds = _model_seconds(outcome, time.process_time() - started) / len(ids)
             if isinstance(outcome, Failed):
                 self._store.remember_failure(recipe, f"{outcome.error_class}: {outcome.message}")

@@ -27,15 +27,14 @@ from optimizer.scalarize import preferred_mean, reference_point, score_matrix
 from optimizer.space import SearchSpace
 from optimizer.strategies import STRATEGIES
 from optimizer.strategy import Strategy
-from scripts.bench.zoo_pool import SEARCH_ITEMS, SKILLS, RememberingPool, ZooLab, zoo_job
+from scripts.bench.zoo_pool import SKILLS, RememberingPool, ZooLab, zoo_job
 from workers.outcome import Failed
 
 BUDGET = 200
 """Full evaluations of a search, baselines included."""
-FULL_ITEMS = SEARCH_ITEMS * len(SKILLS)
-"""Items of one full evaluation."""
 CHECKPOINTS = (15, 20, 25, 30, 35, 40, 50, 60, 70, 80, 100, 125, 150, 175, 200)
 """Costs, in full evaluations, at which the front is taken and scored on held-out items."""
+REFERENCE_SHARE = 0.9
 FRONT_SIZE = 12
 """Most members of a returned front: those that spread best over it."""
 
@@ -52,16 +51,17 @@ class Step:
     likelihoods: int
     model_s: float
 
-    def cost(self, likelihood_cost: float) -> float:
-        """Return the cost in full evaluations; a likelihood costs so many generated items."""
-        return (self.generated + likelihood_cost * self.likelihoods) / FULL_ITEMS
+    def items(self, likelihood_cost: float) -> float:
+        """Return the cost in items; a likelihood costs so many generated ones."""
+        return self.generated + likelihood_cost * self.likelihoods
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The returned front at one cost.
 
-    ``points`` are its members' held-out scores, ``(n, 3)``, by ``recipes``.
+    ``points`` are its members' held-out scores, ``(n, 3)``, by ``recipes``; the first member is
+    the one with the best preferred mean.
     """
 
     cost: float
@@ -77,15 +77,19 @@ class Checkpoint:
 class Trace:
     """What one search left: its fronts along the way, and the merge that it chose.
 
-    ``chosen`` holds the held-out scores of that merge; ``ask_ms`` the median time of an ask.
+    ``reference`` is the hypervolume's reference point, 0.9 times the base's held-out scores.
+    ``chosen`` holds the held-out scores of the merge that the search chose on select items.
+    ``ask_ms`` is the median time of the last 50 asks.
     """
 
     pool: str
     rival: str
     seed: int
     checkpoints: list[Checkpoint]
+    reference: list[float]
     chosen: list[float]
     ask_ms: float
+    driver_s: float
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -99,13 +103,12 @@ class Trace:
 
 
 def run_search_of(
-    lab: ZooLab, zoo: Path, rival: str, seed: int, *, budget: int, likelihood_cost: float
+    lab: ZooLab, rival: str, seed: int, *, budget: int, likelihood_cost: float
 ) -> Trace:
     """Search a pool with one rival and seed, and score its fronts on held-out items.
 
     Args:
         lab: Of the pool.
-        zoo: Directory of the zoo.
         rival: One of ``VARIANTS``.
         seed: Of the search.
         budget: Full evaluations.
@@ -118,35 +121,45 @@ def run_search_of(
     with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as scratch:
         path = Path(scratch) / "archive.sqlite"
         job = zoo_job(
-            zoo,
+            lab.zoo,
             lab.pool,
-            archive=path,
+            splits=lab.splits,
+            archive=str(path),
             seed=seed,
             search=search,
             budget={"evaluations": budget},
         )
+        started, scored_s = time.perf_counter(), lab.scoring_s
         archive = Archive.create(
             path, job=job, job_path=None, sources=lab.sources, manifest=lab.manifest
         )
         with archive, RememberingPool(lab) as pool, _recorded(str(search["strategy"]), lab) as log:
             result = run_search(archive, pool, lab.space)
             chosen = archive.candidate(result.chosen).recipe
+        driver_s = time.perf_counter() - started - (lab.scoring_s - scored_s)
     checkpoints = []
     for cost in CHECKPOINTS:
-        known = [step for step in log.steps if step.cost(likelihood_cost) <= cost]
+        known = [step for step in log.steps if step.items(likelihood_cost) <= cost * lab.full_items]
         if cost <= budget and known:
             checkpoints.append(_checkpoint(lab, job, cost, known))
-    ask_ms = 1000 * statistics.median(log.ask_s) if log.ask_s else 0.0
-    return Trace(lab.pool, rival, seed, checkpoints, held_out(lab, chosen), ask_ms)
+    base = lab.space.recipe(np.zeros(lab.space.shape).tolist())
+    return Trace(
+        pool=lab.pool,
+        rival=rival,
+        seed=seed,
+        checkpoints=checkpoints,
+        reference=[REFERENCE_SHARE * score for score in held_out(lab, base)],
+        chosen=held_out(lab, chosen),
+        ask_ms=1000 * statistics.median(log.ask_s[-50:]) if log.ask_s else 0.0,
+        driver_s=driver_s,
+    )
 
 
-def returned_front(
-    job: JobConfig, space: SearchSpace, observations: Sequence[Observation]
-) -> list[Candidate]:
+def returned_front(job: JobConfig, observations: Sequence[Observation]) -> list[Candidate]:
     """Return the front that a search would hand over: the same rule for every rival.
 
-    The members that spread best over the non-dominated candidates, and the one with the best
-    preferred mean.
+    The candidate with the best preferred mean, then the members that spread best over those that
+    none dominates.
     """
     scored = [seen for seen in observations if seen.scores]
     names = tuple(job.objectives)
@@ -157,7 +170,7 @@ def returned_front(
     best = max(
         range(len(scored)), key=lambda row: preferred_mean(scored[row].scores or {}, job.preference)
     )
-    return [scored[row].candidate for row in dict.fromkeys([*chosen, best])]
+    return [scored[row].candidate for row in dict.fromkeys([best, *chosen])]
 
 
 def held_out(lab: ZooLab, recipe: MergeRecipe) -> list[float]:
@@ -169,7 +182,7 @@ def held_out(lab: ZooLab, recipe: MergeRecipe) -> list[float]:
 
 
 def _checkpoint(lab: ZooLab, job: JobConfig, cost: float, steps: Sequence[Step]) -> Checkpoint:
-    front = returned_front(job, lab.space, [step.observation for step in steps])
+    front = returned_front(job, [step.observation for step in steps])
     last = steps[-1]
     return Checkpoint(
         cost=cost,
@@ -200,7 +213,8 @@ def _recorded(name: str, lab: ZooLab) -> Iterator[_Log]:
             kind: (cost.items - start[kind][0], cost.seconds - start[kind][1])
             for kind, cost in lab.paid.items()
         }
-        seconds = sum(spent for _, spent in paid.values())
+        # Rounded, since the order of a sum is seen in its last bits.
+        seconds = round(sum(spent for _, spent in paid.values()), 6)
         log.steps.append(Step(observation, paid["generate"][0], paid["likelihood"][0], seconds))
 
     def build(job: JobConfig, space: SearchSpace) -> Strategy:
