@@ -116,6 +116,9 @@ class Merge(Section):
     zero. ``softmax``: sum one, never reaches zero."""
     weight: Bounds = Bounds(low=0.0, high=1.5)
     """Interval of the linear weights (``free`` only)."""
+    scale: Bounds | None = None
+    """Interval of one more gene that multiplies all weights (``simplex`` and ``softmax`` with a
+    base only); None leaves their sum at one. Task vectors that conflict want 1.5 to 2.5."""
     drop_ratio: DropBounds = DropBounds()
     """Interval of the DARE drop ratios (methods with drops only)."""
     groups: dict[str, GroupRules] = Field(
@@ -131,8 +134,15 @@ class Merge(Section):
     """Seed of the DARE masks."""
 
     @model_validator(mode="after")
-    def _one_rest(self) -> Self:
+    def _consistent(self) -> Self:
         check_rest(self.groups)
+        if self.scale is not None and self.parametrization == "free":
+            raise ValueError(
+                "scale: weights of `free` have a scale of their own; take it out, or use "
+                "parametrization `simplex` or `softmax`"
+            )
+        if self.scale is not None and self.scale.low < 0:
+            raise ValueError(f"scale.low must be >= 0 (got {self.scale.low})")
         return self
 
 

@@ -34,8 +34,9 @@ class CmaStrategy:
     Samples outside [0, 1] are clipped, so that a weight or drop ratio can reach its bound.
     """
 
-    def __init__(self, job: JobConfig, space: SearchSpace) -> None:
+    def __init__(self, job: JobConfig, space: SearchSpace, *, origin: str = ORIGIN) -> None:
         self._space = space
+        self._origin = origin
         self._seed = job.seed
         self._sigma = job.search.sigma
         self._preference = job.preference
@@ -49,21 +50,28 @@ class CmaStrategy:
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
         """Sample the distribution as it is now."""
-        normal = ask_generator(self._seed, index).standard_normal(self._space.size)
+        genotype = self.sample(ask_generator(self._seed, index))
+        recipe = self._space.decode(genotype)
+        return Candidate(index, genotype, recipe, self._origin, seen=len(self._told))
+
+    def sample(self, rng: np.random.Generator) -> FloatArray:
+        """Draw a genotype from the distribution as it is now."""
+        normal = rng.standard_normal(self._space.size)
         if self._evolution is None:
             sample = self._start + self._sigma * normal
         else:
             state = self._evolution
             step = state.sigma_vec * state.sm.transform(normal)
             sample = state.mean + state.sigma * step
-        genotype = np.clip(sample, 0.0, 1.0)
-        recipe = self._space.decode(genotype)
-        return Candidate(index, genotype, recipe, ORIGIN, seen=len(self._told))
+        clipped: FloatArray = np.clip(sample, 0.0, 1.0)
+        return clipped
 
     def tell(self, observation: Observation) -> None:
         """Remember an observation; update the distribution when a population is complete."""
         self._told.append(observation)
-        if observation.candidate.origin != ORIGIN:
+        if observation.scores == {}:  # Only its companions are known, which rank nothing.
+            return
+        if observation.candidate.origin != self._origin:
             self._move_start(observation)
             return
         self._batch.append(observation)
@@ -81,7 +89,7 @@ class CmaStrategy:
 
     def _move_start(self, observation: Observation) -> None:
         # Once CMA has begun, its own outcomes lead.
-        if self._evolution is not None or observation.scores is None:
+        if self._evolution is not None or not observation.scores:
             return
         value = preferred_mean(observation.scores, self._preference)
         if value > self._start_value and self._space.contains(observation.candidate.recipe):
@@ -105,9 +113,7 @@ class CmaStrategy:
     def _fitness_of_batch(self) -> FloatArray:
         """Fitness of the batch, ``(population,)``; failures are worse than everything scored."""
         names = tuple(self._preference)
-        scored = {
-            seen.candidate.index: seen.scores for seen in self._told if seen.scores is not None
-        }
+        scored = {seen.candidate.index: seen.scores for seen in self._told if seen.scores}
         worst = len(scored) + 1.0
         if not scored:
             return np.full(len(self._batch), worst)

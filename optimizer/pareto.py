@@ -70,6 +70,38 @@ def hypervolume_contributions(points: ArrayLike, reference: ArrayLike) -> FloatA
     return np.asarray(contributions, dtype=np.float64)
 
 
+def best_gain(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> tuple[int, float]:
+    """Find the point that would add most hypervolume to a front; exact.
+
+    A point adds at most its own box less the largest box that it shares with a member of the
+    front. Points are looked at in the order of that bound, until no bound is above the best gain.
+
+    Returns:
+        Index of the point (the first of equals), and its gain, which is 0 where none has any.
+
+    Raises:
+        ValueError: There is no point.
+    """
+    array, members = as_points(points), as_points(front)
+    corner = np.asarray(reference, dtype=np.float64)
+    if array.shape[0] == 0:
+        raise ValueError("points must hold at least one point")
+    sides = np.maximum(array - corner, 0.0)
+    bounds = sides.prod(axis=1)
+    if members.shape[0]:
+        shared = np.maximum(np.minimum(array[:, None], members[None]) - corner, 0.0)
+        bounds = bounds - shared.prod(axis=2).max(axis=1)
+    best, gain = 0, 0.0
+    for index in np.argsort(-bounds, kind="stable"):
+        if bounds[index] <= gain:
+            break
+        covered = np.minimum(members, array[index]) if members.shape[0] else members
+        added = float(sides[index].prod()) - hypervolume(covered, corner)
+        if added > gain:
+            best, gain = int(index), added
+    return best, gain
+
+
 def domination_depth(points: ArrayLike) -> FloatArray:
     """How far each point is behind the others: additive epsilon to the rest of the set.
 

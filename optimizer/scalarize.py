@@ -29,12 +29,12 @@ def reference_point(observations: Sequence[Observation], names: Sequence[str]) -
     Returns:
         ``(m,)`` float64; zeros when nothing was scored.
     """
-    scored = [seen for seen in observations if seen.scores is not None]
+    scored = [seen for seen in observations if seen.scores]
     if not scored:
         return np.zeros(len(names))
     base = [seen for seen in scored if seen.candidate.origin == "baseline:base"]
     baselines = [seen for seen in scored if seen.candidate.is_baseline]
-    scores = [seen.scores for seen in base or baselines or scored if seen.scores is not None]
+    scores = [seen.scores for seen in base or baselines or scored if seen.scores]
     counts = np.array([scores[0][name].count for name in names], dtype=np.float64)
     reference: FloatArray = score_matrix(scores, names).min(axis=0) - 2.0 / counts
     return reference

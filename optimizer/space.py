@@ -1,7 +1,8 @@
 """The search space: from a point of the unit cube to a merge recipe and back.
 
 Genes come in two runs, weights before drop ratios; within a run, checkpoint by checkpoint and
-group by group. The parametrizations are those of ``configs.schema.Merge`` (D3).
+group by group; a global scale, where the job has one, is the last. The parametrizations are those
+of ``configs.schema.Merge`` (D3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,8 @@ class SearchSpace:
         method = get_method(job.merge.method)
         self.method = method.name
         self.has_drops = method.uses_drop_ratios
+        self.drop_kind = method.drop
+        self._scale = job.merge.scale
         self.uses_task_vectors = method.needs_base
 
     @property
@@ -72,7 +75,18 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of genes."""
-        return self.num_weights * (2 if self.has_drops else 1)
+        return self.num_weights * (2 if self.has_drops else 1) + self.has_scale
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the last gene is a scale of all weights."""
+        return self._scale is not None
+
+    @property
+    def scales(self) -> bool:
+        """Whether the sum of the weights can differ from one."""
+        free = self._merge.parametrization == "free" and self.uses_task_vectors
+        return free or self.has_scale
 
     @property
     def has_base(self) -> bool:
@@ -83,12 +97,13 @@ class SearchSpace:
     def names(self) -> tuple[str, ...]:
         """One stable name per gene, e.g. ``math.weight`` or ``math/attention.drop_ratio``."""
         kinds = ("weight", "drop_ratio") if self.has_drops else ("weight",)
-        return tuple(
+        names = tuple(
             f"{checkpoint.name}{'' if self.shape[1] == 1 else '/' + group.name}.{kind}"
             for kind in kinds
             for checkpoint in self._checkpoints
             for group in self._groups
         )
+        return (*names, "scale") if self.has_scale else names
 
     def decode(self, genotype: FloatArray) -> MergeRecipe:
         """Return the recipe of a genotype.
@@ -100,11 +115,27 @@ class SearchSpace:
             raise ValueError(f"genotype must have shape ({self.size},), found {genotype.shape}")
         if not ((genotype >= 0) & (genotype <= 1)).all():
             raise ValueError(f"genes must be in [0, 1], found {genotype.tolist()}")
-        weights = self._weights_of(genotype[: self.num_weights].reshape(self.shape))
-        drops = np.zeros(self.shape)
+        weights, drops = self.parameters(genotype[None])
+        return self.recipe(weights[0].tolist(), drops[0].tolist())
+
+    def parameters(self, genotypes: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Decode many genotypes at once, without making recipes.
+
+        Args:
+            genotypes: ``(n, size)``, each gene in [0, 1]; not checked.
+
+        Returns:
+            Weights and drop ratios, both ``(n, checkpoints, groups)``.
+        """
+        shape = (len(genotypes), *self.shape)
+        weights = self._weights_of(genotypes[:, : self.num_weights].reshape(shape))
+        if self._scale is not None:
+            weights = weights * _scale(genotypes[:, -1], self._scale)[:, None, None]
+        drops = np.zeros(shape)
         if self.has_drops:
-            drops = _scale(genotype[self.num_weights :].reshape(self.shape), self._merge.drop_ratio)
-        return self.recipe(weights.tolist(), drops.tolist())
+            genes = genotypes[:, self.num_weights : 2 * self.num_weights]
+            drops = _scale(genes.reshape(shape), self._merge.drop_ratio)
+        return weights, drops
 
     def recipe(
         self,
@@ -142,6 +173,9 @@ class SearchSpace:
     def encode(self, weights: Matrix, drop_ratios: Matrix | None = None) -> FloatArray:
         """Return the genotype nearest to given weights and drop ratios, clipped to the cube."""
         array = np.asarray(weights, dtype=np.float64).reshape(self.shape)
+        total = array.sum(axis=0).mean()
+        if self._scale is not None and total > 0:
+            array = array / total
         if self._merge.parametrization == "softmax":
             logits = np.log(np.maximum(array, 1e-12))
             middle = (logits.max(axis=0) + logits.min(axis=0)) / 2
@@ -153,6 +187,8 @@ class SearchSpace:
         if self.has_drops:
             drops = np.zeros(self.shape) if drop_ratios is None else np.asarray(drop_ratios)
             genes = np.concatenate([genes.ravel(), _unscale(drops, self._merge.drop_ratio).ravel()])
+        if self._scale is not None:
+            genes = np.append(genes.ravel(), _unscale(np.array([total]), self._scale))
         clipped: FloatArray = np.clip(genes.ravel(), 0.0, 1.0)
         return clipped
 
@@ -167,13 +203,14 @@ class SearchSpace:
         )
 
     def _weights_of(self, genes: FloatArray) -> FloatArray:
+        """Map ``(n, checkpoints, groups)`` genes to weights."""
         if self._merge.parametrization == "softmax":
             logits = (genes - 0.5) * (2 * _SOFTMAX_RANGE)
-            exponentials = np.exp(logits - logits.max(axis=0))
-            softmax: FloatArray = exponentials / exponentials.sum(axis=0)
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            softmax: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
             return softmax
         if self._merge.parametrization == "simplex":
-            return np.stack([project_to_simplex(column) for column in genes.T], axis=1)
+            return np.swapaxes(project_to_simplex(np.swapaxes(genes, 1, 2)), 1, 2)
         return _scale(genes, self._merge.weight)
 
 
@@ -201,6 +238,14 @@ def check_method(job: JobConfig) -> None:
                 f"{len(job.models.checkpoints)}",
             )
         )
+    if job.merge.scale is not None and not method.needs_base:
+        problems.append(
+            Problem(
+                "merge.scale",
+                f"`{method.name}` averages checkpoints, whose weights must sum to one; take the "
+                "scale out, or name models.base and a method of task vectors",
+            )
+        )
     if problems:
         raise ConfigError(f"method `{method.name}` cannot be used like this", problems)
 
@@ -211,14 +256,15 @@ def project_to_simplex(point: FloatArray) -> FloatArray:
     Euclidean projection by sorting (Held, Wolfe, Crowder 1974; Duchi et al. 2008, fig. 1).
 
     Args:
-        point: ``(n,)`` float64.
+        point: ``(..., n)`` float64: one point, or many along the axes before the last.
 
     Returns:
-        ``(n,)`` float64, non-negative, summing to one.
+        Float64 of the same shape, non-negative, summing to one along the last axis.
     """
-    descending = np.sort(point)[::-1]
-    excess = (np.cumsum(descending) - 1.0) / np.arange(1, point.size + 1)
-    threshold = excess[descending > excess][-1]
+    descending = -np.sort(-point, axis=-1)
+    excess = (np.cumsum(descending, axis=-1) - 1.0) / np.arange(1, point.shape[-1] + 1)
+    last = np.count_nonzero(descending > excess, axis=-1) - 1
+    threshold = np.take_along_axis(excess, last[..., None], axis=-1)
     projected: FloatArray = np.maximum(point - threshold, 0.0)
     return projected
 

@@ -8,8 +8,10 @@ from optimizer.cma_strategy import CmaStrategy
 from optimizer.dirichlet_strategy import DirichletStrategy
 from optimizer.space import SearchSpace
 from optimizer.strategy import Strategy, StrategyFactory
+from optimizer.surrogate_strategy import SurrogateStrategy
 
 STRATEGIES: dict[str, StrategyFactory] = {
+    "surrogate_cma": SurrogateStrategy,
     "cma": CmaStrategy,
     "dirichlet": DirichletStrategy,
 }

@@ -68,8 +68,10 @@ class StrategyContract:
         second, _ = self.run(build, order_seed=1)
         assert all(a.same_proposal(b) for a, b in zip(first, second, strict=True))
         other, _ = self.run(build, order_seed=1, seed=5)
+        # A start design may be the same for every seed.
         assert not any(
-            np.array_equal(a.genotype, b.genotype) for a, b in zip(first, other, strict=True)
+            np.array_equal(a.genotype, b.genotype)
+            for a, b in zip(first[-10:], other[-10:], strict=True)
         )
 
     def test_ask_does_not_depend_on_global_random_state(self, build):

@@ -52,8 +52,14 @@ class TestDirichlet(StrategyContract):
         assert max(totals) > 1.8
 
 
+class TestSurrogateCma(StrategyContract):
+    @pytest.fixture
+    def strategy_name(self) -> str:
+        return "surrogate_cma"
+
+
 def test_every_strategy_is_tested_by_the_contract():
-    assert set(STRATEGIES) == {"cma", "dirichlet"}
+    assert set(STRATEGIES) == {"surrogate_cma", "cma", "dirichlet"}
 
 
 def test_make_strategy_suggests_the_nearest_name(make_job, make_space):

@@ -1,0 +1,125 @@
+"""The default search: a surrogate chooses, from a pool that CMA-ES and simple moves propose.
+
+Thompson sampling (Bradford, Schweidtmann & Lapkin, "Efficient multiobjective optimization
+employing Gaussian processes", J. Glob. Optim. 71, 2018, with another pool): each ask draws one
+function per objective from the posterior, and takes the merge of the pool that would add most
+hypervolume if that function were true; or, for the share of asks that the preference steers, the
+merge with the best preferred mean. Different draws differ, so asks for many workers spread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import JobConfig
+from evaluators.scores import FloatArray
+from optimizer.candidate import Candidate, Observation
+from optimizer.cma_strategy import CmaStrategy
+from optimizer.pareto import best_gain, non_dominated, spread_subset
+from optimizer.scalarize import reference_point
+from optimizer.space import SearchSpace
+from optimizer.strategy import ask_generator
+from optimizer.surrogate import Surrogate, usable_observations
+from optimizer.surrogate_pool import Parents, draw_pool
+from optimizer.surrogate_start import draw_merge, start_genotypes, start_size
+
+ORIGIN = "strategy:surrogate_cma"
+
+# Parents of local moves: this many of the front, and the best by the preferred mean.
+_FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Belief:
+    """What the observations told so far mean; a function of them alone."""
+
+    surrogate: Surrogate
+    front: FloatArray
+    reference: FloatArray
+    parents: Parents
+
+
+class SurrogateStrategy:
+    """Gaussian processes, Thompson samples, hypervolume-ranked CMA-ES among the proposers."""
+
+    def __init__(self, job: JobConfig, space: SearchSpace) -> None:
+        self._space = space
+        self._seed = job.seed
+        self._names = tuple(job.objectives)
+        self._preference = np.array([job.preference[name] for name in self._names])
+        self._preference_share = job.search.preference_share
+        self._start = [space.decode(genotype) for genotype in start_genotypes(space)]
+        self._start_size = start_size(space)
+        self._cma = CmaStrategy(job, space, origin=ORIGIN)
+        self._told: list[Observation] = []
+        self._belief: tuple[int, _Belief] | None = None
+
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
+        """Propose by the start's plan, then by a Thompson sample."""
+        rng = ask_generator(self._seed, index)
+        genotype = self._next_start(rng, pending)
+        if genotype is None:
+            genotype = self._choose(rng, pending)
+        recipe = self._space.decode(genotype)
+        return Candidate(index, genotype, recipe, ORIGIN, seen=len(self._told))
+
+    def tell(self, observation: Observation) -> None:
+        """Remember an observation."""
+        self._told.append(observation)
+        self._cma.tell(observation)
+
+    def stop(self) -> dict[str, str]:
+        """Nothing but the budget ends a search on noisy scores."""
+        return {}
+
+    def _next_start(
+        self, rng: np.random.Generator, pending: Sequence[Candidate]
+    ) -> FloatArray | None:
+        """Return the next genotype of the start; None when it is complete and something scored.
+
+        A candidate that failed is not replaced, as long as the start has any scores.
+        """
+        usable = usable_observations(self._space, self._names, self._told)
+        num_failed = sum(seen.scores is None for seen in self._told)
+        reached = len(usable) + num_failed + len(pending)
+        if reached >= self._start_size and any(seen.scores for seen in usable):
+            return None
+        known = {seen.candidate.recipe.recipe_id for seen in self._told}
+        known.update(candidate.recipe.recipe_id for candidate in pending)
+        for recipe in self._start:
+            if recipe.recipe_id not in known:
+                return self._space.encode(recipe.weights, recipe.drop_ratios)
+        return draw_merge(self._space, rng)
+
+    def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
+        belief = self._believe()
+        steered = rng.random() < self._preference_share
+        pool = draw_pool(self._space, belief.parents, self._cma, rng)
+        features = belief.surrogate.features_of_genotypes(pool)
+        running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
+        narrowing = belief.surrogate.features_of_recipes(running) if running else None
+        drawn = belief.surrogate.draw(features, rng, narrowing)
+        best = int(np.argmax(drawn @ self._preference))
+        if not steered:
+            row, gain = best_gain(drawn, belief.front, belief.reference)
+            best = row if gain > 0 else best
+        chosen: FloatArray = pool[best]
+        return chosen
+
+    def _believe(self) -> _Belief:
+        """Return the belief after everything told; computed once per tell."""
+        if self._belief is None or self._belief[0] != len(self._told):
+            self._belief = (len(self._told), self._learn())
+        return self._belief[1]
+
+    def _learn(self) -> _Belief:
+        surrogate = Surrogate(self._space, self._names, self._told)
+        mean = surrogate.predict_observed().mean
+        reference = reference_point(self._told, self._names)
+        front = np.flatnonzero(non_dominated(mean))
+        spread = [int(front[i]) for i in spread_subset(mean[front], reference, _FRONT_PARENTS)]
+        preferred = np.argsort(-(mean @ self._preference), kind="stable")[:_PREFERRED_PARENTS]
+        known = np.array([seen.candidate.genotype for seen in surrogate.observations])
+        rows = list(dict.fromkeys([*spread, *preferred.tolist()]))
+        return _Belief(surrogate, mean[front], reference, Parents(known[rows], known))
