@@ -11,14 +11,15 @@ remembered by recipe and item (``scripts.bench.zoo_store``) under ``runs/``, so 
 was interrupted, or is repeated with another strategy, goes on where it stands.
 
 For every cost of ``zoo_runs.CHECKPOINTS`` the front that would be returned is taken, by one rule
-for all, and scored on 256 report items per skill, which no strategy sees. ``hypervolume`` is that
+for all, and scored on 128 report items per skill, which no strategy sees. ``hypervolume`` is that
 of these scores above 0.9 times the base's, relative to that of all points that any run found.
 Cost counts items: one that was generated and scored is one, one whose reference answer was read is
 the share of it that the model's processor time says. ``best_mean`` is the mean of the three skills
 of the merge with the best mean on search items, ``chosen_mean`` of the one that the driver chose
 on select items; both on report items. The baselines, a dozen and a half, are part of every cost.
 
-Without ``--full`` one seed and 40 evaluations of a few strategies, in minutes.
+Without ``--full`` one seed and 30 evaluations of a few strategies, and fewer held-out items: a few
+minutes, in which everything runs and nothing is shown.
 """
 
 import argparse
@@ -36,26 +37,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
+from configs.evaluation import SplitSizes
 from evaluators.scores import FloatArray
 from optimizer.pareto import hypervolume
 from scripts.bench.search_rows import SearchRun, TracePoint, search_rows
-from scripts.bench.zoo_pool import POOLS, ROOT, PausedError, ZooLab
+from scripts.bench.zoo_pool import POOLS, ROOT, SPLITS, PausedError, ZooLab
 from scripts.bench.zoo_runs import BUDGET, VARIANTS, Trace, points_of, run_search_of
 from scripts.bench.zoo_store import ScoreStore
 from scripts.zoo.build import build_zoo
 from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe
 
-SHORT_BUDGET = 40
 FULL_SEEDS = 5
-LIKELIHOOD_COST = 0.6
+SHORT_BUDGET = 30
+SHORT_SPLITS = SplitSizes(search=64, select=32, report=64)
+SHORT_STRATEGIES = ("surrogate_cma", "scalar_cma", "dirichlet")
+LIKELIHOOD_COST = 0.62
 """Model time of a likelihood relative to that of a generated item; see ``results``."""
 
 
-def trace_path(runs: Path, pool: str, rival: str, seed: int, budget: int) -> Path:
+def trace_path(
+    runs: Path, pool: str, rival: str, seed: int, *, budget: int, splits: SplitSizes
+) -> Path:
     """Say where a run's trace is kept; another version of the strategies is another file."""
     sources = sorted((ROOT / "optimizer").glob("*.py"))
+    sources += [ROOT / "scripts" / "bench" / name for name in ("zoo_pool.py", "zoo_runs.py")]
     content = b"".join(source.read_bytes() for source in sources)
-    version = hashlib.sha256(content + repr(VARIANTS[rival]).encode()).hexdigest()[:10]
+    version = hashlib.sha256(content + repr((rival, splits)).encode()).hexdigest()[:10]
     return runs / "traces" / f"{pool}-{rival}-{seed}-{budget}-{version}.json"
 
 
@@ -65,7 +72,7 @@ def run_all(options: argparse.Namespace, deadline: float) -> tuple[list[Trace], 
     complete = True
     with ScoreStore(options.runs / "scores.sqlite") as store:
         for pool in options.pool:
-            with ZooLab(options.zoo, pool, store, deadline=deadline) as lab:
+            with ZooLab(options.zoo, pool, store, splits=options.splits, deadline=deadline) as lab:
                 for seed in range(options.seeds):
                     for rival in options.strategy:
                         trace = one_run(options, lab, rival, seed)
@@ -76,10 +83,12 @@ def run_all(options: argparse.Namespace, deadline: float) -> tuple[list[Trace], 
 
 def one_run(options: argparse.Namespace, lab: ZooLab, rival: str, seed: int) -> Trace | None:
     """Return the trace of one run: a remembered one, or a new one; None when time is over."""
-    path = trace_path(options.runs, lab.pool, rival, seed, options.budget)
+    path = trace_path(
+        options.runs, lab.pool, rival, seed, budget=options.budget, splits=options.splits
+    )
     if path.exists():
         return Trace.from_json(json.loads(path.read_text()))
-    if options.report_only:
+    if options.report_only or lab.is_over:
         return None
     scored = lab.scored_items
     started = time.monotonic()
@@ -179,7 +188,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/search_zoo"), help="what is kept")
     options = parser.parse_args(arguments)
     options.zoo = options.zoo.resolve()
-    options.strategy = options.strategy or list(VARIANTS)
+    few = [name for name in SHORT_STRATEGIES if name in VARIANTS]
+    options.strategy = options.strategy or (list(VARIANTS) if options.full else few)
+    options.splits = SPLITS if options.full else SHORT_SPLITS
     options.pool = options.pool or list(POOLS)
     options.seeds = options.seeds or (FULL_SEEDS if options.full else 1)
     options.budget = options.budget or (BUDGET if options.full else SHORT_BUDGET)

@@ -36,7 +36,7 @@ POOLS: dict[str, tuple[str, ...]] = {
 }
 """Name of a pool -> its checkpoints: the specialists, and those with the two generalists."""
 
-SPLITS = SplitSizes(search=64, select=128, report=256)
+SPLITS = SplitSizes(search=64, select=128, report=128)
 COMPANION = "target_bits_per_byte"
 
 
@@ -137,6 +137,11 @@ class ZooLab:
         """Wall seconds that were spent on scores, remembered or not."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self._deadline
+
+    @property
     def full_items(self) -> int:
         """Items of one full evaluation on the search split."""
         return sum(len(ids) for ids in self.manifest.items("search").values())
@@ -219,7 +224,7 @@ class ZooLab:
 
         The evaluator runs once per task, so that seconds are those of the task's own items.
         """
-        if time.monotonic() > self._deadline:
+        if self.is_over:
             raise PausedError
         found: dict[str, dict[str, Remembered]] = {}
         digest = ""
