@@ -20,6 +20,7 @@ from configs.section import Section
 
 Parametrization = Literal["free", "simplex", "softmax"]
 VocabularyPolicy = Literal["refuse", "intersect", "pad"]
+Scalarization = Literal["weighted_sum", "tchebycheff"]
 Residency = Literal["auto", "gpu", "host", "disk"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -149,17 +150,24 @@ class Merge(Section):
 class SearchSettings(Section):
     """How candidates are proposed."""
 
-    strategy: str = "cma"
-    """``cma`` (CMA-ES ranked by hypervolume contribution) or ``dirichlet`` (random search)."""
+    strategy: str = "surrogate_cma"
+    """``surrogate_cma`` (Gaussian processes choose from what CMA-ES and others propose), ``cma``
+    (CMA-ES ranked by hypervolume contribution), ``scalar_cma`` (CMA-ES on one number, as
+    mergekit-evolve runs it), ``nsga2``, ``dirichlet`` (random search) or ``sobol``."""
     population_size: int | None = Field(default=None, ge=4)
-    """Outcomes per update of the distribution; None is 4 + 3 ln n for n genes."""
+    """Outcomes per update of a distribution or population; None is 4 + 3 ln n for n genes, and 20
+    for ``nsga2``."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """Initial standard deviation of the genotype, whose range is [0, 1]."""
     preference: dict[str, float] = Field(default_factory=dict)
     """Objective -> relative weight when one merge has to be chosen; empty weighs all alike."""
-    preference_share: float = Field(default=0.5, ge=0, le=1)
-    """How much the preferred mean counts when candidates are ranked; the rest is their
-    contribution to the hypervolume of the front."""
+    preference_share: float = Field(default=0.25, ge=0, le=1)
+    """How much the preferred mean counts; the rest is the hypervolume of the front. Of
+    ``surrogate_cma`` it is the share of proposals that aim at the best preferred mean; ``cma``
+    ranks candidates by a mean of both."""
+    scalarization: Scalarization = "weighted_sum"
+    """What ``scalar_cma`` maximizes: the preferred mean, or the weighted distance from the best
+    seen in the objective that is furthest behind (Tchebycheff)."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
 

@@ -8,7 +8,7 @@ of each ask's own, since pycma's asks would draw from one running stream.
 The one place where a score turns into something that is minimized is :func:`rank_fitness`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cma
@@ -21,9 +21,59 @@ from optimizer.candidate import Candidate, Observation
 from optimizer.pareto import domination_depth, hypervolume_contributions
 from optimizer.scalarize import preferred_mean, reference_point, score_matrix
 from optimizer.space import SearchSpace
-from optimizer.strategy import ask_generator
+from optimizer.strategy import ask_generator, without_nan
 
 ORIGIN = "strategy:cma"
+
+
+class Evolution:
+    """One pycma distribution over ``(n,)`` points, sampled from generators of the caller.
+
+    Args:
+        start: First mean.
+        sigma: First standard deviation in every direction.
+        population_size: Points per update.
+    """
+
+    def __init__(self, start: FloatArray, sigma: float, population_size: int) -> None:
+        # seed=nan leaves numpy's global generator alone; pycma's own draws (see update) come
+        # from a fixed private one.
+        private = np.random.default_rng(0)
+        options: dict[str, object] = {
+            "seed": np.nan,
+            "randn": lambda *shape: private.standard_normal(shape),
+            "popsize": population_size,
+            "verbose": -9,
+            "verb_log": 0,
+        }
+        self._state: Any = cma.CMAEvolutionStrategy(start, sigma, options)
+
+    @property
+    def sigma(self) -> float:
+        """Overall step size."""
+        return float(self._state.sigma)
+
+    def sample(self, rng: np.random.Generator) -> FloatArray:
+        """Draw a point from the distribution."""
+        state = self._state
+        step = state.sigma_vec * state.sm.transform(rng.standard_normal(state.N))
+        return np.asarray(state.mean + state.sigma * step, dtype=np.float64)
+
+    def affine(self) -> tuple[FloatArray, FloatArray]:
+        """Return the mean ``(n,)``, and the ``(n, n)`` matrix that turns normals into steps."""
+        state = self._state
+        columns = [state.sigma_vec * state.sm.transform(unit) for unit in np.eye(state.N)]
+        return np.array(state.mean, dtype=np.float64), state.sigma * np.stack(columns, axis=1)
+
+    def update(self, points: Sequence[FloatArray], fitness: FloatArray) -> None:
+        """Learn from a population; fitness is minimized."""
+        # pycma wants an ask before every tell. What it returns is not used; check_points=False
+        # takes the solutions as they are, where pycma would shorten those it did not draw. The
+        # directions that it would inject into an ask are dropped: they are no samples.
+        self._state.pop_injection_directions = []
+        self._state.ask(1)
+        self._state.tell(list(points), fitness.tolist(), check_points=False)
+        self._state.sm.update_now()
 
 
 class CmaStrategy:
@@ -46,7 +96,7 @@ class CmaStrategy:
         self._batch: list[Observation] = []
         self._start = space.encode(_equal_weights(space))
         self._start_value = -np.inf
-        self._evolution: Any = None  # cma.CMAEvolutionStrategy, once a population was told
+        self._evolution: Evolution | None = None  # once a population was told
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
         """Sample the distribution as it is now."""
@@ -56,18 +106,16 @@ class CmaStrategy:
 
     def sample(self, rng: np.random.Generator) -> FloatArray:
         """Draw a genotype from the distribution as it is now."""
-        normal = rng.standard_normal(self._space.size)
         if self._evolution is None:
-            sample = self._start + self._sigma * normal
+            sample = self._start + self._sigma * rng.standard_normal(self._space.size)
         else:
-            state = self._evolution
-            step = state.sigma_vec * state.sm.transform(normal)
-            sample = state.mean + state.sigma * step
+            sample = self._evolution.sample(rng)
         clipped: FloatArray = np.clip(sample, 0.0, 1.0)
         return clipped
 
     def tell(self, observation: Observation) -> None:
         """Remember an observation; update the distribution when a population is complete."""
+        observation = without_nan(observation)
         self._told.append(observation)
         if observation.scores == {}:  # Only its companions are known, which rank nothing.
             return
@@ -85,7 +133,7 @@ class CmaStrategy:
     @property
     def sigma(self) -> float:
         """Overall step size, in units of the genotype."""
-        return self._sigma if self._evolution is None else float(self._evolution.sigma)
+        return self._sigma if self._evolution is None else self._evolution.sigma
 
     def _move_start(self, observation: Observation) -> None:
         # Once CMA has begun, its own outcomes lead.
@@ -98,16 +146,9 @@ class CmaStrategy:
 
     def _update(self) -> None:
         if self._evolution is None:
-            self._evolution = _new_evolution(self._start, self._sigma, self._population_size)
-        fitness = self._fitness_of_batch()
+            self._evolution = Evolution(self._start, self._sigma, self._population_size)
         genotypes = [np.array(observation.candidate.genotype) for observation in self._batch]
-        # pycma wants an ask before every tell. What it returns is not used; check_points=False
-        # takes the solutions as they are, where pycma would shorten those it did not draw. The
-        # directions that it would inject into an ask are dropped: they are no samples.
-        self._evolution.pop_injection_directions = []
-        self._evolution.ask(1)
-        self._evolution.tell(genotypes, fitness.tolist(), check_points=False)
-        self._evolution.sm.update_now()
+        self._evolution.update(genotypes, self._fitness_of_batch())
         self._batch = []
 
     def _fitness_of_batch(self) -> FloatArray:
@@ -156,17 +197,3 @@ def rank_fitness(
 def _equal_weights(space: SearchSpace) -> list[list[float]]:
     checkpoints, groups = space.shape
     return [[1.0 / checkpoints] * groups for _ in range(checkpoints)]
-
-
-def _new_evolution(start: FloatArray, sigma: float, population_size: int) -> Any:  # noqa: ANN401 - pycma has no types
-    # seed=nan leaves numpy's global generator alone; pycma's own draws (see _update) come from
-    # a fixed private one.
-    private = np.random.default_rng(0)
-    options: Mapping[str, object] = {
-        "seed": np.nan,
-        "randn": lambda *shape: private.standard_normal(shape),
-        "popsize": population_size,
-        "verbose": -9,
-        "verb_log": 0,
-    }
-    return cma.CMAEvolutionStrategy(start, sigma, dict(options))

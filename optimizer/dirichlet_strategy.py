@@ -22,22 +22,26 @@ class DirichletStrategy:
     """Draws weights as Dirichlet(0.7) times a total scale, and drop ratios uniformly.
 
     Uniform draws from the box of weights almost never hit a useful merge of many checkpoints;
-    these do. With weights that sum to one the total scale is left out.
+    these do. Where weights sum to one, and no gene scales them, the total is
+    left out.
     """
 
     def __init__(self, job: JobConfig, space: SearchSpace) -> None:
         self._space = space
         self._seed = job.seed
         self._drop = job.merge.drop_ratio
-        self._scaled = job.merge.parametrization == "free" and space.uses_task_vectors
+        self._scaled = space.scales
         self._num_told = 0
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - random search ignores what is under way
         """Draw a merge; what was told before makes no difference."""
-        rng = ask_generator(self._seed, index)
-        genotype = self._space.encode(self._draw_weights(rng).tolist(), self._draw_drops(rng))
+        genotype = self.draw(ask_generator(self._seed, index))
         recipe = self._space.decode(genotype)
         return Candidate(index, genotype, recipe, ORIGIN, seen=self._num_told)
+
+    def draw(self, rng: np.random.Generator) -> FloatArray:
+        """Draw a genotype."""
+        return self._space.encode(self._draw_weights(rng).tolist(), self._draw_drops(rng))
 
     def tell(self, observation: Observation) -> None:  # noqa: ARG002 - random search learns nothing
         """Count it."""

@@ -81,7 +81,7 @@ class GaussianProcess:
     def __init__(self, samples: Samples, logs: FloatArray) -> None:
         if not (np.isfinite(samples.values).all() and np.isfinite(samples.noise).all()):
             raise ValueError("a Gaussian process learns from finite values only")
-        self._features = samples.features
+        self.features = samples.features
         self._logs = logs
         self._level = _level(samples)
         covariance = kernel_matrix(Similarities(samples.features, samples.features), logs)
@@ -89,39 +89,53 @@ class GaussianProcess:
         self._factor = _factor(covariance)
         self._solved = cho_solve((self._factor, True), samples.values - self._level)
 
-    def mean(self, features: Features) -> FloatArray:
-        """Posterior means, ``(n,)``."""
-        cross = kernel_matrix(Similarities(features, self._features), self._logs)
-        return np.asarray(cross @ self._solved + self._level, dtype=np.float64)
+    def mean(self, cross: Similarities) -> FloatArray:
+        """Posterior means, ``(n,)``, of merges by their similarities to :attr:`features`."""
+        prior = kernel_matrix(cross, self._logs)
+        return np.asarray(prior @ self._solved + self._level, dtype=np.float64)
 
-    def mean_and_variance(self, features: Features) -> tuple[FloatArray, FloatArray]:
-        """Posterior means and variances of the noiseless score, both ``(n,)``."""
-        cross = kernel_matrix(Similarities(features, self._features), self._logs)
-        reduced = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+    def mean_and_variance(
+        self, features: Features, cross: Similarities
+    ) -> tuple[FloatArray, FloatArray]:
+        """Posterior means and variances of the noiseless score, both ``(n,)``.
+
+        Args:
+            features: Of the merges.
+            cross: Similarities of these and :attr:`features`.
+        """
+        prior = kernel_matrix(cross, self._logs)
+        reduced = solve_triangular(self._factor, prior.T, lower=True, check_finite=False)
         variance = kernel_diagonal(features, self._logs) - (reduced**2).sum(axis=0)
-        return cross @ self._solved + self._level, np.maximum(variance, 0.0)
+        return prior @ self._solved + self._level, np.maximum(variance, 0.0)
 
     def draw(
-        self, features: Features, rng: np.random.Generator, *, pending: int = 0, noise: float = 1.0
+        self,
+        own: Similarities,
+        cross: Similarities,
+        rng: np.random.Generator,
+        *,
+        pending: int = 0,
+        noise: float = 1.0,
     ) -> FloatArray:
         """Draw one function from the posterior, at many merges at once.
 
         Args:
-            features: The last ``pending`` rows are merges that are being evaluated: what will be
-                known of them narrows the posterior, while the mean stays.
-            rng: Draws one standard normal per row.
+            own: Similarities among the n merges. The last ``pending`` of them are being evaluated:
+                what will be known of them narrows the posterior, while the mean stays.
+            cross: Similarities of these and :attr:`features`.
+            rng: Draws one standard normal per merge.
             pending: How many.
             noise: Variance of the noise that their scores will have.
 
         Returns:
             ``(n - pending,)`` values.
         """
-        cross = kernel_matrix(Similarities(features, self._features), self._logs)
-        reduced = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        covariance = kernel_matrix(Similarities(features, features), self._logs)
+        prior = kernel_matrix(cross, self._logs)
+        reduced = solve_triangular(self._factor, prior.T, lower=True, check_finite=False)
+        covariance = kernel_matrix(own, self._logs)
         covariance -= reduced.T @ reduced
-        mean = cross @ self._solved + self._level
-        keep = len(features) - pending
+        mean = prior @ self._solved + self._level
+        keep = len(mean) - pending
         if pending:
             known = covariance[keep:, keep:] + noise * np.eye(pending)
             half = solve_triangular(

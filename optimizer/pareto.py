@@ -70,11 +70,25 @@ def hypervolume_contributions(points: ArrayLike, reference: ArrayLike) -> FloatA
     return np.asarray(contributions, dtype=np.float64)
 
 
+def gain_bounds(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> FloatArray:
+    """Bound from above how much hypervolume each point would add to a front; ``(n,)``.
+
+    A point adds at most its own box less the largest box that it shares with a member of the
+    front. The bound is 0 for points that a member of the front is at least as good as.
+    """
+    array, members = as_points(points), as_points(front)
+    corner = np.asarray(reference, dtype=np.float64)
+    bounds: FloatArray = np.maximum(array - corner, 0.0).prod(axis=1)
+    if members.shape[0]:
+        shared = np.maximum(np.minimum(array[:, None], members[None]) - corner, 0.0)
+        bounds = bounds - shared.prod(axis=2).max(axis=1)
+    return bounds
+
+
 def best_gain(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> tuple[int, float]:
     """Find the point that would add most hypervolume to a front; exact.
 
-    A point adds at most its own box less the largest box that it shares with a member of the
-    front. Points are looked at in the order of that bound, until no bound is above the best gain.
+    Points are looked at in the order of :func:`gain_bounds`, until no bound is above the best gain.
 
     Returns:
         Index of the point (the first of equals), and its gain, which is 0 where none has any.
@@ -86,11 +100,8 @@ def best_gain(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> tupl
     corner = np.asarray(reference, dtype=np.float64)
     if array.shape[0] == 0:
         raise ValueError("points must hold at least one point")
+    bounds = gain_bounds(array, members, corner)
     sides = np.maximum(array - corner, 0.0)
-    bounds = sides.prod(axis=1)
-    if members.shape[0]:
-        shared = np.maximum(np.minimum(array[:, None], members[None]) - corner, 0.0)
-        bounds = bounds - shared.prod(axis=2).max(axis=1)
     best, gain = 0, 0.0
     for index in np.argsort(-bounds, kind="stable"):
         if bounds[index] <= gain:
@@ -111,8 +122,10 @@ def domination_depth(points: ArrayLike) -> FloatArray:
     array = as_points(points)
     if array.shape[0] == 0:
         return np.zeros(0)
-    # (n, n): how much worse than the other in the objective where it is least behind.
-    behind = (array[None, :, :] - array[:, None, :]).min(axis=2)
+    # Whatever is ahead of a point has a member of the front that is further ahead, so those are
+    # enough. (n, f): how much worse than the other in the objective where it is least behind.
+    front = np.unique(array[non_dominated(array)], axis=0)
+    behind = (front[None, :, :] - array[:, None, :]).min(axis=2)
     depth: FloatArray = np.maximum(behind.max(axis=1), 0.0)
     return depth
 

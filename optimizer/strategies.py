@@ -6,6 +6,9 @@ from configs.errors import ConfigError
 from configs.schema import JobConfig
 from optimizer.cma_strategy import CmaStrategy
 from optimizer.dirichlet_strategy import DirichletStrategy
+from optimizer.nsga2_strategy import Nsga2Strategy
+from optimizer.scalar_cma_strategy import ScalarCmaStrategy
+from optimizer.sobol_strategy import SobolStrategy
 from optimizer.space import SearchSpace
 from optimizer.strategy import Strategy, StrategyFactory
 from optimizer.surrogate_strategy import SurrogateStrategy
@@ -13,6 +16,9 @@ from optimizer.surrogate_strategy import SurrogateStrategy
 STRATEGIES: dict[str, StrategyFactory] = {
     "surrogate_cma": SurrogateStrategy,
     "cma": CmaStrategy,
+    "scalar_cma": ScalarCmaStrategy,
+    "nsga2": Nsga2Strategy,
+    "sobol": SobolStrategy,
     "dirichlet": DirichletStrategy,
 }
 

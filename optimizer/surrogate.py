@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.recipe import MergeRecipe
-from evaluators.scores import FloatArray, ObjectiveScore, Scores
+from evaluators.scores import FloatArray, ObjectiveScore
 from optimizer.candidate import Candidate, Observation
 from optimizer.gaussian_process import GaussianProcess, Samples, fit_hyperparameters
 from optimizer.pareto import domination_depth
 from optimizer.space import SearchSpace
-from optimizer.surrogate_kernel import Features, features_of
+from optimizer.strategy import without_nan
+from optimizer.surrogate_kernel import Features, Similarities, features_of
 
 # Hyper-parameters are fitted again when there are this many times the observations.
 _GROWTH = 1.25
@@ -86,56 +87,169 @@ class _Scale:
         return values * self.unit + self.shift
 
 
+Hyperparameters = tuple[FloatArray | None, FloatArray]
+"""Of an objective: those of its companion's process, if it has one, and its own."""
+
+
+class _Known:
+    """Features of observations, and which of them have what; similarities are computed once."""
+
+    def __init__(self, features: Features, observations: Sequence[Observation]) -> None:
+        self.features = features
+        self.observations = observations
+        self.scored = [row for row, seen in enumerate(observations) if seen.scores]
+        self.scored_features = features.take(self.scored)
+
+    def scores(self, name: str) -> list[ObjectiveScore]:
+        return [(self.observations[row].scores or {})[name] for row in self.scored]
+
+    def companions(self, name: str) -> tuple[list[int], list[ObjectiveScore]]:
+        rows = [row for row, seen in enumerate(self.observations) if name in seen.companions]
+        return rows, [self.observations[row].companions[name] for row in rows]
+
+    def first(self, count: int) -> "_Known":
+        return _Known(self.features.take(slice(0, count)), self.observations[:count])
+
+
+class _Query:
+    """Merges to be judged; what is computed for one objective is kept for the others."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._cross: dict[int, Similarities] = {}
+        self._own: Similarities | None = None
+
+    def own(self) -> Similarities:
+        if self._own is None:
+            self._own = Similarities(self.features, self.features)
+        return self._own
+
+    def cross(self, process: GaussianProcess) -> Similarities:
+        known = process.features
+        if id(known) not in self._cross:
+            self._cross[id(known)] = Similarities(self.features, known)
+        return self._cross[id(known)]
+
+
 class _ObjectiveModel:
     """The process of one objective, with that of its companion where there is one."""
 
-    def __init__(
-        self,
-        name: str,
-        features: Features,
-        observations: Sequence[Observation],
-        fitted_on: int,
-        reach: int,
-    ) -> None:
+    def __init__(self, name: str, known: _Known, hyperparameters: Hyperparameters) -> None:
+        companion_logs, logs = hyperparameters
         self._companion: GaussianProcess | None = None
-        seen = [row for row in range(reach) if name in observations[row].companions]
-        if len(seen) >= _FIRST_FIT:
-            smooth = [observations[row].companions[name] for row in seen]
-            scale = _Scale.of(smooth, may_be_shares=False)
-            samples = scale.samples(features.take(seen), smooth)
-            self._companion = GaussianProcess(samples, _fit(samples, seen, fitted_on))
-            features = features.with_companion(self._companion.mean(features))
-        rows: list[int] = []
-        scores: list[ObjectiveScore] = []
-        for row in range(reach):
-            found = (observations[row].scores or {}).get(name)
-            if found is not None:
-                rows.append(row)
-                scores.append(found)
+        features = known.scored_features
+        if companion_logs is not None:
+            samples = _companion_samples(name, known)
+            self._companion = GaussianProcess(samples, companion_logs)
+            smooth = self._companion.mean(Similarities(features, samples.features))
+            features = features.with_companion(smooth)
+        scores = known.scores(name)
         self.scale = _Scale.of(scores, may_be_shares=True)
-        samples = self.scale.samples(features.take(rows), scores)
+        samples = self.scale.samples(features, scores)
         self._noise = float(np.median(samples.noise))
-        self._process = GaussianProcess(samples, _fit(samples, rows, fitted_on))
+        self._process = GaussianProcess(samples, logs)
 
-    def mean_and_variance(self, features: Features) -> tuple[FloatArray, FloatArray]:
+    def mean_and_variance(self, query: _Query) -> tuple[FloatArray, FloatArray]:
         """Of the process's values, ``(n,)`` each."""
         if self._companion is None:
-            return self._process.mean_and_variance(features)
-        smooth, spread = self._companion.mean_and_variance(features)
-        mean, variance = self._process.mean_and_variance(features.with_companion(smooth))
+            return self._process.mean_and_variance(query.features, query.cross(self._process))
+        smooth, spread = self._companion.mean_and_variance(
+            query.features, query.cross(self._companion)
+        )
+        features = query.features.with_companion(smooth)
+        known = self._process.features
+        mean, variance = self._process.mean_and_variance(features, Similarities(features, known))
         # What is not known of the companion counts by how much the mean changes with it.
-        deviation = np.sqrt(spread)
-        above = self._process.mean(features.with_companion(smooth + deviation))
-        below = self._process.mean(features.with_companion(smooth - deviation))
-        return mean, variance + ((above - below) / 2) ** 2
+        ends = [
+            self._process.mean(Similarities(query.features.with_companion(smooth + step), known))
+            for step in (np.sqrt(spread), -np.sqrt(spread))
+        ]
+        return mean, variance + ((ends[0] - ends[1]) / 2) ** 2
 
-    def draw(self, features: Features, rng: np.random.Generator, pending: int) -> FloatArray:
+    def mean(self, query: _Query) -> FloatArray:
+        """Of the process's values, ``(n,)``."""
+        if self._companion is None:
+            return self._process.mean(query.cross(self._process))
+        smooth = self._companion.mean(query.cross(self._companion))
+        features = query.features.with_companion(smooth)
+        return self._process.mean(Similarities(features, self._process.features))
+
+    def draw(self, query: _Query, rng: np.random.Generator, pending: int) -> FloatArray:
         """Draw scores of one function, ``(n - pending,)``."""
+        own, cross = query.own(), query.cross(self._companion or self._process)
         if self._companion is not None:
-            smooth = self._companion.draw(features, rng)
-            features = features.with_companion(smooth)
-        values = self._process.draw(features, rng, pending=pending, noise=self._noise)
+            smooth = self._companion.draw(own, cross, rng)
+            features = query.features.with_companion(smooth)
+            own, cross = (
+                Similarities(features, features),
+                Similarities(features, self._process.features),
+            )
+        values = self._process.draw(own, cross, rng, pending=pending, noise=self._noise)
         return self.scale.scores(values)
+
+
+def _companion_samples(name: str, known: _Known) -> Samples:
+    rows, smooth = known.companions(name)
+    return _Scale.of(smooth, may_be_shares=False).samples(known.features.take(rows), smooth)
+
+
+def _fit_objective(name: str, known: _Known) -> Hyperparameters:
+    """Fit what one objective needs to observations; a function of them alone."""
+    features = known.scored_features
+    companion_logs = None
+    if len(known.companions(name)[0]) >= _FIRST_FIT:
+        samples = _companion_samples(name, known)
+        companion_logs = fit_hyperparameters(_thinned(samples))
+        companion = GaussianProcess(samples, companion_logs)
+        smooth = companion.mean(Similarities(features, samples.features))
+        features = features.with_companion(smooth)
+    scores = known.scores(name)
+    samples = _Scale.of(scores, may_be_shares=True).samples(features, scores)
+    return companion_logs, fit_hyperparameters(_thinned(samples))
+
+
+def _thinned(samples: Samples) -> Samples:
+    """Keep an even choice of so many samples as hyper-parameters are fitted to."""
+    count = len(samples.values)
+    if count <= _FIT_SAMPLES:
+        return samples
+    return samples.take(np.linspace(0, count - 1, _FIT_SAMPLES).astype(int).tolist())
+
+
+class SurrogateMemory:
+    """What surrogates of one growing search need not compute again.
+
+    All of it is a function of the observations, so it saves time and changes nothing. It belongs
+    to one search: its observations may only be added to.
+    """
+
+    def __init__(self, space: SearchSpace, names: Sequence[str]) -> None:
+        self._space = space
+        self._names = tuple(names)
+        self._num_read = 0
+        self._usable: list[Observation] = []
+        self._choices: dict[int, list[Observation]] = {}
+        self._fits: dict[tuple[int, int], list[Hyperparameters]] = {}
+
+    def usable(self, observations: Sequence[Observation]) -> list[Observation]:
+        """Return those that a surrogate learns from."""
+        new = observations[self._num_read :]
+        self._usable += usable_observations(self._space, new)
+        self._num_read = len(observations)
+        return self._usable
+
+    def choice(self, usable: list[Observation], settled: int) -> list[Observation]:
+        """Return what is kept of the first ``settled`` usable observations."""
+        if settled not in self._choices:
+            self._choices = {settled: _choice(usable[:settled], self._names)}
+        return self._choices[settled]
+
+    def fit(self, settled: int, known: "_Known") -> list[Hyperparameters]:
+        """Return the hyper-parameters of every objective, fitted to what is known."""
+        key = (settled, len(known.observations))
+        if key not in self._fits:
+            self._fits = {key: [_fit_objective(name, known) for name in self._names]}
+        return self._fits[key]
 
 
 class Surrogate:
@@ -146,34 +260,44 @@ class Surrogate:
     Args:
         space: Of the job; recipes of its method, inside its bounds or not.
         names: The objectives.
-        observations: In the order in which they were told; at least one of them must have a score
-            of every objective (:meth:`fits`).
+        observations: In the order in which they were told; at least one usable one must have
+            scores (see :func:`usable_observations`).
+        memory: Of the search, where surrogates are made again and again as it grows.
+
+    Raises:
+        ValueError: Nothing usable has scores.
     """
 
     def __init__(
-        self, space: SearchSpace, names: Sequence[str], observations: Sequence[Observation]
+        self,
+        space: SearchSpace,
+        names: Sequence[str],
+        observations: Sequence[Observation],
+        *,
+        memory: SurrogateMemory | None = None,
     ) -> None:
         self.space = space
         self.names = tuple(names)
-        usable = usable_observations(space, names, observations)
+        memory = memory or SurrogateMemory(space, names)
+        usable = memory.usable(observations)
         if not any(seen.scores for seen in usable):
-            raise ValueError("no observation of this space has scores")
-        fitted_on = _last_fit(len(usable))
+            raise ValueError("no observation of this space has scores to learn from")
+        settled = 0
+        fitted_on = _last_fit(usable)
         if len(usable) > _MAX_SAMPLES:
-            usable, fitted_on = _choice(usable, self.names)
-        self.observations = usable
-        features = self.features_of_recipes([seen.candidate.recipe for seen in usable])
-        self._features = features
+            settled = len(usable) // _CHOICE_STEP * _CHOICE_STEP
+            kept = memory.choice(usable, settled)
+            fitted_on = len(kept)
+            usable = [*kept, *usable[settled:]]
+        self.observations = list(usable)
+        self._features = self.features_of_recipes([seen.candidate.recipe for seen in usable])
+        known = _Known(self._features, self.observations)
         self._models = [
-            _ObjectiveModel(name, features, usable, fitted_on, len(usable)) for name in self.names
+            _ObjectiveModel(name, known, logs)
+            for name, logs in zip(
+                self.names, memory.fit(settled, known.first(fitted_on)), strict=True
+            )
         ]
-
-    @classmethod
-    def fits(
-        cls, space: SearchSpace, names: Sequence[str], observations: Sequence[Observation]
-    ) -> bool:
-        """Say whether there is anything to learn from."""
-        return any(seen.scores for seen in usable_observations(space, names, observations))
 
     def features_of_recipes(self, recipes: Sequence[MergeRecipe]) -> Features:
         """Return the features of recipes of this space's method."""
@@ -188,19 +312,31 @@ class Surrogate:
 
     def predict(self, features: Features) -> Posterior:
         """Posterior of the true scores, in the units of the scores; columns as ``names``."""
-        columns = [
-            _moments(*model.mean_and_variance(features), model.scale) for model in self._models
-        ]
+        query = _Query(features)
+        columns = [_moments(*model.mean_and_variance(query), model.scale) for model in self._models]
         means, deviations = zip(*columns, strict=True)
         return Posterior(np.stack(means, axis=1), np.stack(deviations, axis=1))
+
+    def optimistic(self, features: Features, deviations: float) -> FloatArray:
+        """Return ``(n, m)`` scores so many standard deviations above the posterior's middle."""
+        query = _Query(features)
+        columns = []
+        for model in self._models:
+            mean, variance = model.mean_and_variance(query)
+            columns.append(model.scale.scores(mean + deviations * np.sqrt(variance)))
+        return np.stack(columns, axis=1)
 
     def predict_recipes(self, recipes: Sequence[MergeRecipe]) -> Posterior:
         """Posterior of recipes of this space's method."""
         return self.predict(self.features_of_recipes(recipes))
 
-    def predict_observed(self) -> Posterior:
-        """Posterior of :attr:`observations`, in their order."""
-        return self.predict(self._features)
+    def observed_middle(self) -> FloatArray:
+        """Return the ``(n, m)`` scores in the middle of the posterior of :attr:`observations`.
+
+        The median, not the mean: without the variance it costs a tenth.
+        """
+        query = _Query(self._features)
+        return np.stack([model.scale.scores(model.mean(query)) for model in self._models], axis=1)
 
     def draw(
         self, features: Features, rng: np.random.Generator, pending: Features | None = None
@@ -213,29 +349,20 @@ class Surrogate:
             pending: Merges under evaluation, which the posterior is narrowed by.
         """
         count = 0 if pending is None else len(pending)
-        if pending is not None:
-            features = Features(
-                np.concatenate([features.weights, pending.weights]),
-                np.concatenate([features.spread, pending.spread]),
-            )
-        return np.stack([model.draw(features, rng, count) for model in self._models], axis=1)
+        query = _Query(features if pending is None else features.followed_by(pending))
+        return np.stack([model.draw(query, rng, count) for model in self._models], axis=1)
 
 
 def usable_observations(
-    space: SearchSpace, names: Sequence[str], observations: Sequence[Observation]
+    space: SearchSpace, observations: Sequence[Observation]
 ) -> list[Observation]:
-    """Return what a surrogate learns from: merges of the space's method, finite scores or
-    companions."""  # noqa: D205, D209 - one sentence
+    """Return what a surrogate learns from: scored or screened merges of the space's method."""
     usable = []
-    for seen in observations:
-        recipe = seen.candidate.recipe
-        if seen.scores is None or recipe.method != space.method:
+    for seen in map(without_nan, observations):
+        if seen.scores is None or seen.candidate.recipe.method != space.method:
             continue
-        if seen.scores and not all(_is_finite(seen.scores.get(name)) for name in names):
-            continue
-        smooth = {name: value for name, value in seen.companions.items() if _is_finite(value)}
-        if seen.scores or smooth:
-            usable.append(Observation(seen.candidate, seen.scores, smooth))
+        if seen.scores or seen.companions:
+            usable.append(seen)
     return usable
 
 
@@ -248,7 +375,7 @@ def posterior_candidates(
     it is the lucky ones that are on it. Candidates beyond what the surrogate keeps as samples
     are judged by it too.
     """
-    scored = [seen for seen in usable_observations(space, names, observations) if seen.scores]
+    scored = [seen for seen in usable_observations(space, observations) if seen.scores]
     if not scored:
         return [], Posterior(np.zeros((0, len(names))), np.zeros((0, len(names))))
     surrogate = Surrogate(space, names, observations)
@@ -271,44 +398,32 @@ def _moments(
     return np.asarray(average), np.asarray(spread)
 
 
-def _fit(samples: Samples, rows: Sequence[int], fitted_on: int) -> FloatArray:
-    """Fit hyper-parameters to the samples among the first ``fitted_on`` observations."""
-    known = [position for position, row in enumerate(rows) if row < fitted_on]
-    if len(known) > _FIT_SAMPLES:
-        known = [known[int(i)] for i in np.linspace(0, len(known) - 1, _FIT_SAMPLES)]
-    return fit_hyperparameters(samples.take(known))
+def _last_fit(observations: Sequence[Observation]) -> int:
+    """How many of the observations hyper-parameters are fitted to: a growing series.
 
-
-def _last_fit(count: int) -> int:
-    """How many of ``count`` observations hyper-parameters are fitted to: a growing series."""
-    step = _FIRST_FIT
-    if count < step:
+    Before the first fit, or where none of those has scores, the prior stands.
+    """
+    count, step = len(observations), _FIRST_FIT
+    if count < step or not any(seen.scores for seen in observations[:step]):
         return 0
     while int(step * _GROWTH) <= count:
         step = int(step * _GROWTH)
     return step
 
 
-def _choice(observations: list[Observation], names: Sequence[str]) -> tuple[list[Observation], int]:
-    """Keep the best observations and an even choice of the others, and all that came lately."""
-    settled = len(observations) // _CHOICE_STEP * _CHOICE_STEP
-    old = observations[:settled]
+def _choice(observations: list[Observation], names: Sequence[str]) -> list[Observation]:
+    """Keep the observations nearest to the front, and an even choice of the others."""
     points = np.array(
-        [[s.scores[n].value for n in names] if s.scores else [-np.inf] * len(names) for s in old]
+        [
+            [seen.scores[name].value for name in names] if seen.scores else [-np.inf] * len(names)
+            for seen in observations
+        ]
     )
     scored = np.flatnonzero(np.isfinite(points).all(axis=1))
-    depth = np.full(settled, np.inf)
+    depth = np.full(len(observations), np.inf)
     depth[scored] = domination_depth(points[scored])
     order = np.argsort(depth, kind="stable")
-    best, others = order[: _MAX_SAMPLES // 2], np.sort(order[_MAX_SAMPLES // 2 :])
-    even = others[np.linspace(0, len(others) - 1, _MAX_SAMPLES // 2).astype(int)]
-    rows = sorted({*best.tolist(), *even.tolist()})
-    kept = [old[row] for row in rows]
-    return [*kept, *observations[settled:]], len(kept)
-
-
-def _is_finite(score: ObjectiveScore | None) -> bool:
-    return score is not None and bool(np.isfinite(score.value) and np.isfinite(score.stderr))
-
-
-__all__ = ["Posterior", "Scores", "Surrogate", "posterior_candidates", "usable_observations"]
+    half = _MAX_SAMPLES // 2
+    others = np.sort(order[half:])
+    even = others[np.linspace(0, len(others) - 1, half).astype(int)]
+    return [observations[row] for row in sorted({*order[:half].tolist(), *even.tolist()})]

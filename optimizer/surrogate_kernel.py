@@ -44,6 +44,13 @@ class Features:
         companion = None if self.companion is None else self.companion[rows]
         return Features(self.weights[rows], self.spread[rows], companion)
 
+    def followed_by(self, other: "Features") -> "Features":
+        """Return these merges and others after them; both without companion scores."""
+        return Features(
+            np.concatenate([self.weights, other.weights]),
+            np.concatenate([self.spread, other.spread]),
+        )
+
     def with_companion(self, companion: FloatArray) -> "Features":
         """Return the same merges with companion scores."""
         return Features(self.weights, self.spread, companion)

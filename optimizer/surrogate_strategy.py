@@ -16,11 +16,11 @@ from configs.schema import JobConfig
 from evaluators.scores import FloatArray
 from optimizer.candidate import Candidate, Observation
 from optimizer.cma_strategy import CmaStrategy
-from optimizer.pareto import best_gain, non_dominated, spread_subset
+from optimizer.pareto import best_gain, gain_bounds, hypervolume_contributions, non_dominated
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
-from optimizer.strategy import ask_generator
-from optimizer.surrogate import Surrogate, usable_observations
+from optimizer.strategy import ask_generator, without_nan
+from optimizer.surrogate import Surrogate, SurrogateMemory
 from optimizer.surrogate_pool import Parents, draw_pool
 from optimizer.surrogate_start import draw_merge, start_genotypes, start_size
 
@@ -28,6 +28,8 @@ ORIGIN = "strategy:surrogate_cma"
 
 # Parents of local moves: this many of the front, and the best by the preferred mean.
 _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
+# How many of the pool are drawn jointly: the best at this many standard deviations above the mean.
+_DRAWN, _OPTIMISM = 160, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class SurrogateStrategy:
         self._start_size = start_size(space)
         self._cma = CmaStrategy(job, space, origin=ORIGIN)
         self._told: list[Observation] = []
+        self._num_failed = 0
+        self._memory = SurrogateMemory(space, self._names)
         self._belief: tuple[int, _Belief] | None = None
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
@@ -66,7 +70,9 @@ class SurrogateStrategy:
 
     def tell(self, observation: Observation) -> None:
         """Remember an observation."""
+        observation = without_nan(observation)
         self._told.append(observation)
+        self._num_failed += observation.scores is None
         self._cma.tell(observation)
 
     def stop(self) -> dict[str, str]:
@@ -80,9 +86,8 @@ class SurrogateStrategy:
 
         A candidate that failed is not replaced, as long as the start has any scores.
         """
-        usable = usable_observations(self._space, self._names, self._told)
-        num_failed = sum(seen.scores is None for seen in self._told)
-        reached = len(usable) + num_failed + len(pending)
+        usable = self._memory.usable(self._told)
+        reached = len(usable) + self._num_failed + len(pending)
         if reached >= self._start_size and any(seen.scores for seen in usable):
             return None
         known = {seen.candidate.recipe.recipe_id for seen in self._told}
@@ -99,12 +104,19 @@ class SurrogateStrategy:
         features = belief.surrogate.features_of_genotypes(pool)
         running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
         narrowing = belief.surrogate.features_of_recipes(running) if running else None
-        drawn = belief.surrogate.draw(features, rng, narrowing)
+        # A joint draw costs the cube of the pool; most of it would not be chosen by any draw.
+        likely = belief.surrogate.optimistic(features, _OPTIMISM)
+        worth = likely @ self._preference
+        if not steered:
+            bound = gain_bounds(likely, belief.front, belief.reference)
+            worth = np.where(bound > 0, 1.0 + bound, worth - np.max(worth))
+        rows = np.argsort(-worth, kind="stable")[:_DRAWN]
+        drawn = belief.surrogate.draw(features.take(rows.tolist()), rng, narrowing)
         best = int(np.argmax(drawn @ self._preference))
         if not steered:
             row, gain = best_gain(drawn, belief.front, belief.reference)
             best = row if gain > 0 else best
-        chosen: FloatArray = pool[best]
+        chosen: FloatArray = pool[rows[best]]
         return chosen
 
     def _believe(self) -> _Belief:
@@ -114,11 +126,12 @@ class SurrogateStrategy:
         return self._belief[1]
 
     def _learn(self) -> _Belief:
-        surrogate = Surrogate(self._space, self._names, self._told)
-        mean = surrogate.predict_observed().mean
+        surrogate = Surrogate(self._space, self._names, self._told, memory=self._memory)
+        mean = surrogate.observed_middle()
         reference = reference_point(self._told, self._names)
         front = np.flatnonzero(non_dominated(mean))
-        spread = [int(front[i]) for i in spread_subset(mean[front], reference, _FRONT_PARENTS)]
+        worth = hypervolume_contributions(mean[front], reference)
+        spread = front[np.argsort(-worth, kind="stable")[:_FRONT_PARENTS]].tolist()
         preferred = np.argsort(-(mean @ self._preference), kind="stable")[:_PREFERRED_PARENTS]
         known = np.array([seen.candidate.genotype for seen in surrogate.observations])
         rows = list(dict.fromkeys([*spread, *preferred.tolist()]))

@@ -23,6 +23,36 @@ def score(candidate: Candidate, names: tuple[str, ...]) -> Scores:
     }
 
 
+def companions(candidate: Candidate, names: tuple[str, ...]) -> Scores:
+    """A smooth signal beside the scores, in units of its own."""
+    return {
+        name: ObjectiveScore(3.0 * value.value - 5.0, 0.01, 64)
+        for name, value in score(candidate, names).items()
+    }
+
+
+def plain(candidate: Candidate, names: tuple[str, ...], rng: np.random.Generator) -> Observation:
+    """One in ten fails."""
+    return Observation(candidate, None if rng.random() < 0.1 else score(candidate, names))
+
+
+def raced(candidate: Candidate, names: tuple[str, ...], rng: np.random.Generator) -> Observation:
+    """Some fail, some are screened by companions only, some are stopped after a few items."""
+    kind = rng.random()
+    smooth = companions(candidate, names)
+    if kind < 0.1:
+        return Observation(candidate, None)
+    if kind < 0.4:
+        return Observation(candidate, {}, smooth)
+    if kind < 0.7:
+        scores = {
+            name: ObjectiveScore(min(1.1, full.value + float(rng.normal(0, 0.1))), 0.1, 8)
+            for name, full in score(candidate, names).items()
+        }
+        return Observation(candidate, scores, smooth if kind < 0.6 else {})
+    return Observation(candidate, score(candidate, names), smooth)
+
+
 class StrategyContract:
     """Inherit and give a ``job`` fixture that names the strategy."""
 
@@ -45,7 +75,7 @@ class StrategyContract:
 
         return build
 
-    def run(self, build, order_seed: int, num: int = 40, **changes):
+    def run(self, build, order_seed: int, num: int = 40, observe=None, **changes):
         """Ask and tell with up to 4 pending, finishing in a random order; returns the record."""
         strategy, _, names = build(**changes)
         rng = np.random.default_rng(order_seed)
@@ -58,8 +88,7 @@ class StrategyContract:
                 proposals.append(candidate)
                 pending.append(candidate)
             done = pending.pop(int(rng.integers(len(pending))))
-            failed = rng.random() < 0.1
-            told.append(Observation(done, None if failed else score(done, names)))
+            told.append(observe(done, names, rng) if observe else plain(done, names, rng))
             strategy.tell(told[-1])
         return proposals, told
 
@@ -138,3 +167,68 @@ class StrategyContract:
             build, order_seed=5, objectives={f"o{i}": objective for i in range(count)}
         )
         assert len(told) == len(proposals) == 40
+
+    def test_learns_from_partial_and_screened_candidates(self, build):
+        proposals, told = self.run(build, order_seed=6, observe=raced)
+        strategy, _, _ = build()
+        for observation in told[:30]:
+            strategy.tell(observation)
+        done = {seen.candidate.index for seen in told[:30]}
+        for candidate in (c for c in proposals if c.seen == 30):
+            pending = [c for c in proposals[: candidate.index] if c.index not in done]
+            assert strategy.ask(candidate.index, pending).same_proposal(candidate)
+
+    def test_survives_when_everything_is_only_screened(self, build):
+        strategy, _, names = build()
+        for index in range(30):
+            candidate = strategy.ask(index, [])
+            strategy.tell(Observation(candidate, {}, companions(candidate, names)))
+        assert np.isfinite(strategy.ask(30, []).genotype).all()
+
+    @pytest.mark.parametrize("value", [0.0, 1.0, 0.37])
+    def test_survives_an_objective_that_never_changes(self, build, value):
+        def observe(candidate, names, rng):
+            scores = score(candidate, names)
+            return Observation(candidate, scores | {names[0]: ObjectiveScore(value, 0.0, 64)})
+
+        proposals, _ = self.run(build, order_seed=7, observe=observe)
+        assert all(np.isfinite(candidate.genotype).all() for candidate in proposals)
+
+    def test_a_score_that_is_not_finite_counts_as_a_failure(self, build):
+        def observe_with(scores_of):
+            def observe(candidate, names, rng):
+                if candidate.index % 5:
+                    return Observation(candidate, score(candidate, names))
+                return Observation(candidate, scores_of(candidate, names))
+
+            return observe
+
+        def broken(candidate, names):
+            nan = ObjectiveScore(float("nan"), 0.1, 64)
+            return score(candidate, names) | {names[-1]: nan}
+
+        with_nan, _ = self.run(build, order_seed=8, observe=observe_with(broken))
+        failed, _ = self.run(build, order_seed=8, observe=observe_with(lambda c, n: None))
+        assert all(a.same_proposal(b) for a, b in zip(with_nan, failed, strict=True))
+
+    @pytest.mark.parametrize("names", [("alone",), ("one", "other")])
+    def test_works_for_one_checkpoint_and_for_two(self, make_job, strategy_name, build, names):
+        models = make_job(
+            models={"base": "zoo/base", "checkpoints": dict.fromkeys(names, "zoo/same")}
+        ).models
+        proposals, _ = self.run(build, order_seed=9, models=models)
+        assert all(len(candidate.recipe.weights) == len(names) for candidate in proposals)
+
+    @pytest.mark.parametrize(
+        "merge",
+        [
+            {"parametrization": "softmax"},
+            {"parametrization": "simplex", "scale": {"low": 0.5, "high": 2.5}},
+            {"method": "task_arithmetic", "weight": {"low": -0.5, "high": 1.5}},
+            {"groups": {"lower": [{"layers": "0-1"}], "upper": ["rest"]}},
+        ],
+        ids=["softmax", "scaled simplex", "negative weights", "groups"],
+    )
+    def test_works_for_every_kind_of_space(self, make_job, build, merge):
+        proposals, _ = self.run(build, order_seed=10, merge=make_job(merge=merge).merge)
+        assert all(np.isfinite(candidate.genotype).all() for candidate in proposals)

@@ -58,8 +58,33 @@ class TestSurrogateCma(StrategyContract):
         return "surrogate_cma"
 
 
+class TestScalarCma(StrategyContract):
+    @pytest.fixture
+    def strategy_name(self) -> str:
+        return "scalar_cma"
+
+
+class TestNsga2(StrategyContract):
+    @pytest.fixture
+    def strategy_name(self) -> str:
+        return "nsga2"
+
+
+class TestSobol(StrategyContract):
+    @pytest.fixture
+    def strategy_name(self) -> str:
+        return "sobol"
+
+
 def test_every_strategy_is_tested_by_the_contract():
-    assert set(STRATEGIES) == {"surrogate_cma", "cma", "dirichlet"}
+    assert set(STRATEGIES) == {
+        "surrogate_cma",
+        "cma",
+        "scalar_cma",
+        "nsga2",
+        "dirichlet",
+        "sobol",
+    }
 
 
 def test_make_strategy_suggests_the_nearest_name(make_job, make_space):
