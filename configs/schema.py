@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from configs.evaluation import EvaluationSettings, Objective
 from configs.groups import GroupRule, GroupRules, check_rest
+from configs.racing import Gates, Racing, Screening
 from configs.section import Section
 
 Parametrization = Literal["free", "simplex", "softmax"]
@@ -168,6 +169,16 @@ class SearchSettings(Section):
     scalarization: Scalarization = "weighted_sum"
     """What ``scalar_cma`` maximizes: the preferred mean, or the weighted distance from the best
     seen in the objective that is furthest behind (Tchebycheff)."""
+    ask_ahead: int = Field(default=1, ge=0)
+    """Proposals that are kept ready while workers are busy, so that one that becomes free starts
+    at once; 0 asks when a worker is free, which then knows one outcome more. May change on
+    resume."""
+    racing: Racing = Racing()
+    """When candidates are stopped before all of their items are scored."""
+    gates: Gates = Gates()
+    """When a candidate counts as broken."""
+    screening: Screening = Screening()
+    """Whether several candidates are looked at for each that is scored."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
 
@@ -265,6 +276,12 @@ class JobConfig(Section):
                     )
         _check_preference(self.search.preference, self.objectives)
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
+        specs = [spec for objective in self.objectives.values() for spec in objective.lm_eval_tasks]
+        if self.search.screening.enabled and not any(spec.companion for spec in specs):
+            raise ValueError(
+                "search.screening: no task has `companion: true`, so there is nothing to screen "
+                "by; set it where tasks have reference answers, or leave `screening` out"
+            )
         if repeated := sorted({task for task in tasks if tasks.count(task) > 1}):
             raise ValueError(f"objectives: task `{repeated[0]}` is used twice; use each task once")
         return self
@@ -284,6 +301,7 @@ class JobConfig(Section):
         """
         excluded: dict[str, Any] = dict.fromkeys(OPERATIONAL_KEYS, True)
         excluded["objectives"] = _OPERATIONAL_OF_ENTRIES
+        excluded["search"] = {"ask_ahead"}
         return self.model_dump(mode="json", exclude=excluded)
 
     @property

@@ -67,12 +67,16 @@ class Evaluator(Protocol):
     whatever was evaluated before, and items may be asked for in any subset.
     """
 
-    def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
+    def evaluate(
+        self, live: LiveModel, items: Items, companions: Items | None = None
+    ) -> Evaluation:
         """Score the model as it is now.
 
         Args:
             live: Model and tokenizer; not modified.
             items: Task -> item ids of the manifest; every task non-empty.
+            companions: Items whose companions are wanted, be they scored now or not; what has
+                none is passed over. None takes ``items``.
 
         Raises:
             EvaluationError: An item is unknown, or a score is not finite.

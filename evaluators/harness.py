@@ -196,7 +196,9 @@ class HarnessEvaluator:
         if self._pool is not None:
             self._pool.check()
 
-    def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
+    def evaluate(
+        self, live: LiveModel, items: Items, companions: Items | None = None
+    ) -> Evaluation:
         """Score the model as it is now; see ``evaluators.evaluator.Evaluator``.
 
         The seconds are those of ``prepare`` (building requests, at the first use of a split),
@@ -216,8 +218,9 @@ class HarnessEvaluator:
         clock = [time.perf_counter()]
         with preserved_rng_state():
             frozen = self._frozen_items(live, items)
+            beside = frozen if companions is None else self._frozen_items(live, companions)
             clock.append(time.perf_counter())
-            board = Board(self.suite.tasks, frozen, self._pool)
+            board = Board(self.suite.tasks, frozen, beside, self._pool)
             try:
                 self._run_with(live).run(board.requests, board.accept)
                 clock.append(time.perf_counter())

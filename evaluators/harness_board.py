@@ -34,6 +34,7 @@ class Board:
     Args:
         tasks: Task name -> task.
         frozen: Task name -> the items to score.
+        beside: Task name -> the items whose companions are wanted; tasks without are passed over.
         pool: Scores items while others are run; None leaves it to :meth:`finish`.
     """
 
@@ -41,10 +42,14 @@ class Board:
         self,
         tasks: Mapping[str, LoadedTask],
         frozen: Mapping[str, Sequence[FrozenItem]],
+        beside: Mapping[str, Sequence[FrozenItem]],
         pool: ScoringPool | None,
     ) -> None:
         self._tasks = tasks
         self._frozen = frozen
+        self._beside = {
+            task: items for task, items in beside.items() if items and tasks[task].has_companion
+        }
         self._pool = pool
         # New processes take seconds to start: what is left of this evaluation is scored here.
         self._is_pool_whole = True
@@ -53,6 +58,10 @@ class Board:
             for item in items:
                 if item.requests:
                     self._units.append(_Unit(task, item, item.requests, is_target=False))
+                if item.target is not None and not tasks[task].has_companion:
+                    self._units.append(_Unit(task, item, (item.target,), is_target=True))
+        for task, items in self._beside.items():
+            for item in items:
                 if item.target is not None:
                     self._units.append(_Unit(task, item, (item.target,), is_target=True))
         self._responses: dict[tuple[str, str], Responses] = {}
@@ -98,11 +107,7 @@ class Board:
 
     def companions(self) -> dict[str, TaskScores]:
         """Return what stands beside the scores: the likelihoods of reference answers."""
-        return {
-            task: self._likelihoods_of(task)
-            for task in self._frozen
-            if self._tasks[task].has_companion
-        }
+        return {task: self._likelihoods_of(task, items) for task, items in self._beside.items()}
 
     def texts(self) -> dict[str, tuple[str, ...]]:
         """Return the generated texts, aligned with the items of their tasks."""
@@ -115,14 +120,14 @@ class Board:
     def _scores_of(self, task: str) -> TaskScores:
         reference = self._tasks[task].reference
         if reference is not None and reference.is_objective:
-            return self._likelihoods_of(task)
+            return self._likelihoods_of(task, self._frozen[task])
         ids = tuple(item.item_id for item in self._frozen[task])
         pairs = [self._scores[task, item] for item in ids]
         values, weights = np.array(pairs, dtype=np.float64).T
         return TaskScores(task, ids, values, None if (weights == 1.0).all() else weights)
 
-    def _likelihoods_of(self, task: str) -> TaskScores:
-        ids = tuple(item.item_id for item in self._frozen[task])
+    def _likelihoods_of(self, task: str, items: Sequence[FrozenItem]) -> TaskScores:
+        ids = tuple(item.item_id for item in items)
         return TaskScores(task, ids, np.array([self._likelihoods[task, item] for item in ids]))
 
     def _likelihood(self, unit: _Unit, responses: Responses) -> float:

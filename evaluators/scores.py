@@ -6,7 +6,7 @@ Every score here is *higher is better*; the harness turns a metric around where 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,13 @@ class TaskScores:
         if self.weights is None:
             return float(self.values.mean())
         return float(np.average(self.values, weights=self.weights))
+
+    def restricted_to(self, items: Collection[str]) -> "TaskScores":
+        """Return the scores of some items, in their order here; others are passed over."""
+        rows = [row for row, item in enumerate(self.item_ids) if item in items]
+        weights = None if self.weights is None else self.weights[rows]
+        ids = tuple(self.item_ids[row] for row in rows)
+        return TaskScores(self.task, ids, self.values[rows], weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,15 +123,20 @@ class JobEvaluator:
         if self._lm_eval is not None:
             self._lm_eval.prepare(live, split)
 
-    def evaluate(self, live: LiveModel, items: Items) -> Evaluation:
+    def evaluate(
+        self, live: LiveModel, items: Items, companions: Items | None = None
+    ) -> Evaluation:
         """Score the model as it is now; see ``evaluators.evaluator.Evaluator``."""
-        if unknown := [task for task in items if task not in self._manifest.task_hashes]:
+        beside = items if companions is None else companions
+        named = [*items, *beside]
+        if unknown := [task for task in named if task not in self._manifest.task_hashes]:
             raise EvaluationError(f"task `{unknown[0]}` is not in the manifest of this job")
         own = {task: ids for task, ids in items.items() if task in self._scorers.scorers}
         others = {task: ids for task, ids in items.items() if task not in own}
+        beside = {task: ids for task, ids in beside.items() if task not in self._scorers.scorers}
         parts = []
-        if others and self._lm_eval is not None:
-            parts.append(self._lm_eval.evaluate(live, others))
+        if (others or beside) and self._lm_eval is not None:
+            parts.append(self._lm_eval.evaluate(live, others, beside))
         if own:
             parts.append(self._scorers.evaluate(live, own))
         scores = {task: score for part in parts for task, score in part.task_scores.items()}

@@ -8,7 +8,7 @@ tables are in ``optimizer.archive_schema``.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -18,8 +18,9 @@ from sqlalchemy import Connection, Engine, Table, func, select
 from configs.errors import ArchiveError
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
-from evaluators.blocks import WHOLE, block_name, ordered, remaining
-from evaluators.scores import Items, Scores
+from evaluators.blocks import WHOLE, block_name, remaining
+from evaluators.scores import Items
+from optimizer.archive_checks import checked_block, checked_scores, keeps_texts
 from optimizer.archive_lock import ArchiveLock
 from optimizer.archive_reader import ArchiveReader
 from optimizer.archive_records import (
@@ -27,7 +28,6 @@ from optimizer.archive_records import (
     Row,
     Rows,
     block_to_json,
-    checked_scores,
     item_rows,
     objective_rows,
     outcome_row,
@@ -44,6 +44,7 @@ from optimizer.archive_schema import (
     outcomes,
     proposals,
     runs,
+    stops,
     texts,
     utc_now,
 )
@@ -53,11 +54,10 @@ from optimizer.archive_sqlite import (
     resolved,
     storage_errors,
 )
+from optimizer.archive_stops import Stop, stop_row
 from optimizer.archived_search import refuse_existing, write_new
 from optimizer.candidate import Candidate
-from optimizer.pareto import non_dominated
-from optimizer.scalarize import score_matrix
-from workers.outcome import Completed, EvaluationKey, Outcome
+from workers.outcome import Completed, Outcome
 
 if TYPE_CHECKING:
     from evaluators.manifest import Manifest
@@ -179,8 +179,7 @@ class Archive(ArchiveReader):
         Raises:
             ArchiveError: It is not the next candidate, or has seen more than is recorded.
         """
-        self._refresh()
-        told = self.outcomes("search")
+        told = self.observations()
         if candidate.index != len(self._candidates):
             raise ArchiveError(
                 f"archive {self._path} expects candidate {len(self._candidates)} next, got "
@@ -189,11 +188,12 @@ class Archive(ArchiveReader):
             )
         if not 0 <= candidate.seen <= len(told):
             raise ArchiveError(
-                f"candidate {candidate.index} claims to have seen {candidate.seen} outcomes, but "
-                f"archive {self._path} holds {len(told)}: record outcomes before telling them",
+                f"candidate {candidate.index} claims to have seen {candidate.seen} finished "
+                f"candidates, but archive {self._path} holds {len(told)}: record outcomes before "
+                "telling them",
                 candidate=candidate.index,
             )
-        finished = {outcome.key.candidate for outcome in told[: candidate.seen]}
+        finished = {seen.candidate.index for seen in told[: candidate.seen]}
         pending = [index for index in range(candidate.index) if index not in finished]
         with self._writing() as connection:
             self._insert(connection, proposals, [proposal_row(candidate, pending, utc_now())])
@@ -209,22 +209,9 @@ class Archive(ArchiveReader):
             ArchiveError: The block is empty, an item of it is not in the split, or it divides the
                 items of a scorer whose scores depend on each other.
         """
-        usual = self.manifest.items(split)
-        try:
-            content = ordered(items, usual)
-        except ValueError as error:
-            raise ArchiveError(f"archive {self._path}, split `{split}`: {error}") from error
-        if not remaining(usual, content):
+        content = checked_block(items, self.manifest.items(split), self.job, split)
+        if not remaining(self.manifest.items(split), content):
             return WHOLE
-        for task in sorted(self.job.undivided & content.keys()):
-            if len(content[task]) < len(usual[task]):
-                raise ArchiveError(
-                    f"archive {self._path}, split `{split}`: a block would hold "
-                    f"{len(content[task])} of the {len(usual[task])} items of scorer `{task}`, "
-                    "whose scores may depend on which items are scored together; put all of them "
-                    "into a block, or none, or say `per_item: true` in the job where an item "
-                    "scores the same in every company"
-                )
         name = block_name(content)
         row: Row = {"split": split, "block": name, "items": block_to_json(content)}
         with self._writing() as connection:
@@ -241,7 +228,8 @@ class Archive(ArchiveReader):
 
         Returns:
             False when that candidate already has an outcome on that split or block (a stale
-            attempt), or has been scored on the whole split block by block: nothing is written.
+            attempt), has been scored on the whole split block by block, or was stopped: nothing
+            is written.
 
         Raises:
             ArchiveError: The candidate was never proposed or the block never recorded, its
@@ -250,6 +238,8 @@ class Archive(ArchiveReader):
         """
         candidate = self.candidate(outcome.key.candidate)
         if outcome.key in self._by_key:
+            return False
+        if outcome.key.split == "search" and candidate.index in self._stops:
             return False
         usual = self.block(outcome.key.split, outcome.key.block)
         scores = checked_scores(outcome, self.job, usual) if isinstance(outcome, Completed) else {}
@@ -262,22 +252,35 @@ class Archive(ArchiveReader):
                 self._insert(connection, item_scores, item_rows(key, told, usual))
                 companions = item_rows(key, outcome.companions, usual)
                 self._insert(connection, companion_scores, companions)
-                if self._keeps_texts(candidate, key, scores):
+                limit = self.job.search.gates.repetition
+                if keeps_texts(outcome, candidate, scores, self._recorded, limit):
                     self._insert(connection, texts, text_rows(outcome))
             if self._run is not None:
                 self._beat(connection, self._run)
         return True
 
-    def _keeps_texts(self, candidate: Candidate, key: EvaluationKey, scores: Scores) -> bool:
-        if key.split != "search" or candidate.is_baseline:
-            return True
-        rivals = [
-            outcome.scores
-            for outcome in self._recorded
-            if (outcome.key.split, outcome.key.block) == (key.split, key.block) and outcome.scores
-        ]
-        points = score_matrix([*rivals, scores], tuple(scores))
-        return bool(scores) and bool(non_dominated(points)[-1])
+    def record_stops(self, stopped: Mapping[int, Stop]) -> None:
+        """Record that candidates are not scored any further, all at once.
+
+        Args:
+            stopped: Candidate -> why; they are told in this order.
+
+        Raises:
+            ArchiveError: There is no such candidate, or it is finished: complete, failed or
+                stopped. Nothing is written.
+        """
+        rows = []
+        for number, (index, stop) in enumerate(stopped.items(), start=len(self.stops())):
+            self.candidate(index)
+            if index in self._finished:
+                raise ArchiveError(
+                    f"candidate {index} of archive {self._path} is finished, so it cannot be "
+                    f"stopped ({stop.reason}); a candidate is told once",
+                    candidate=index,
+                )
+            rows.append(stop_row(index, number, len(self._recorded) - 1, stop, utc_now()))
+        with self._writing() as connection:
+            self._insert(connection, stops, rows)
 
     def record_choice(self, candidate_index: int, rule: str) -> None:
         """Record which merge was chosen, and by which rule; the latest choice holds.

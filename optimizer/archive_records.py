@@ -13,8 +13,7 @@ from configs.errors import ArchiveError
 from configs.evaluation import Objective
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
-from evaluators.blocks import WHOLE
-from evaluators.scores import FloatArray, Items, Scores, TaskScores, aggregate
+from evaluators.scores import FloatArray, Items, Scores, TaskScores
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, EvaluationKey, Failed, Outcome, Stage
 
@@ -168,7 +167,7 @@ def decode_outcome(row: Mapping[str, Any], scores: Scores, job: JobConfig) -> Re
     in_order = {name: scores[name] for name in job.objectives if name in scores}
     return RecordedOutcome(
         sequence=row["sequence"],
-        key=EvaluationKey(row["candidate"], row["split"], row["block"]),
+        key=EvaluationKey(row["candidate"], row["split"], row["block"], row["signal"]),
         attempt=row["attempt"],
         worker=row["worker"],
         seconds=json.loads(row["seconds"]),
@@ -231,7 +230,7 @@ def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items)
             "task": task,
             "values_zlib": scores_to_blob(part.values),
             "weights_zlib": None if part.weights is None else scores_to_blob(part.weights),
-            "item_ids": None if _same_items(part, usual) else json.dumps(part.item_ids),
+            "item_ids": None if same_items(part, usual) else json.dumps(part.item_ids),
         }
         for task, part in parts.items()
     ]
@@ -266,71 +265,21 @@ def text_rows(outcome: Completed) -> Rows:
     ]
 
 
-def checked_scores(outcome: Completed, job: JobConfig, usual: Items) -> Scores:
-    """Aggregate the per-item scores of an outcome by objective.
-
-    Args:
-        outcome: What a worker sent.
-        job: Its objectives say which tasks must be there.
-        usual: Items of the outcome's split, of which a subset will do, or of its block, which
-            must all be there.
-
-    Returns:
-        The score of every objective; of a block, those whose tasks it all holds.
-
-    Raises:
-        ArchiveError: A task is missing, or has no items, foreign ones, or a score that is not
-            finite.
-    """
-    tasks = [spec.task for objective in job.objectives.values() for spec in objective.tasks]
-    found, is_block = outcome.task_scores, outcome.key.block != WHOLE
-    wanted = [task for task in tasks if task in usual or not is_block]
-    problems = [f"task `{task}` has no scores" for task in wanted if task not in found]
-    problems += [
-        f"task `{task}` {problem}"
-        for task, part in (*found.items(), *outcome.companions.items())
-        if (problem := _problem_of(part, usual, whole=is_block))
-    ]
-    if problems:
-        raise ArchiveError(
-            f"scores of candidate {outcome.key.candidate} on split `{outcome.key.split}` cannot "
-            f"be recorded: {'; '.join(problems)}. Record such an evaluation as failed",
-            candidate=outcome.key.candidate,
-            split=outcome.key.split,
-        )
-    return aggregate(covered_objectives(job, found), found)
-
-
-def covered_objectives(job: JobConfig, tasks: Container[str]) -> dict[str, Objective]:
-    """Return the objectives of a job whose tasks are all among ``tasks``."""
+def covered_objectives(
+    objectives: Mapping[str, Objective], tasks: Container[str]
+) -> dict[str, Objective]:
+    """Return the objectives whose tasks are all among ``tasks``."""
     return {
         name: objective
-        for name, objective in job.objectives.items()
+        for name, objective in objectives.items()
         if all(spec.task in tasks for spec in objective.tasks)
     }
 
 
-def _problem_of(part: TaskScores, usual: Items, *, whole: bool) -> str:
-    if part.values.size == 0:
-        return "was scored on no item"
-    if not np.isfinite(part.values).all():
-        first = int(np.flatnonzero(~np.isfinite(part.values))[0])
-        return f"has score {part.values[first]} on item `{part.item_ids[first]}`"
-    if part.weights is not None and not (np.isfinite(part.weights) & (part.weights > 0)).all():
-        return f"has weights from {part.weights.min()} to {part.weights.max()}; they are positive"
-    if not _same_items(part, usual) and (
-        foreign := set(part.item_ids).difference(usual.get(part.task, ()))
-    ):
-        where = "block" if whole else "split"
-        return f"was scored on `{min(foreign)}`, which is no item of it in this {where}"
-    if whole and (missing := set(usual[part.task]).difference(part.item_ids)):
-        return f"was not scored on `{min(missing)}`, which is in this block"
-    return ""
-
-
-def _same_items(part: TaskScores, usual: Items) -> bool:
+def same_items(part: TaskScores, usual: Items) -> bool:
+    """Whether a task was scored on its usual items, in their usual order."""
     return tuple(usual.get(part.task, ())) == part.item_ids
 
 
 def _key_columns(key: EvaluationKey) -> Row:
-    return {"candidate": key.candidate, "split": key.split, "block": key.block}
+    return asdict(key)

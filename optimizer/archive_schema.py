@@ -5,8 +5,9 @@ archive file holds exactly one. All tables but ``meta`` and ``runs`` are append-
 abort every UPDATE and DELETE. Floats are 8-byte IEEE columns or blobs of float64, so what is read
 back is bit for bit what was recorded; times are UTC ISO-8601 texts.
 
-Version 1 had no blocks and no companions, and item scores without compression; an archive of
-another version than this is refused (``optimizer.archive_sqlite.check_file``).
+Version 1 had no blocks and no companions, and item scores without compression; version 2 had no
+stops, and companions only beside scores. An archive of another version than this is refused
+(``optimizer.archive_sqlite.check_file``).
 """
 
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from sqlalchemy import (
     inspect,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Counts changes of the tables or of what is in them."""
 
 METADATA = MetaData()
@@ -79,7 +80,7 @@ proposals = Table(
     Column("genotype_f64", LargeBinary, nullable=False, doc="little-endian float64"),
     Column("recipe", Text, nullable=False, doc="JSON with the names for people"),
     Column("recipe_id", String, nullable=False),
-    Column("seen", Integer, nullable=False, doc="search outcomes told before it was proposed"),
+    Column("seen", Integer, nullable=False, doc="finished candidates told before it was proposed"),
     Column("pending", Text, nullable=False, doc="JSON: candidates proposed but not told yet"),
     Column("proposed_at", String, nullable=False),
 )
@@ -91,6 +92,7 @@ outcomes = Table(
     Column("candidate", Integer, primary_key=True, autoincrement=False),
     Column("split", String, primary_key=True),
     Column("block", String, primary_key=True, doc="of `blocks`; empty for the whole split"),
+    Column("signal", String, primary_key=True, doc="what was asked for"),
     Column("sequence", Integer, nullable=False, doc="finishing order from 0, over all splits"),
     Column("status", String, nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -103,11 +105,30 @@ outcomes = Table(
     Column("finished_at", String, nullable=False),
     UniqueConstraint("search_id", "sequence"),
     CheckConstraint("status IN ('completed', 'failed')", name="status_known"),
+    CheckConstraint("signal IN ('scores', 'companions')", name="signal_known"),
     ForeignKeyConstraint(
         ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
     ),
 )
-"""Exactly one row per candidate, split and block: the primary key refuses a second."""
+"""Exactly one row per candidate, split, block and signal: the primary key refuses a second."""
+
+stops = Table(
+    "stops",
+    METADATA,
+    Column("search_id", Integer, primary_key=True),
+    Column("candidate", Integer, primary_key=True, autoincrement=False),
+    Column("stop", Integer, nullable=False, doc="counts the stops of a search from 0"),
+    Column("sequence", Integer, nullable=False, doc="of the last outcome before; -1 for none"),
+    Column("reason", String, nullable=False),
+    Column("scores", Text, doc="JSON: objective -> value, stderr, count, as told; NULL: failed"),
+    Column("numbers", Text, nullable=False, doc="JSON: what decided"),
+    Column("stopped_at", String, nullable=False),
+    UniqueConstraint("search_id", "stop"),
+    ForeignKeyConstraint(
+        ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
+    ),
+)
+"""Candidates that were not scored on all search items, on purpose: no outcome comes after."""
 
 blocks = Table(
     "blocks",
@@ -122,7 +143,7 @@ blocks = Table(
 
 def _of_outcome(name: str, part: str, *columns: Column[object]) -> Table:
     """Describe a table with one row per part (objective or task) of an outcome."""
-    key = ("search_id", "candidate", "split", "block")
+    key = ("search_id", "candidate", "split", "block", "signal")
     return Table(
         name,
         METADATA,
@@ -130,6 +151,7 @@ def _of_outcome(name: str, part: str, *columns: Column[object]) -> Table:
         Column("candidate", Integer, primary_key=True, autoincrement=False),
         Column("split", String, primary_key=True),
         Column("block", String, primary_key=True),
+        Column("signal", String, primary_key=True),
         Column(part, String, primary_key=True),
         *columns,
         ForeignKeyConstraint(key, [f"outcomes.{column}" for column in key]),
@@ -183,6 +205,7 @@ APPEND_ONLY = (
     searches,
     proposals,
     outcomes,
+    stops,
     blocks,
     objective_scores,
     item_scores,

@@ -37,6 +37,11 @@ class Baseline:
         """The origin of the candidate that stands for it."""
         return _PREFIX + self.label
 
+    @property
+    def is_source(self) -> bool:
+        """Whether it is the base or a checkpoint alone."""
+        return self.label == "base" or self.label.startswith("checkpoint ")
+
 
 def label_of(candidate: Candidate) -> str:
     """Return the report's name of a baseline candidate."""

@@ -14,9 +14,9 @@ class Candidate:
 
     ``index`` counts all proposals of a search from 0. ``genotype`` is an ``(n,)`` float64 array
     in [0, 1]^n that ``recipe`` was decoded from. ``origin`` says who proposed it
-    (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of outcomes that had been
-    told when it was proposed: with the recorded order of outcomes it fixes everything that the
-    proposal could depend on.
+    (``strategy:cma``, ``baseline:soup``, ...). ``seen`` is the number of
+    observations that had been told when it was proposed: with their recorded order it fixes
+    everything that the proposal could depend on.
     """
 
     index: int
@@ -49,11 +49,20 @@ class Observation:
     Attributes:
         candidate: What was proposed.
         scores: Its search scores, or None when it failed. ``count`` says over how many items:
-            fewer than the split has when the candidate was stopped early.
+            fewer than the split has when the candidate was stopped early. Empty when only
+            companions were asked for.
         companions: Objective -> mean of the smooth signal beside the scores (``companion`` in the
             job), for the objectives that have one; higher is better, in units of its own.
+        stopped: Why not all of its items were scored, as the archive calls it (``racing``,
+            ``screened``, ``broken``); empty when they were, or could not be.
     """
 
     candidate: Candidate
     scores: Scores | None
     companions: Scores = field(default_factory=dict)
+    stopped: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was scored on all items of the search split."""
+        return self.scores is not None and not self.stopped

@@ -53,6 +53,7 @@ def status(path: Path, *, as_json: bool) -> None:
 def _status_record(archive: Archive) -> dict[str, object]:
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
+    num_told = len(archive.observations())
     choice = archive.choice()
     writer = writer_of(archive.path)
     if writer is not None:
@@ -70,8 +71,8 @@ def _status_record(archive: Archive) -> dict[str, object]:
         "job": None if archive.job_path is None else str(archive.job_path),
         "created_at": archive.created_at,
         "evaluations": {
-            "recorded": finished["search"],
-            "in flight or lost": len(archive.candidates()) - finished["search"],
+            "recorded": num_told,
+            "in flight or lost": len(archive.candidates()) - num_told,
             "budget": budget,
         },
         "validated": {"select": finished["select"], "report": finished["report"]},

@@ -151,7 +151,7 @@ def _resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[None]
         yield
     except KeyboardInterrupt:
         typer.echo(
-            f"\ninterrupted: {len(archive.outcomes('search'))} of "
+            f"\ninterrupted: {len(archive.observations())} of "
             f"{job.budget.evaluations} evaluations are recorded; continue with\n  {command}",
             err=True,
         )

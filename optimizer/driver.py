@@ -3,6 +3,9 @@
 Two orders hold everything together (D4): a proposal is recorded before it is submitted, and an
 outcome is recorded before the strategy learns of it. After a crash the archive therefore knows
 all that the strategy knew, and only evaluations in flight are run again.
+
+While workers are busy the strategy is asked ahead, so that a free worker never waits for it: an
+outcome is recorded, the next proposal is submitted, and only then is the outcome told.
 """
 
 import logging
@@ -16,7 +19,9 @@ from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.baselines import BaselinePlan, label_of
 from optimizer.candidate import Candidate, Observation
+from optimizer.dispatch import Dispatch
 from optimizer.events import (
+    BlockFinished,
     Finished,
     OnEvent,
     PhaseChanged,
@@ -28,7 +33,7 @@ from optimizer.events import (
 from optimizer.space import SearchSpace
 from optimizer.strategies import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
-from workers.outcome import EvaluationKey, EvaluationRequest, Failed
+from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
 from workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -122,23 +127,27 @@ class _Search:
         self._job = job
         self._strategy = make_strategy(self._job, space)
         self._plan = baseline_plan(archive, space)
+        # Recorded, in their order, and not submitted yet.
+        self._ready: deque[Candidate] = deque()
         self.candidates = archive.candidates()
         self.observations: list[Observation] = []
-        for observation in archive.observations():
-            self._tell(observation)
+        sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
+        self._dispatch = Dispatch(archive, self._job, self._strategy, sources)
+        for candidate in self.candidates:
+            self._dispatch.proposed(candidate)
+        self._tell_new()
 
     def explore(self) -> str:
         """Propose and evaluate until the budget is spent; returns the reason for the end."""
-        self._on_event(SearchStarted(len(self.observations), self._job.budget.evaluations))
-        interrupted = deque(self._pending())
-        left = max(0, self._job.budget.evaluations - len(self.observations))
+        self._on_event(SearchStarted(self._num_evaluated, self._job.budget.evaluations))
+        self._dispatch.settle_last()
+        self._tell_new()
+        self._ready = deque(self._dispatch.waiting(self._pending()))
+        left = max(0, self._job.budget.evaluations - self._num_evaluated)
         self._on_event(PhaseChanged("search", left))
         while True:
-            reason = self._end_reason()
-            while self._pool.num_free and (interrupted or not reason):
-                candidate = interrupted.popleft() if interrupted else self._propose()
-                self._submit(candidate, "search")
-                reason = self._end_reason()
+            self._submit_ready()
+            reason = self._ask_ahead()
             if not self._pool.num_pending:
                 return reason or "nothing left to propose"
             self._take_outcome()
@@ -163,6 +172,21 @@ class _Search:
         self._evaluate("report", sorted({chosen, *baselines}))
         return chosen
 
+    def _submit_ready(self) -> None:
+        """Give free workers what goes on, then what was proposed, in its order."""
+        while self._ready and self._pool.num_free and not self._spent():
+            self._pool.submit(self._dispatch.request(self._ready.popleft()))
+
+    def _ask_ahead(self) -> str:
+        """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
+        ahead = self._job.search.ask_ahead
+        while not (reason := self._end_reason()):
+            if not self._pool.num_free and len(self._ready) >= ahead:
+                break
+            self._ready.append(self._propose())
+            self._submit_ready()
+        return reason
+
     def _propose(self) -> Candidate:
         index = len(self.candidates)
         baseline = self._plan.next(self.candidates, self.observations)
@@ -175,6 +199,7 @@ class _Search:
             candidate = self._strategy.ask(index, self._pending())
         self._archive.record_proposal(candidate)
         self.candidates.append(candidate)
+        self._dispatch.proposed(candidate)
         self._on_event(Proposed(candidate))
         return candidate
 
@@ -184,11 +209,31 @@ class _Search:
 
     def _end_reason(self) -> str:
         budget = self._job.budget
-        if len(self.candidates) >= budget.evaluations:
+        if spent := self._spent():
+            return spent
+        groups = self._dispatch.groups
+        if self._num_proposed >= budget.evaluations and (groups is None or groups.is_whole):
             return f"budget of {budget.evaluations} evaluations spent"
+        return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
+
+    @property
+    def _num_proposed(self) -> int:
+        """Evaluations that were proposed: of those that are screened together one is scored."""
+        if self._dispatch.groups is None:
+            return len(self.candidates)
+        baselines = sum(candidate.is_baseline for candidate in self.candidates)
+        return baselines + len(self._dispatch.groups)
+
+    @property
+    def _num_evaluated(self) -> int:
+        return sum(seen.stopped != "screened" for seen in self.observations)
+
+    def _spent(self) -> str:
+        """Why nothing more may be submitted, of whatever was proposed; empty while it may."""
+        budget = self._job.budget
         if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
             return f"budget of {budget.hours} hours spent"
-        return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
+        return ""
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -197,15 +242,13 @@ class _Search:
         self._on_event(PhaseChanged(split, len(waiting)))
         while waiting or self._pool.num_pending:
             while waiting and self._pool.num_free:
-                self._submit(self.candidates[waiting.popleft()], split)
+                candidate = self.candidates[waiting.popleft()]
+                key = EvaluationKey(candidate.index, split)
+                self._pool.submit(EvaluationRequest(key, candidate.recipe))
             self._take_outcome()
 
-    def _submit(self, candidate: Candidate, split: SplitName) -> None:
-        key = EvaluationKey(candidate.index, split)
-        self._pool.submit(EvaluationRequest(key, candidate.recipe))
-
     def _take_outcome(self) -> None:
-        """Wait for one outcome; record it, then tell the strategy."""
+        """Wait for one outcome; record it, give the worker its next, then tell the strategy."""
         while (outcome := self._pool.next_outcome(_TICK_S)) is None:
             self._archive.heartbeat()
             self._on_event(WorkersSeen(self._pool.worker_states()))
@@ -214,19 +257,36 @@ class _Search:
             return
         split = outcome.key.split
         candidate = self.candidates[outcome.key.candidate]
-        recorded = self._archive.outcome(candidate.index, split)
-        scores = None if recorded is None else recorded.scores
         if split == "search":
-            self._tell(Observation(candidate, scores))
-        num_outcomes = len(self._archive.outcomes(split))
-        self._on_event(Finished(candidate, outcome, scores, num_outcomes))
+            self._settle(candidate, outcome)
+        else:
+            recorded = self._archive.outcome(candidate.index, split)
+            scores = None if recorded is None else recorded.scores
+            num_outcomes = len(self._archive.outcomes(split))
+            self._on_event(Finished(candidate, outcome, scores, num_outcomes))
         self._on_event(WorkersSeen(self._pool.worker_states()))
-        if isinstance(outcome, Failed) and split == "search":
+
+    def _settle(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Give the free worker its next request; then tell what the outcome finished."""
+        going_on = self._dispatch.settle(candidate.index)
+        self._ready.extendleft(self.candidates[index] for index in reversed(going_on))
+        self._submit_ready()
+        if not self._archive.is_finished(candidate.index):
+            self._on_event(BlockFinished(candidate, outcome))
+        for seen in self._tell_new():
+            count = self._num_evaluated
+            self._on_event(Finished(seen.candidate, outcome, seen.scores, count, seen.stopped))
+        if isinstance(outcome, Failed):
             self._check_failures(outcome)
 
-    def _tell(self, observation: Observation) -> None:
-        self.observations.append(observation)
-        self._strategy.tell(observation)
+    def _tell_new(self) -> list[Observation]:
+        """Tell the strategy what it does not know yet, in the recorded order."""
+        new = self._archive.observations()[len(self.observations) :]
+        for observation in new:
+            self.observations.append(observation)
+            self._dispatch.note(observation)
+            self._strategy.tell(observation)
+        return new
 
     def _check_failures(self, last: Failed) -> None:
         total = len(self.observations)

@@ -22,22 +22,32 @@ class SearchStarted:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """A candidate was recorded and handed to a worker."""
+    """A candidate was recorded; it goes to the next free worker."""
 
     candidate: Candidate
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """An outcome was recorded; ``scores`` is None when it is a failure.
+class BlockFinished:
+    """A block of items was recorded, and its candidate goes on with the next."""
 
-    ``num_outcomes`` counts the recorded outcomes of the current phase.
+    candidate: Candidate
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A candidate is finished, with the last recorded outcome; ``scores`` is None of a failure.
+
+    ``num_outcomes`` counts the candidates that are finished in the current phase. ``stopped``
+    says why not all items were scored, and is empty where they were.
     """
 
     candidate: Candidate
     outcome: Outcome
     scores: Scores | None
     num_outcomes: int
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class WorkersSeen:
     states: Mapping[str, WorkerState]
 
 
-Event = SearchStarted | Proposed | Finished | PhaseChanged | WorkersSeen
+Event = SearchStarted | Proposed | BlockFinished | Finished | PhaseChanged | WorkersSeen
 OnEvent = Callable[[Event], None]
 
 

@@ -224,7 +224,9 @@ class LiveView:
             return
         self._last = Text(line, style="dim", overflow="ellipsis", no_wrap=True)
         recipe_id = event.candidate.recipe.recipe_id
-        if event.outcome.key.split == "search" and event.scores and recipe_id not in self._rows:
+        if event.stopped or not event.scores or recipe_id in self._rows:
+            return
+        if event.outcome.key.split == "search":
             self._rows[recipe_id] = ScoredCandidate(
                 candidate=event.candidate,
                 scores=event.scores,
@@ -315,6 +317,8 @@ def _outcome_line(event: Finished, pace: Pace, preference: Mapping[str, float]) 
             f"{': ' + reason[0] if reason else ''}"
         )
     seconds = sum(outcome.seconds.values())
+    if event.stopped:
+        head = f"{head} stopped ({event.stopped})"
     return f"{head} {_scores_text(event.scores or {}, preference)} ({seconds:.1f} s)"
 
 

@@ -9,14 +9,18 @@ scored on it like any other. Blocks hold all items of a scorer that is not ``per
 
 from configs.errors import ArchiveError
 from configs.evaluation import SplitName
-from evaluators.blocks import WHOLE
+from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
 from optimizer.archive import Archive
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 
 def block_request(
-    archive: Archive, candidate: int, split: SplitName, items: Items | None = None
+    archive: Archive,
+    candidate: int,
+    split: SplitName,
+    items: Items | None = None,
+    known: Items | None = None,
 ) -> EvaluationRequest | None:
     """Ask for the items that a candidate was not scored on yet, and record which they are.
 
@@ -25,6 +29,7 @@ def block_request(
         candidate: Index of a recorded proposal.
         split: Where.
         items: What should be scored in the end; None is the whole split.
+        known: Of which items the companions are known, and need not be computed again.
 
     Returns:
         The request, or None when nothing is left to score.
@@ -46,4 +51,7 @@ def block_request(
             "replaced, so stop this candidate, or ask for other items",
             candidate=candidate,
         )
-    return EvaluationRequest(key, recipe, None if name == WHOLE else archive.block(split, name))
+    beside = remaining(left, known) if known else None
+    return EvaluationRequest(
+        key, recipe, None if name == WHOLE else archive.block(split, name), beside
+    )

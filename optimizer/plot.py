@@ -126,7 +126,7 @@ def volume_over_outcomes(archive: "Archive") -> FloatArray:
     front = np.zeros((0, len(names)))
     for position, seen in enumerate(observations):
         volumes[position] = volumes[position - 1] if position else 0.0
-        if seen.scores is None:
+        if seen.scores is None or not seen.is_complete:
             continue
         point = np.array([[seen.scores[name].value for name in names]])
         # Behind a member of the front, or equal to one: nothing changes.

@@ -25,14 +25,15 @@ def validation_candidates(
     adding the most hypervolume.
 
     Args:
-        observations: All observations of the search, failures included.
+        observations: All observations of the search, failures included. What was stopped is
+            left out: its scores are estimates, of what was seen to be worse.
         preference: Objective -> weight.
         size: How many to choose at the most.
 
     Returns:
         Candidate indices, ascending, without repetition.
     """
-    scored = [seen for seen in observations if seen.scores is not None]
+    scored = [seen for seen in observations if seen.is_complete]
     if not scored:
         return []
     names = tuple(preference)

@@ -50,7 +50,9 @@ class JobRunner:
 
     Loads the model skeleton, tokenizer, tasks and requests once. The model is that of the base,
     or of the first checkpoint where the job has no base; what a recipe merges is overwritten
-    for every candidate, whole, so a candidate never sees anything of the one before it.
+    for every candidate, whole, so a candidate never sees anything of the one before it. Only
+    where a request brings the recipe that the model holds already, the next block of a race, is
+    there nothing to write.
 
     Args:
         spec: Job, resolved checkpoints and item manifest.
@@ -84,6 +86,8 @@ class JobRunner:
         evaluator.prepare(self._live, "search")
         self._evaluator = evaluator
         self._is_loaded = True
+        # Id of the recipe whose tensors the model holds, and their digest.
+        self._held: tuple[str, str] | None = None
 
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
         """Materialize a recipe, score it on its split or block, and say what came of it.
@@ -106,6 +110,7 @@ class JobRunner:
                 error, request, attempt, worker=self.worker, stage=stage, seconds=clock.seconds
             )
         else:
+            self._held = request.recipe.recipe_id, weights_digest
             return Completed(
                 key=request.key,
                 attempt=attempt,
@@ -116,12 +121,16 @@ class JobRunner:
                 companions=evaluation.companions,
                 seconds=clock.seconds,
             )
+        self._held = None
         # Only here, after the except clause, is the traceback gone that kept tensors alive.
         _release_device_memory()
         return failure
 
     def _materialize(self, request: EvaluationRequest, clock: "_Clock") -> str:
         recipe = request.recipe
+        if self._held is not None and self._held[0] == recipe.recipe_id:
+            return self._held[1]
+        self._held = None
         with clock.measure("materialize"):
             if not self._is_loaded or dtype_name(self._live) != recipe.dtype:
                 self._load_in(recipe.dtype)
@@ -143,11 +152,13 @@ class JobRunner:
         self._evaluator.close()
 
     def _evaluate(self, request: EvaluationRequest, clock: "_Clock") -> "Evaluation":
-        items = request.items
+        items, beside = request.items, request.companions
         if items is None:
             items = self._spec.manifest.items(request.key.split)
+        if request.key.signal == "companions":
+            items, beside = {}, items
         with clock.measure("evaluate"):
-            evaluation = self._evaluator.evaluate(self._live, items)
+            evaluation = self._evaluator.evaluate(self._live, items, beside)
         # The evaluator knows better than a clock around it where the time went.
         if evaluation.seconds:
             del clock.seconds["evaluate"]

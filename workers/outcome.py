@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
 from evaluators.blocks import WHOLE, block_name
 from evaluators.scores import Items, TaskScores
+
+Signal = Literal["scores", "companions"]
+"""What an evaluation is asked for: scores with the companions of their items, or companions only,
+one forward pass per item and no generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +24,16 @@ class EvaluationKey:
     candidate: int
     split: SplitName
     block: str = WHOLE
+    signal: Signal = "scores"
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
     """Materialize a recipe and score it on a split: on all of its items, or on those of a block.
+
+    ``companions`` names the items whose companions are wanted beside the scores, where not all
+    of them: the others are known already. With ``key.signal`` ``companions`` nothing is scored,
+    and they are wanted of all items of the block.
 
     Raises:
         ValueError: ``items`` are not those of the block that ``key`` names.
@@ -32,6 +42,7 @@ class EvaluationRequest:
     key: EvaluationKey
     recipe: MergeRecipe
     items: Items | None = None
+    companions: Items | None = None
 
     def __post_init__(self) -> None:
         found = WHOLE if self.items is None else block_name(self.items)

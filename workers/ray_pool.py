@@ -48,7 +48,8 @@ class _Assignment:
 class _Slot:
     """The place of one worker, whose process may be replaced.
 
-    ``deadline`` is in seconds of ``time.monotonic``.
+    ``deadline`` is in seconds of ``time.monotonic``; ``held`` is the id of the recipe that the
+    worker was given last, whose tensors its model may still hold.
     """
 
     name: str
@@ -56,6 +57,7 @@ class _Slot:
     actor: Any = None
     process: Started | None = None
     assignment: _Assignment | None = None
+    held: str = ""
     deadline: float = math.inf
     failed_starts: int = 0
 
@@ -191,6 +193,7 @@ class RayPool:
         if slot.actor is not None and ray.is_initialized():
             ray.kill(slot.actor, no_restart=True)
         slot.actor = slot.process = slot.assignment = None
+        slot.held = ""
         slot.deadline = math.inf
 
     def _let_close(self) -> None:
@@ -205,15 +208,23 @@ class RayPool:
         self._start(slot)
 
     def _dispatch(self) -> None:
-        """Send waiting requests to idle workers."""
-        for slot in self._slots:
-            if slot.state == "idle" and self._waiting:
-                slot.assignment = self._waiting.popleft()
-                slot.assignment.attempt += 1
-                slot.state = "busy"
-                slot.deadline = time.monotonic() + (self._settings.timeout_s or math.inf)
-                call = slot.actor.run.remote(slot.assignment.request, slot.assignment.attempt)
-                self._calls[call] = slot
+        """Send waiting requests to idle workers, in their order.
+
+        The next block of a candidate goes to the worker whose model holds its tensors, if that
+        is idle.
+        """
+        while self._waiting:
+            recipe_id = self._waiting[0].request.recipe.recipe_id
+            idle = [slot for slot in self._slots if slot.state == "idle"]
+            if not idle:
+                return
+            slot = next((slot for slot in idle if slot.held == recipe_id), idle[0])
+            slot.assignment = self._waiting.popleft()
+            slot.assignment.attempt += 1
+            slot.state, slot.held = "busy", recipe_id
+            slot.deadline = time.monotonic() + (self._settings.timeout_s or math.inf)
+            call = slot.actor.run.remote(slot.assignment.request, slot.assignment.attempt)
+            self._calls[call] = slot
 
     def _collect(self, wait_s: float) -> None:
         """Wait for at most one call to answer, then give up those that outlast their limit."""

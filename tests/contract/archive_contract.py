@@ -22,6 +22,7 @@ from configs.errors import (
 )
 from optimizer.archive import Archive
 from optimizer.archive_schema import APPEND_ONLY
+from optimizer.archive_stops import Stop
 from tests.contract.archive_examples import (
     CHECKPOINTS,
     TASKS,
@@ -111,7 +112,7 @@ class ArchiveContract:
         execute(f"UPDATE meta SET value = '{found}' WHERE key = 'schema_version'")  # noqa: S608 - our own text
         execute("UPDATE meta SET value = '7.8.9' WHERE key = 'mergefront_version'")
 
-        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 2; .*7\.8\.9"):
+        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 3; .*7\.8\.9"):
             Archive.open(location, writable=writable)
 
     # Proposals
@@ -145,7 +146,7 @@ class ArchiveContract:
         archive.record_proposal(example_candidate(0))
         archive.record_outcome(completed(0))
 
-        with pytest.raises(ArchiveError, match=r"seen 2 outcomes, but .* holds 1"):
+        with pytest.raises(ArchiveError, match=r"seen 2 finished candidates, but .* holds 1"):
             archive.record_proposal(example_candidate(1, seen=2))
         archive.record_proposal(example_candidate(1, seen=1))
 
@@ -298,6 +299,8 @@ class ArchiveContract:
             archive.record_outcome(with_companion(completed(0)))
             archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})
             archive.record_choice(0, "only one")
+            archive.record_proposal(example_candidate(1))
+            archive.record_stops({1: Stop(reason="racing", scores={}, numbers={})})
 
         for table in APPEND_ONLY:
             with pytest.raises(Exception, match=f"{table.name} is append-only"):

@@ -10,9 +10,12 @@ import pytest
 from tests.contract.archive_block_contract import ArchiveBlockContract
 from tests.contract.archive_contract import ArchiveContract
 from tests.contract.archive_outcome_contract import ArchiveOutcomeContract
+from tests.contract.archive_stop_contract import ArchiveStopContract
 
 
-class TestSqliteArchive(ArchiveContract, ArchiveOutcomeContract, ArchiveBlockContract):
+class TestSqliteArchive(
+    ArchiveContract, ArchiveOutcomeContract, ArchiveBlockContract, ArchiveStopContract
+):
     @pytest.fixture
     def location(self, tmp_path: Path) -> Path:
         return tmp_path / "search.sqlite"

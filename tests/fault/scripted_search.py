@@ -1,9 +1,9 @@
 """A whole search on the scripted pool; run as a program, it is what gets killed.
 
-``python scripted_search.py ARCHIVE KILLS`` runs a search in a child process, kills the child with
-SIGKILL after a random time, and resumes it in the next child, until KILLS kills have hit a
-running search; then lets it end. It prints, after every kill, the keys that had been acknowledged
-and those that the archive holds, as one JSON line each.
+``python scripted_search.py ARCHIVE KILLS SEED NAME`` runs the search that ``SEARCHES`` calls NAME
+in a child process, kills the child with SIGKILL after a random time, and resumes it in the next
+child, until KILLS kills have hit a running search; then lets it end. It prints, after every kill,
+the keys that had been acknowledged and those that the archive holds, as one JSON line each.
 """
 
 import json
@@ -12,20 +12,57 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
 
 from configs.evaluation import SPLITS
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.archive import Archive
+from optimizer.candidate import Candidate, Observation
+from optimizer.dirichlet_strategy import DirichletStrategy
 from optimizer.driver import run_search
-from optimizer.events import Event, Finished
+from optimizer.events import BlockFinished, Event, Finished
 from optimizer.space import SearchSpace
+from optimizer.strategies import STRATEGIES
 from tests.fault.scripted_pool import ScriptedPool
+from workers.outcome import EvaluationKey, EvaluationRequest
 from workers.sources import ResolvedSource, Sources
 
 NAMES = ("instruct", "code", "math")
+COMPANIONS = {name: [{"task": f"zoo_{name}", "companion": True}] for name in NAMES}
+SEARCHES = {
+    "plain": {"search": {"population_size": 6, "ask_ahead": 0}},
+    "racing": {"search": {"population_size": 6, "ask_ahead": 2, "racing": {"enabled": True}}},
+    "screening": {
+        "objectives": COMPANIONS,
+        "search": {
+            "strategy": "companion_dirichlet",
+            "racing": {"enabled": True},
+            "screening": {"enabled": True, "candidates": 3},
+        },
+    },
+}
+"""Changes of the job by name."""
+
+
+class CompanionDirichlet(DirichletStrategy):
+    """Random search that scores the candidate of a group with the best companions."""
+
+    def promote(self, candidates: Sequence[Candidate], observations: Sequence[Observation]) -> int:
+        means = [sum(c.value for c in seen.companions.values()) for seen in observations]
+        assert [seen.candidate for seen in observations] == list(candidates)
+        return int(np.argmax(means))
+
+
+def with_strategies():
+    """Within this context, jobs may name the strategy of this module."""
+    return patch.dict(STRATEGIES, companion_dirichlet=CompanionDirichlet)
 
 
 def make_job(archive: Path, **changes: object) -> JobConfig:
@@ -67,7 +104,7 @@ def run(path: Path, *, sleep_s: float = 0.0, on_event=lambda event: None, **chan
         archive = Archive.create(
             path, job=job, job_path=None, sources=make_sources(), manifest=manifest
         )
-    with archive, ScriptedPool(job, manifest, sleep_s=sleep_s) as pool:
+    with archive, with_strategies(), ScriptedPool(job, manifest, sleep_s=sleep_s) as pool:
         space = SearchSpace(archive.job, archive.sources)
         return run_search(archive, pool, space, on_event=on_event).chosen
 
@@ -84,32 +121,44 @@ def record(path: Path) -> dict[str, object]:
                 split: [(o.key.candidate, repr(o.scores)) for o in archive.outcomes(split)]
                 for split in SPLITS
             },
+            "observations": [
+                (o.candidate.index, repr(o.scores), repr(o.companions), o.stopped)
+                for o in archive.observations()
+            ],
+            "stops": {
+                index: (found.sequence, found.stop) for index, found in archive.stops().items()
+            },
+            "evaluations": [(o.key, repr(o.scores)) for o in archive.evaluations()],
             "choice": archive.choice(),
         }
 
 
-def recorded_keys(path: Path) -> list[tuple[int, str]]:
+def whole_request(candidate: Candidate) -> EvaluationRequest:
+    return EvaluationRequest(EvaluationKey(candidate.index, "search"), candidate.recipe)
+
+
+def recorded_keys(path: Path) -> list[tuple[object, ...]]:
     if not path.exists():
         return []
     with Archive.open(path) as archive:
-        return [(o.key.candidate, split) for split in SPLITS for o in archive.outcomes(split)]
+        return [astuple(outcome.key) for outcome in archive.evaluations()]
 
 
 def acknowledge(descriptor: int, event: Event) -> None:
-    if isinstance(event, Finished):
-        key = event.outcome.key
-        os.write(descriptor, (json.dumps([key.candidate, key.split]) + "\n").encode())
+    if isinstance(event, Finished | BlockFinished):
+        line = json.dumps(astuple(event.outcome.key)) + "\n"
+        os.write(descriptor, line.encode())
 
 
 def main() -> None:
     path, kills = Path(sys.argv[1]), int(sys.argv[2])
-    rng = random.Random(int(sys.argv[3]))
+    rng, changes = random.Random(int(sys.argv[3])), SEARCHES[sys.argv[4]]
     while kills:
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
-            run(path, sleep_s=0.004, on_event=partial(acknowledge, write))
+            run(path, sleep_s=0.004, on_event=partial(acknowledge, write), **changes)
             os._exit(0)
         os.close(write)
         time.sleep(rng.uniform(0.02, 0.35))
@@ -122,7 +171,7 @@ def main() -> None:
             print(json.dumps({"ended_before_kills": kills}), flush=True)
             break
         kills -= 1
-    run(path)
+    run(path, **changes)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,19 @@ import sys
 import pytest
 
 from configs.evaluation import SPLITS
+from optimizer.archive import Archive
+from optimizer.resume import verify_replay
+from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 
 
-def search_with_kills(path, kills, seed):
+def search_with_kills(path, kills, seed, name):
     """Returns the lines the program printed, one for each kill."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fault.scripted_search", str(path), str(kills), str(seed)],
+        [
+            sys.executable, "-m", "tests.fault.scripted_search",
+            str(path), str(kills), str(seed), name,
+        ],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -21,15 +27,18 @@ def search_with_kills(path, kills, seed):
 
 
 @pytest.mark.slow
-def test_search_killed_twenty_times_equals_the_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("name", scripted_search.SEARCHES)
+def test_search_killed_twenty_times_equals_the_undisturbed_one(tmp_path, name):
     undisturbed = tmp_path / "undisturbed.sqlite"
-    scripted_search.run(undisturbed)
+    scripted_search.run(undisturbed, **scripted_search.SEARCHES[name])
     lines: list[dict] = []
     kills, seed = 0, 0
     while kills < 20:
         killed = tmp_path / f"killed{seed}.sqlite"
-        printed = search_with_kills(killed, 20 - kills, seed)
+        printed = search_with_kills(killed, 20 - kills, seed, name)
         assert scripted_search.record(killed) == scripted_search.record(undisturbed)
+        with Archive.open(killed) as archive, scripted_search.with_strategies():
+            assert verify_replay(archive, SearchSpace(archive.job, archive.sources)) == []
         hits = [line for line in printed if "acknowledged" in line]
         kills += len(hits) - any("ended_before_kills" in line for line in printed)
         seed += 1

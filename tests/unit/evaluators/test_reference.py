@@ -12,7 +12,7 @@ import torch
 from configs.errors import ConfigError, EvaluationError
 from configs.evaluation import Objective
 from evaluators.backend import Prompt
-from evaluators.blocks import partition
+from evaluators.blocks import partition, union
 from evaluators.generation import StaticBatches
 from evaluators.harness import HarnessEvaluator, build_manifest, describe_tasks
 from evaluators.loglikelihood import loglikelihoods
@@ -128,6 +128,32 @@ def test_companion_is_unaffected_by_weights_that_came_between(
     again = evaluator.evaluate(live, items).companions["tiny_shots"].values
     assert not np.allclose(first, other)
     np.testing.assert_array_equal(first, again)
+
+
+def test_companions_are_asked_for_alone_and_the_rest_with_the_scores(
+    live, settings, monkeypatch
+) -> None:
+    evaluator = HarnessEvaluator(objective(task="tiny_shots", companion=True), settings)
+    split = evaluator.manifest.items("search")
+    whole = evaluator.evaluate(live, split)
+    first, rest = partition(split, (1, 1))
+    with monkeypatch.context() as patched:
+
+        def generate(_self: StaticBatches, prompts: Sequence[Prompt], _on_text: object) -> None:
+            assert not prompts
+
+        patched.setattr(StaticBatches, "generate", generate)
+        alone = evaluator.evaluate(live, {}, first)
+    assert (alone.task_scores, alone.texts) == ({}, {})
+    later = evaluator.evaluate(live, split, rest)
+    assert later.companions["tiny_shots"].item_ids == rest["tiny_shots"]
+    assert later.texts == whole.texts
+    np.testing.assert_array_equal(
+        later.task_scores["tiny_shots"].values, whole.task_scores["tiny_shots"].values
+    )
+    found = union([alone.companions, later.companions], split)["tiny_shots"]
+    np.testing.assert_allclose(found.values, whole.companions["tiny_shots"].values, rtol=1e-5)
+    assert evaluator.evaluate(live, split, {}).companions == {}
 
 
 def test_companion_of_a_block_is_that_of_the_whole(live, settings) -> None:

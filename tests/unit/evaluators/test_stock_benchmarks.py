@@ -255,7 +255,7 @@ def score_answers(
         for item in evaluator._frozen_items(live, {name: ids})[name]
         if answer(item.doc) is not None
     ]
-    board = Board(evaluator.suite.tasks, {name: frozen}, pool=None)
+    board = Board(evaluator.suite.tasks, {name: frozen}, {}, pool=None)
     for index, item in enumerate(frozen):
         board.accept(index, (answer(item.doc),))
     with preserved_rng_state():

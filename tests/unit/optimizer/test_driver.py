@@ -1,11 +1,13 @@
 import pytest
 
 from configs.errors import SearchError, TooManyFailuresError
+from optimizer import driver
 from optimizer.archive import Archive
 from optimizer.driver import baseline_labels, run_search
 from optimizer.events import Finished, PhaseChanged, Proposed
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
+from optimizer.strategies import make_strategy
 from optimizer.verdict import verdict
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
@@ -69,6 +71,129 @@ def test_search_keeps_every_worker_busy_without_a_barrier(run_with):
 
     run_with(Watching, validation={"candidates": 1})
     assert in_flight[:50] == [4] * 50
+
+
+class Logging:
+    """A strategy that writes down what is done with it, beside what the pool is given."""
+
+    def __init__(self, inner, log):
+        self.inner, self.log = inner, log
+
+    def ask(self, index, pending):
+        self.log.append(("ask", index))
+        return self.inner.ask(index, pending)
+
+    def tell(self, observation):
+        self.log.append(("tell", observation.candidate.index))
+        self.inner.tell(observation)
+
+    def stop(self):
+        return self.inner.stop()
+
+
+@pytest.fixture
+def logged(run_with, path, monkeypatch):
+    """Runs a search; returns (what, candidate, free workers) in the order in which it happened."""
+
+    def run(**changes):
+        log, free = [], []
+
+        class Watching(ScriptedPool):
+            def submit(self, request):
+                super().submit(request)
+                if request.key.split == "search":
+                    log.append(("submit", request.key.candidate))
+
+            def next_outcome(self, timeout_s=None):
+                free.append(self.num_free)
+                outcome = super().next_outcome(timeout_s)
+                if outcome.key.split == "search":
+                    log.append(("outcome", outcome.key.candidate))
+                return outcome
+
+        monkeypatch.setattr(
+            driver, "make_strategy", lambda job, space: Logging(make_strategy(job, space), log)
+        )
+        run_with(Watching, **changes)
+        return log, free
+
+    return run
+
+
+def test_free_worker_gets_its_next_candidate_before_the_outcome_is_told(logged, path):
+    log, free = logged()
+    outcomes = [place for place, (what, _) in enumerate(log) if what == "outcome"]
+    for place in outcomes[:-5]:
+        after = [what for what, _ in log[place + 1 :]]
+        assert after[:2] == ["submit", "tell"]
+    assert free[:56] == [0] * 56
+    with Archive.open(path) as archive:
+        observed = archive.observations()
+        for place, (what, index) in enumerate(log):
+            told = [other for kind, other in log[:place] if kind == "tell"]
+            if what == "ask":
+                assert archive.candidate(index).seen == len(told)
+                assert told == [seen.candidate.index for seen in observed[: len(told)]]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ahead):
+    proposed, ready = [], []
+
+    class Watching(ScriptedPool):
+        num_submitted = 0
+
+        def submit(self, request):
+            self.num_submitted += 1
+            super().submit(request)
+
+        def next_outcome(self, timeout_s=None):
+            ready.append(len(proposed) - self.num_submitted)
+            return super().next_outcome(timeout_s)
+
+    def on_event(event):
+        if isinstance(event, Proposed):
+            proposed.append(event.candidate.index)
+
+    _, space = run_with(Watching, on_event, search={"population_size": 6, "ask_ahead": ahead})
+    assert ready[: 60 - 4 - ahead] == [ahead] * (60 - 4 - ahead)
+    with Archive.open(path) as archive:
+        assert verify_replay(archive, space) == []
+
+
+def test_proposals_that_were_ready_are_submitted_first_on_resume(run_with, path):
+    class Interrupted(ScriptedPool):
+        taken = 0
+
+        def next_outcome(self, timeout_s=None):
+            Interrupted.taken += 1
+            if Interrupted.taken > 30:
+                raise KeyboardInterrupt
+            return super().next_outcome(timeout_s)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(Interrupted)
+    with Archive.open(path, writable=True) as archive:
+        assert len(archive.candidates()) == 30 + 4 + 1
+        waiting = archive.candidates()[-1].index
+        submitted = []
+
+        class Watching(ScriptedPool):
+            def submit(self, request):
+                submitted.append(request.key.candidate)
+                super().submit(request)
+
+        space = SearchSpace(archive.job, archive.sources)
+        with Watching(archive.job, archive.manifest) as pool:
+            run_search(archive, pool, space)
+        assert submitted[4] == waiting
+        assert submitted[:5] == sorted(submitted[:5])
+        assert verify_replay(archive, space) == []
+
+
+def test_job_may_be_resumed_with_another_number_of_proposals_ahead(path):
+    jobs = [scripted_search.make_job(path, search={"ask_ahead": ahead}) for ahead in (0, 5)]
+    assert jobs[0].digest == jobs[1].digest
 
 
 def test_search_scores_all_baselines_first_and_spends_the_budget(run_with, path):

@@ -103,6 +103,47 @@ def test_blocks_have_the_scores_that_their_items_have_in_the_whole(runner, spec,
         np.testing.assert_array_equal(together[task].values, scores.values)
 
 
+def test_next_block_of_a_recipe_is_scored_in_the_tensors_that_the_model_holds(
+    runner, spec, make_request, monkeypatch
+):
+    merged = []
+    materialize = runner._materializer.into
+
+    def watched(model, recipe):
+        merged.append(recipe.recipe_id)
+        return materialize(model, recipe)
+
+    monkeypatch.setattr(runner._materializer, "into", watched)
+    split = spec.manifest.items("search")
+    first, second = partition(split, (1, 1))
+    one, other = make_request(0.31, 0.1, 0.2).recipe, make_request(0.7, 0.1, 0.2).recipe
+    begun = runner.run(make_request(0.31, 0.1, 0.2, items=first))
+    rest = runner.run(make_request(0.31, 0.1, 0.2, items=second))
+    assert merged == [one.recipe_id]
+    assert "materialize" not in rest.seconds
+    assert rest.weights_digest == begun.weights_digest
+    whole = runner.run(make_request(0.7, 0.1, 0.2))
+    again = runner.run(make_request(0.31, 0.1, 0.2, items=second))
+    assert merged == [one.recipe_id, other.recipe_id, one.recipe_id]
+    assert_same_scores(rest, again)
+    assert whole.weights_digest != begun.weights_digest
+
+
+def test_tensors_are_not_trusted_after_a_failure(runner, spec, make_request, monkeypatch):
+    request = make_request(0.32, 0.1, 0.2)
+    before = runner.run(request)
+
+    def fail(live, items, companions=None):
+        for parameter in live.model.parameters():
+            parameter.data.zero_()
+        raise EvaluationError("stopped half way")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner._evaluator, "evaluate", fail)
+        assert isinstance(runner.run(request), Failed)
+    assert_same_scores(runner.run(request), before)
+
+
 def test_outcome_brings_the_companions_that_the_job_asks_for(tiny_job, spec, make_request):
     from dataclasses import replace
 
@@ -115,6 +156,16 @@ def test_outcome_brings_the_companions_that_the_job_asks_for(tiny_job, spec, mak
     asking = JobRunner(replace(spec, job=type(spec.job).model_validate(content)), "worker-2")
     outcome = asking.run(make_request(0.5, 0.4, 0.3))
     assert isinstance(outcome, Completed), outcome
+    request = make_request(0.5, 0.4, 0.3)
+    alone = asking.run(replace(request, key=replace(request.key, signal="companions")))
+    assert (alone.task_scores, alone.texts) == ({}, {})
+    assert alone.weights_digest == outcome.weights_digest
+    for task, part in alone.companions.items():
+        np.testing.assert_allclose(part.values, outcome.companions[task].values, rtol=1e-5)
+    _, rest = partition(spec.manifest.items("search"), (1, 1))
+    later = asking.run(replace(request, companions=rest))
+    assert {task: part.item_ids for task, part in later.companions.items()} == rest
+    assert_same_scores(later, outcome)
     assert outcome.companions.keys() == outcome.task_scores.keys()
     for task, part in outcome.companions.items():
         assert part.item_ids == outcome.task_scores[task].item_ids

@@ -63,6 +63,20 @@ def test_ray_pool_gives_workers_the_threads_of_the_job(make_pool):
     assert drain(pool)[0].texts == {"task": ("3",)}
 
 
+def test_next_block_goes_to_the_worker_that_holds_the_recipe(make_pool):
+    pool = make_pool(count=2)
+    warm_up(pool)
+    methods = ("environment A", "environment B")
+    for candidate, method in enumerate(methods):
+        pool.submit(request(candidate, method, {"task": ("a",)}))
+    home = {outcome.key.candidate: outcome.worker for outcome in drain(pool)}
+    assert len(set(home.values())) == 2
+    for candidate in (1, 0):
+        pool.submit(request(candidate, methods[candidate], {"task": ("b",)}))
+        (outcome,) = drain(pool)
+        assert outcome.worker == home[candidate]
+
+
 def test_ray_pool_shows_workers_as_starting_at_first(make_pool):
     assert make_pool(count=2).worker_states() == {"worker-1": "starting", "worker-2": "starting"}
 

@@ -1,0 +1,45 @@
+"""What a job file says of how much is spent on a candidate: racing, gates, screening.
+
+``configs.schema.SearchSettings`` holds these sections.
+"""
+
+from pydantic import Field
+
+from configs.section import Section
+
+
+class Racing(Section):
+    """Whether and when a candidate that is already worse stops being scored."""
+
+    enabled: bool = False
+    """Score candidates block by block, and stop those that have lost."""
+    first_share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of each task's items in the first block; every further block doubles what was
+    scored. At least 8 items of a task are in the first one."""
+    confidence: float = Field(default=0.9, gt=0.5, lt=1)
+    """How sure it must be that a candidate is of no use, over all looks at it together."""
+    margin: float = Field(default=1.0, ge=0)
+    """By how much a candidate may seem better in an objective and still count as no better
+    there, in standard errors of the score of a whole split (their median)."""
+
+
+class Gates(Section):
+    """When a candidate counts as broken, and is stopped before much is spent on it."""
+
+    likelihood: float | None = Field(default=2.0, gt=1)
+    """References are so many times less likely, in bits, than to the worst of the sources, in
+    every task with a ``companion``; null does not look."""
+    items: int = Field(default=32, ge=1)
+    """How many references are looked at, of all tasks together: one forward pass each."""
+    repetition: float | None = Field(default=0.9, gt=0, le=1)
+    """Share of the texts of the first block of a race that end in repetitions, where the
+    sources' do not; null does not look."""
+
+
+class Screening(Section):
+    """Whether candidates are chosen by their companions before one of them is scored."""
+
+    enabled: bool = False
+    """Screen, where the strategy can choose; needs tasks with ``companion: true``."""
+    candidates: int = Field(default=4, ge=2)
+    """How many candidates are screened for each that is scored."""

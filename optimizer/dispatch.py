@@ -1,0 +1,201 @@
+"""What a candidate is asked for next, and what its outcome means for it.
+
+The way of a candidate through the search split: companions first where they decide something (a
+gate, ``optimizer.gates``; a screening, ``optimizer.screening``), then its scores, at once or stage
+by stage (``optimizer.racing``). After each outcome it is finished, stopped (recorded here), or goes
+on. That depends on what was recorded up to that outcome only, and is decided before anything else
+is recorded: after a crash the last outcome is the only one that may still lack its decision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from configs.evaluation import TaskSpec
+from configs.schema import JobConfig
+from evaluators.blocks import WHOLE, remaining
+from evaluators.scores import Items
+from optimizer.archive import Archive
+from optimizer.archive_stops import Stop
+from optimizer.candidate import Candidate, Observation
+from optimizer.gates import likelihood_gate, repetition_gate
+from optimizer.partial import block_request
+from optimizer.racing import Race, first_items, stages
+from optimizer.screening import Groups, Screens
+from optimizer.strategy import Strategy
+from workers.outcome import EvaluationKey, EvaluationRequest
+
+
+class Dispatch:
+    """The way of every candidate through the search split.
+
+    Args:
+        archive: Open for writing.
+        job: The job as it is run now.
+        strategy: Asked which candidate of a group goes on, where it can say so.
+        sources: Recipe ids of the base and the checkpoints alone, which gates hold others against.
+    """
+
+    def __init__(
+        self, archive: Archive, job: JobConfig, strategy: Strategy, sources: Sequence[str]
+    ) -> None:
+        self._archive = archive
+        self._settings = job.search
+        items = archive.manifest.items("search")
+        self._stages: list[Items] = [items]
+        if job.search.racing.enabled:
+            self._stages = list(stages(items, job.search.racing, job.seed, undivided=job.undivided))
+        self._race = Race(job.objectives, job.preference, job.search.racing, self._num_looks)
+        self._strategy = strategy if isinstance(strategy, Screens) else None
+        screens = job.search.screening.enabled and self._strategy is not None
+        self.groups = Groups(job.search.screening.candidates) if screens else None
+        self._preview = self._previewed(job)
+        # Recipe ids of sources that are not finished, and the candidates that are sources.
+        self._missing = set(sources)
+        self._sources: list[int] = []
+
+    @property
+    def _num_looks(self) -> int:
+        return len(self._stages) - 1
+
+    def _previewed(self, job: JobConfig) -> Items:
+        """Return of which items the companions are wanted before any score."""
+        tasks = [
+            spec.task
+            for objective in job.objectives.values()
+            for spec in objective.tasks
+            if isinstance(spec, TaskSpec) and spec.companion
+        ]
+        items = {task: self._archive.manifest.items("search")[task] for task in tasks}
+        if self.groups is not None or not items:
+            return items
+        if job.search.gates.likelihood is None:
+            return {}
+        return first_items(items, -(-job.search.gates.items // len(items)), job.seed)
+
+    def note(self, observation: Observation) -> None:
+        """Take in what was told: others are compared with whoever was scored on everything."""
+        candidate = observation.candidate
+        if candidate.recipe.recipe_id in self._missing:
+            self._missing.discard(candidate.recipe.recipe_id)
+            if observation.is_complete:
+                self._sources.append(candidate.index)
+        if self._num_looks and observation.is_complete and observation.scores is not None:
+            items = self._archive.task_scores(candidate.index, "search")
+            self._race.add(candidate.index, observation.scores, items)
+
+    def proposed(self, candidate: Candidate) -> None:
+        """Take in a proposal, in the order of their index."""
+        if self.groups is not None:
+            self.groups.add(candidate)
+
+    def waiting(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return which unfinished candidates are to be submitted, in that order, after a restart.
+
+        Those go first of which something was scored, as they went on when that was known.
+        """
+        begun = {outcome.key.candidate for outcome in self._archive.evaluations("search")}
+        found = [
+            candidate
+            for candidate in candidates
+            if not (candidate.index in begun and self._waits(candidate.index))
+        ]
+        return sorted(found, key=lambda candidate: candidate.index not in begun)
+
+    def request(self, candidate: Candidate) -> EvaluationRequest:
+        """Return what a candidate is asked for next on the search split."""
+        index = candidate.index
+        if candidate.is_baseline or not (self._preview or self._num_looks):
+            return EvaluationRequest(EvaluationKey(index, "search"), candidate.recipe)
+        if self._preview and not self._is_previewed(index):
+            name = self._archive.record_block("search", self._preview)
+            items = None if name == WHOLE else self._archive.block("search", name)
+            key = EvaluationKey(index, "search", name, "companions")
+            return EvaluationRequest(key, candidate.recipe, items)
+        known = {
+            task: part.item_ids for task, part in self._archive.companions(index, "search").items()
+        }
+        for stage in self._stages:
+            request = block_request(self._archive, index, "search", stage, known)
+            if request is not None:
+                return request
+        raise ValueError(f"candidate {index} has nothing left to be asked for")
+
+    def settle(self, index: int) -> list[int]:
+        """Decide on a candidate whose outcome is the last that was recorded.
+
+        Returns:
+            Which candidates have to go on now, it or another of its group. Where some were
+            stopped, that is recorded.
+        """
+        if not self._archive.is_finished(index):
+            if stop := self._stop(index):
+                self._archive.record_stops({index: stop})
+            elif self._archive.scored_items(index, "search") or self.groups is None:
+                return [index]
+        return self._promoted(index)
+
+    def settle_last(self) -> None:
+        """Make the decision that a crash may have prevented."""
+        recorded = self._archive.evaluations()
+        if recorded and recorded[-1].key.split == "search":
+            self.settle(recorded[-1].key.candidate)
+
+    def _stop(self, index: int) -> Stop | None:
+        """Return why a candidate is not worth more; None where it may be."""
+        items = self._archive.scored_items(index, "search")
+        if not items:
+            return self._broken_by_likelihood(index)
+        if stop := self._broken_by_repetition(index):
+            return stop
+        if (loss := self._race.loss(items)) is None:
+            return None
+        return Stop(reason="racing", scores=self._race.estimate(items), numbers=asdict(loss))
+
+    def _broken_by_likelihood(self, index: int) -> Stop | None:
+        factor = self._settings.gates.likelihood
+        if factor is None or self._missing:
+            return None
+        sources = [self._archive.companions(source, "search") for source in self._sources]
+        return likelihood_gate(self._archive.companions(index, "search"), sources, factor)
+
+    def _broken_by_repetition(self, index: int) -> Stop | None:
+        limit = self._settings.gates.repetition
+        if limit is None or self._missing:
+            return None
+        sources = [self._archive.texts(source, "search") for source in self._sources]
+        return repetition_gate(self._archive.texts_so_far(index, "search"), sources, limit)
+
+    def _is_previewed(self, index: int) -> bool:
+        known = {
+            task: part.item_ids for task, part in self._archive.companions(index, "search").items()
+        }
+        return not remaining(self._preview, known)
+
+    def _waits(self, index: int) -> bool:
+        """Whether a candidate that was screened waits for the others of its group."""
+        if self.groups is None or self._archive.scored_items(index, "search"):
+            return False
+        if not self._is_previewed(index):
+            return False
+        others = [other for other in self._group(index) if other != index]
+        return not others or not all(map(self._archive.is_finished, others))
+
+    def _group(self, index: int) -> list[int]:
+        return [] if self.groups is None else self.groups.of(index)
+
+    def _promoted(self, index: int) -> list[int]:
+        """Choose one of a candidate's group when all are known, and stop the others."""
+        group = self._group(index)
+        left = [member for member in group if not self._archive.is_finished(member)]
+        if not left or not all(map(self._is_previewed, left)) or self._strategy is None:
+            return []
+        if any(self._archive.scored_items(member, "search") for member in left):
+            return []
+        seen = [self._archive.preview(member) for member in left]
+        chosen = 0
+        if len(left) > 1:
+            chosen = self._strategy.promote([found.candidate for found in seen], seen)
+        numbers = {"promoted": left[chosen], "group": group}
+        stop = Stop(reason="screened", scores={}, numbers=numbers)
+        self._archive.record_stops({member: stop for member in left if member != left[chosen]})
+        return [left[chosen]]

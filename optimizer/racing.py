@@ -1,0 +1,306 @@
+"""Racing: after each block of items, which candidates are worth the rest of theirs. Pure functions.
+
+A candidate is stopped when with confidence it does nothing that its search would use: some member
+of the front is at least as good in every objective, and the best by the preference is better.
+Candidates are compared on the items that both were scored on (``evaluators.paired``), by means and
+errors that count two items more than were seen: Agresti and Min, "Simple improved confidence
+intervals for comparing matched proportions" (Statistics in Medicine 24, 2005). Without these, items
+on which two candidates happen to agree would claim certainty.
+
+A stopped candidate's scores are estimated for the whole split: :func:`whole_estimate`.
+"""
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.special import stdtr
+
+from configs.evaluation import Objective
+from configs.racing import Racing
+from evaluators.paired import PairedDifference, Stratum, strata
+from evaluators.scores import FloatArray, Items, ObjectiveScore, Scores, TaskScores
+
+# Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
+_LEAST_ITEMS = 8
+# What Agresti and Min add to the items of a comparison.
+_PSEUDO_ITEMS = 2.0
+
+
+def stages(
+    items: Items, racing: Racing, seed: int, *, undivided: Collection[str] = ()
+) -> list[dict[str, tuple[str, ...]]]:
+    """Lay out a race: the items that are scored by the end of each block, the same for everyone.
+
+    The first block holds ``racing.first_share`` of each task's items, and every further one
+    doubles what was scored. Which items come first is decided by a hash of their ids.
+
+    Args:
+        items: Task -> items of the split.
+        racing: The job's settings.
+        seed: Of the search; another one has other items first.
+        undivided: Tasks whose items stay together, in the first block.
+
+    Returns:
+        Nested sets, the last one the whole split; just that where nothing can be divided.
+    """
+    ends = [racing.first_share]
+    while ends[-1] * 2 < 1:
+        ends.append(ends[-1] * 2)
+    whole = {task: tuple(ids) for task, ids in items.items()}
+    found: list[dict[str, tuple[str, ...]]] = []
+    for end in ends:
+        stage: dict[str, tuple[str, ...]] = {}
+        for task, ids in whole.items():
+            count = len(ids)
+            if task not in undivided:
+                count = max(math.ceil(end * len(ids)), min(_LEAST_ITEMS, len(ids)))
+            stage |= first_items({task: ids}, count, seed)
+        if stage != whole and stage not in found:
+            found.append(stage)
+    return [*found, whole]
+
+
+def first_items(items: Items, count: int, seed: int) -> dict[str, tuple[str, ...]]:
+    """Return so many items of each task: those that are scored first, in the split's order."""
+    found = {}
+    for task, ids in items.items():
+        first = set(sorted(ids, key=lambda item: _place(seed, item))[:count])
+        found[task] = tuple(item for item in ids if item in first)
+    return found
+
+
+def _place(seed: int, item: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{item}".encode()).digest()
+
+
+def adjusted_difference(parts: Sequence[Stratum], spans: Sequence[float]) -> PairedDifference:
+    """Estimate the weighted mean of the strata's means, with two items more in each.
+
+    One of them is a tie, the other is half won and half lost, by the span of the scores.
+
+    Args:
+        parts: The comparison.
+        spans: Largest possible difference of an item, per stratum.
+    """
+    mean, variance, spread = 0.0, 0.0, 0.0
+    for part, span in zip(parts, spans, strict=True):
+        weights = np.ones(part.differences.size) if part.weights is None else part.weights
+        weights = weights / weights.mean()
+        total = weights.size + _PSEUDO_ITEMS
+        centre = float(weights @ part.differences) / total
+        residuals = weights * (part.differences - centre)
+        square = float(residuals @ residuals) + span**2 + _PSEUDO_ITEMS * centre**2
+        own = part.share**2 * square / total**2
+        mean += part.share * centre
+        variance += own
+        spread += own**2 / (total - 1)
+    freedom = variance**2 / spread if spread else math.inf
+    return PairedDifference(mean, math.sqrt(variance), freedom)
+
+
+def doubt(lead: PairedDifference, margin: float = 0.0) -> float:
+    """One-sided p-value of a lead of more than ``-margin``, by Student's t distribution."""
+    if lead.stderr == 0.0:
+        return 0.0 if lead.mean > -margin else 1.0
+    return float(stdtr(lead.degrees_of_freedom, -(lead.mean + margin) / lead.stderr))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """A candidate that was scored on the whole split, and what it is compared by."""
+
+    index: int
+    point: FloatArray
+    mean: float
+    items: Mapping[str, TaskScores]
+
+
+@dataclass(slots=True)
+class _Easiness:
+    """What candidates got on the items of a task: sums over all of them, and the range."""
+
+    first: TaskScores
+    total: FloatArray
+    low: float
+    high: float
+    count: int = 1
+
+    @property
+    def usual(self) -> TaskScores:
+        """The mean score of each item."""
+        return replace(self.first, values=self.total / self.count)
+
+    def add(self, part: TaskScores) -> None:
+        self.total = self.total + part.values
+        self.low = min(self.low, float(part.values.min()))
+        self.high = max(self.high, float(part.values.max()))
+        self.count += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a candidate lost: to which member of the front, and how sure that is.
+
+    ``leads`` maps objectives to the mean lead of the rival over the candidate, on the items that
+    were scored. ``doubts`` are the p-values: one per objective, and ``preferred`` of the
+    candidate ``best`` in the preferred mean.
+    """
+
+    rival: int
+    best: int
+    leads: dict[str, float]
+    doubts: dict[str, float] = field(default_factory=dict)
+
+
+class Race:
+    """The candidates that were scored on the whole split, against which others are held.
+
+    What it decides is a function of the candidates that were added, in their order.
+
+    Args:
+        objectives: The job's objectives.
+        preference: Objective -> weight; the weights sum to one.
+        settings: The job's settings of racing.
+        num_looks: How often a candidate is looked at before its last block.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        preference: Mapping[str, float],
+        settings: Racing,
+        num_looks: int,
+    ) -> None:
+        self._objectives = objectives
+        self._preference = preference
+        self._margin = settings.margin
+        # Each look may err once: their errors add up to what the job allows (Bonferroni). The
+        # objectives share one level, since all of them have to agree (Berger 1982).
+        self._level = (1.0 - settings.confidence) / max(1, num_looks)
+        self._front: list[_Rival] = []
+        self._best: _Rival | None = None
+        self._errors: list[list[float]] = []
+        self._easiness: dict[str, _Easiness] = {}
+
+    def add(self, index: int, scores: Scores, items: Mapping[str, TaskScores]) -> None:
+        """Take in a candidate that was scored on the whole split."""
+        point = np.array([scores[name].value for name in self._objectives])
+        mean = sum(weight * scores[name].value for name, weight in self._preference.items())
+        rival = _Rival(index, point, mean, items)
+        self._errors.append([scores[name].stderr for name in self._objectives])
+        for task, part in items.items():
+            if task in self._easiness:
+                self._easiness[task].add(part)
+            else:
+                values = part.values
+                low, high = float(values.min()), float(values.max())
+                self._easiness[task] = _Easiness(part, values, low, high)
+        if self._best is None or mean > self._best.mean:
+            self._best = rival
+        if not any((member.point >= point).all() for member in self._front):
+            beaten = [(point >= member.point).all() for member in self._front]
+            kept = [m for m, gone in zip(self._front, beaten, strict=True) if not gone]
+            self._front = [*kept, rival]
+
+    def loss(self, items: Mapping[str, TaskScores]) -> Loss | None:
+        """Say whether a candidate has lost, by its scores on part of the split.
+
+        Args:
+            items: Task -> scores so far; a task may be missing.
+
+        Returns:
+            To whom and how surely; None while it may still be of use.
+        """
+        wanted = [spec.task for part in self._objectives.values() for spec in part.tasks]
+        if self._best is None or any(task not in items for task in wanted):
+            return None
+        preferred = doubt(self._lead(self._best, items, self._preference))
+        if preferred > self._level:
+            return None
+        margins = self._margin * np.median(np.array(self._errors), axis=0)
+        lost: list[tuple[float, Loss]] = []
+        for member in self._front:
+            leads = {name: self._lead(member, items, {name: 1.0}) for name in self._objectives}
+            doubts = {
+                name: doubt(lead, float(margin))
+                for (name, lead), margin in zip(leads.items(), margins, strict=True)
+            }
+            worst = max(doubts.values())
+            if worst <= self._level:
+                means = {name: lead.mean for name, lead in leads.items()}
+                doubts["preferred"] = preferred
+                lost.append((worst, Loss(member.index, self._best.index, means, doubts)))
+        return min(lost, key=lambda found: found[0])[1] if lost else None
+
+    def estimate(self, items: Mapping[str, TaskScores]) -> Scores:
+        """Estimate a stopped candidate's scores on the whole split; see ``whole_estimate``."""
+        parts = {}
+        for task, part in items.items():
+            known = self._easiness[task]
+            parts[task] = whole_estimate(part, known.usual, (known.low, known.high))
+        scores: Scores = {}
+        for name, objective in self._objectives.items():
+            total = sum(spec.weight for spec in objective.tasks)
+            shares = [(spec.weight / total, parts[spec.task]) for spec in objective.tasks]
+            scores[name] = ObjectiveScore(
+                value=sum(share * part.value for share, part in shares),
+                stderr=math.hypot(*(share * part.stderr for share, part in shares)),
+                count=sum(part.count for _, part in shares),
+            )
+        return scores
+
+    def _lead(
+        self, rival: _Rival, items: Mapping[str, TaskScores], preference: Mapping[str, float]
+    ) -> PairedDifference:
+        """Compare a rival with a candidate on the items of the candidate."""
+        shared = {
+            task: rival.items[task].restricted_to(set(part.item_ids))
+            for task, part in items.items()
+        }
+        used = [
+            spec.task
+            for name, objective in self._objectives.items()
+            for spec in objective.tasks
+            if preference.get(name, 0.0) > 0.0
+        ]
+        spans = [self._easiness[task].high - self._easiness[task].low for task in used]
+        return adjusted_difference(strata(self._objectives, preference, shared, items), spans)
+
+
+def whole_estimate(
+    part: TaskScores, usual: TaskScores, limits: tuple[float, float]
+) -> ObjectiveScore:
+    """Estimate the mean of a task over the whole split from some of its items.
+
+    A block may happen to be easy. How easy is known from the candidates that were scored on all
+    items: the estimate is the mean of the block plus b times what they got more on the whole split
+    than on the block, where b is the slope of the candidate's scores over theirs, within [0, 1]:
+    0 is the plain mean, 1 the difference estimator (Cochran, "Sampling Techniques", 1977, chapter
+    7). The error has two parts, as in double sampling (equation 12.51 there, to first order): that
+    of the items not scored, and that of the split itself, which every score of it has.
+
+    Args:
+        part: The candidate's scores, on some items of the task.
+        usual: What other candidates got on all items of the task, on average.
+        limits: The lowest and the highest score of an item; no mean is outside.
+    """
+    known = usual.restricted_to(set(part.item_ids)).values
+    weights = np.ones(part.values.size) if part.weights is None else part.weights
+    weights = weights / weights.sum()
+    mean, centre = float(weights @ part.values), float(weights @ known)
+    spread = float(weights @ (known - centre) ** 2)
+    shared = float(weights @ ((known - centre) * (part.values - mean)))
+    slope = min(1.0, max(0.0, shared / spread)) if spread > 0 else 0.0
+    value = mean + slope * (usual.mean - centre)
+    size, total = part.values.size, usual.values.size
+    residuals = part.values - mean - slope * (known - centre)
+    # Items that weigh more make the mean vary as fewer items would.
+    effective = 1.0 / float(weights @ weights)
+    own = float(weights @ (part.values - mean) ** 2) * size / max(1, size - 1)
+    left = float(weights @ residuals**2) * size / max(1, size - 2)
+    variance = left / effective * (1.0 - size / total) + own / effective * size / total
+    low, high = min(limits[0], float(part.values.min())), max(limits[1], float(part.values.max()))
+    return ObjectiveScore(min(high, max(low, value)), math.sqrt(variance), size)
