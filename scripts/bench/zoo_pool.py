@@ -52,6 +52,7 @@ def zoo_job(
     pool: str,
     *,
     kind: Kind = "generate",
+    companion: bool = False,
     splits: SplitSizes = SPLITS,
     **changes: object,
 ) -> JobConfig:
@@ -61,6 +62,7 @@ def zoo_job(
         zoo: Directory that ``scripts/make_zoo.py --generalists`` made.
         pool: One of ``POOLS``.
         kind: ``likelihood`` scores the bits per byte of the reference answers instead of texts.
+        companion: Whether that stands beside the scores.
         splits: Items per skill.
         changes: Sections of the job that differ.
     """
@@ -72,7 +74,8 @@ def zoo_job(
             "checkpoints": {name: str(zoo / name) for name in POOLS[pool]},
         },
         "objectives": {
-            skill: [{"task": f"zoo_{skill}", "metric": metric[skill]}] for skill in SKILLS
+            skill: [{"task": f"zoo_{skill}", "metric": metric[skill], "companion": companion}]
+            for skill in SKILLS
         },
         "evaluation": {
             "include_path": [str(ROOT / "evaluators/tasks/zoo")],
@@ -258,10 +261,12 @@ class RememberingPool:
 
     Args:
         lab: Where merges are scored.
+        companion: Whether the job's tasks have companions.
     """
 
-    def __init__(self, lab: ZooLab) -> None:
+    def __init__(self, lab: ZooLab, *, companion: bool = False) -> None:
         self._lab = lab
+        self._companion = companion
         self._queue: deque[EvaluationRequest] = deque()
 
     @property
@@ -286,15 +291,24 @@ class RememberingPool:
             raise ValueError("nothing is pending; submit a request first")
         request = self._queue.popleft()
         items = request.items or self._lab.manifest.items(request.key.split)
+        beside = items if request.companions is None else request.companions
+        if request.key.signal == "companions":
+            items = {}
         scores = self._lab.scores(request.recipe, items)
         if isinstance(scores, Failed):
             return _failed(scores.message, request.key)
+        companions = self._lab.scores(
+            request.recipe, beside if self._companion else {}, "likelihood"
+        )
+        if isinstance(companions, Failed):
+            return _failed(companions.message, request.key)
         return Completed(
             key=request.key,
             attempt=1,
             worker="bench",
             weights_digest=self._lab.digest(request.recipe),
             task_scores=scores,
+            companions=companions,
         )
 
     def worker_states(self) -> dict[str, WorkerState]:

@@ -39,8 +39,18 @@ REFERENCE_SHARE = 0.9
 FRONT_SIZE = 10
 """Most members of a returned front: those that spread best over it."""
 
-VARIANTS: dict[str, dict[str, object]] = {name: {"strategy": name} for name in STRATEGIES}
-"""Name of a rival -> its ``search`` section."""
+_RACING = {"enabled": True}
+VARIANTS: dict[str, dict[str, object]] = {
+    **{name: {"strategy": name} for name in STRATEGIES},
+    "race": {"strategy": "surrogate_cma", "racing": _RACING},
+    "screen": {
+        "strategy": "surrogate_cma",
+        "racing": _RACING,
+        "screening": {"enabled": True},
+    },
+}
+"""Name of a rival -> its ``search`` section: every strategy, the default one with racing, and with
+racing and companions, by which candidates are screened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +129,14 @@ def run_search_of(
         PausedError: The lab's time was over; a later call goes on where this one stopped.
     """
     search = VARIANTS[rival]
+    companion = "screening" in search
     with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as scratch:
         path = Path(scratch) / "archive.sqlite"
         job = zoo_job(
             lab.zoo,
             lab.pool,
             splits=lab.splits,
+            companion=companion,
             archive=str(path),
             seed=seed,
             search=search,
@@ -134,7 +146,11 @@ def run_search_of(
         archive = Archive.create(
             path, job=job, job_path=None, sources=lab.sources, manifest=lab.manifest
         )
-        with archive, RememberingPool(lab) as pool, _recorded(str(search["strategy"]), lab) as log:
+        with (
+            archive,
+            RememberingPool(lab, companion=companion) as pool,
+            _recorded(str(search["strategy"]), lab) as log,
+        ):
             result = run_search(archive, pool, lab.space)
             chosen = archive.candidate(result.chosen).recipe
         driver_s = time.perf_counter() - started - (lab.scoring_s - scored_s)
@@ -168,7 +184,7 @@ def returned_front(
     names = tuple(job.objectives)
     surrogate = Surrogate(space, names, observations)
     candidates = [seen.candidate for seen in surrogate.observations]
-    points = surrogate.predict_observed().mean
+    points = surrogate.predict_recipes([candidate.recipe for candidate in candidates]).mean
     front = np.flatnonzero(non_dominated(points))
     corner = reference_point(observations, names)
     chosen = [int(front[row]) for row in spread_subset(points[front], corner, FRONT_SIZE)]
