@@ -140,7 +140,8 @@ def run_search_of(
             archive=str(path),
             seed=seed,
             search=search,
-            budget={"evaluations": budget},
+            # Where not every candidate is scored in full, the cost ends the search.
+            budget={"evaluations": budget if len(search) == 1 else 10 * budget},
         )
         started, scored_s = time.perf_counter(), lab.scoring_s
         archive = Archive.create(
@@ -149,7 +150,7 @@ def run_search_of(
         with (
             archive,
             RememberingPool(lab, companion=companion) as pool,
-            _recorded(str(search["strategy"]), lab) as log,
+            _recorded(str(search["strategy"]), lab, budget, likelihood_cost) as log,
         ):
             result = run_search(archive, pool, lab.space)
             chosen = archive.candidate(result.chosen).recipe
@@ -221,8 +222,11 @@ class _Log:
 
 
 @contextmanager
-def _recorded(name: str, lab: ZooLab) -> Iterator[_Log]:
-    """Record what the strategy of that name is told, and how long its asks take."""
+def _recorded(name: str, lab: ZooLab, budget: int, likelihood_cost: float) -> Iterator[_Log]:
+    """Record what the strategy of that name is told, and how long its asks take.
+
+    It also ends the search when the items of so many full evaluations are spent.
+    """
     log = _Log()
     factory = STRATEGIES[name]
     start = {kind: (cost.items, cost.seconds) for kind, cost in lab.paid.items()}
@@ -236,10 +240,15 @@ def _recorded(name: str, lab: ZooLab) -> Iterator[_Log]:
         seconds = round(sum(spent for _, spent in paid.values()), 6)
         log.steps.append(Step(observation, paid["generate"][0], paid["likelihood"][0], seconds))
 
+    def stop() -> dict[str, str]:
+        spent = log.steps[-1].items(likelihood_cost) if log.steps else 0.0
+        return {"cost": "the items are spent"} if spent >= budget * lab.full_items else {}
+
     def build(job: JobConfig, space: SearchSpace) -> Strategy:
         strategy = factory(job, space)
         # Patched, not wrapped: a strategy may have more methods than the contract names.
         setattr(strategy, "ask", _timed(strategy.ask, log.ask_s))  # noqa: B010 - mypy forbids assigning to a method
+        setattr(strategy, "stop", stop)  # noqa: B010 - as above
         setattr(strategy, "tell", _after(strategy.tell, told))  # noqa: B010 - as above
         return strategy
 
