@@ -188,8 +188,16 @@ class Budget(Section):
 
     evaluations: int = Field(default=96, ge=1)
     """Candidates scored on the search split, baselines included."""
+    items: int | None = Field(default=None, ge=1)
+    """Items scored on the search split, of all candidates together; None is no limit."""
     hours: float | None = Field(default=None, gt=0)
     """Wall time of the search in hours, summed over resumed runs; None is no limit."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Hours of evaluations of the search split times ``workers.gpus``; what is under way then is
+    finished. None is no limit."""
+    min_gain_per_hour: float | None = Field(default=None, gt=0)
+    """Hypervolume that the search must still be expected to gain per hour, where the strategy can
+    say so; None goes on to another limit."""
 
 
 class ValidationSettings(Section):
@@ -274,6 +282,11 @@ class JobConfig(Section):
                     raise ValueError(
                         f"{kind}: name `{name}` may hold letters, digits, `_`, `.` and `-` only"
                     )
+        if self.budget.gpu_hours is not None and self.workers.gpus == 0:
+            raise ValueError(
+                "budget.gpu_hours: workers have no GPU (`workers.gpus` is 0), so it would never be "
+                "reached; use `hours` or `items`"
+            )
         _check_preference(self.search.preference, self.objectives)
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
         specs = [spec for objective in self.objectives.values() for spec in objective.lm_eval_tasks]

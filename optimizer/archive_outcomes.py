@@ -61,6 +61,7 @@ class OutcomeReader(ArchivedSearch):
         self._stops: dict[int, RecordedStop] = {}
         self._observations: list[Observation] = []
         self._finished: set[int] = set()
+        self._finish_sequences: list[int] = []
 
     def candidates(self) -> list[Candidate]:
         """Return every proposal, by index."""
@@ -116,6 +117,11 @@ class OutcomeReader(ArchivedSearch):
         """Return what a strategy has learnt: one observation per finished candidate, in order."""
         self._refresh()
         return list(self._observations)
+
+    def finish_sequences(self) -> list[int]:
+        """Return, for each observation, the number of the last outcome before it was one."""
+        self._refresh()
+        return list(self._finish_sequences)
 
     def preview(self, candidate: int) -> Observation:
         """Return what is known of a candidate from its companions alone."""
@@ -186,6 +192,7 @@ class OutcomeReader(ArchivedSearch):
         if candidate in self._finished:
             return
         self._finished.add(candidate)
+        self._finish_sequences.append(len(self._recorded) - 1)
         found: Scores = {}
         if scores is not None:
             found = self._companion_means(connection, candidate)

@@ -69,7 +69,8 @@ class BaselinePlan:
         self, proposed: Iterable[Candidate], observed: Sequence[Observation]
     ) -> Baseline | None:
         """Return the next baseline that was not proposed yet; None when none is due now."""
-        known = {candidate.recipe.recipe_id for candidate in proposed}
+        # Of baselines only: hashing thousands of other recipes for every ask takes its time.
+        known = {other.recipe.recipe_id for other in proposed if other.is_baseline}
         for baseline in self.fixed:
             if baseline.recipe.recipe_id not in known:
                 return baseline
@@ -115,7 +116,11 @@ class BaselinePlan:
             The step to score next (None when finished or when the single checkpoints are not
             all scored), and the soup so far.
         """
-        scores = {seen.candidate.recipe.recipe_id: seen.scores for seen in observed}
+        scores = {
+            seen.candidate.recipe.recipe_id: seen.scores
+            for seen in observed
+            if seen.candidate.is_baseline
+        }
         singles = []
         for index in range(len(self._names)):
             recipe_id = self._recipe(_one_hot(index, len(self._names))).recipe_id

@@ -25,12 +25,15 @@ from optimizer.events import (
     Finished,
     OnEvent,
     PhaseChanged,
+    Progressed,
     Proposed,
     SearchStarted,
     WorkersSeen,
     ignore_event,
 )
+from optimizer.progress import Course
 from optimizer.space import SearchSpace
+from optimizer.spending import Purse
 from optimizer.strategies import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -133,6 +136,8 @@ class _Search:
         self.observations: list[Observation] = []
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(archive, self._job, self._strategy, sources)
+        self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
+        self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in self.candidates:
             self._dispatch.proposed(candidate)
         self._tell_new()
@@ -174,8 +179,12 @@ class _Search:
 
     def _submit_ready(self) -> None:
         """Give free workers what goes on, then what was proposed, in its order."""
-        while self._ready and self._pool.num_free and not self._spent():
-            self._pool.submit(self._dispatch.request(self._ready.popleft()))
+        while self._ready and self._pool.num_free:
+            request = self._dispatch.request(self._ready[0])
+            if self._purse.promise(request):
+                return
+            self._ready.popleft()
+            self._pool.submit(request)
 
     def _ask_ahead(self) -> str:
         """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
@@ -209,11 +218,13 @@ class _Search:
 
     def _end_reason(self) -> str:
         budget = self._job.budget
-        if spent := self._spent():
+        if spent := self._purse.spent():
             return spent
         groups = self._dispatch.groups
         if self._num_proposed >= budget.evaluations and (groups is None or groups.is_whole):
             return f"budget of {budget.evaluations} evaluations spent"
+        if reason := self._purse.too_little_gain(self._strategy, self._num_evaluated):
+            return reason
         return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
 
     @property
@@ -227,13 +238,6 @@ class _Search:
     @property
     def _num_evaluated(self) -> int:
         return sum(seen.stopped != "screened" for seen in self.observations)
-
-    def _spent(self) -> str:
-        """Why nothing more may be submitted, of whatever was proposed; empty while it may."""
-        budget = self._job.budget
-        if budget.hours is not None and self._archive.elapsed_s >= budget.hours * 3600:
-            return f"budget of {budget.hours} hours spent"
-        return ""
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -268,6 +272,10 @@ class _Search:
 
     def _settle(self, candidate: Candidate, outcome: Outcome) -> None:
         """Give the free worker its next request; then tell what the outcome finished."""
+        key = outcome.key
+        recorded = self._archive.outcome(key.candidate, key.split, key.block, key.signal)
+        if recorded is not None:
+            self._purse.settle(recorded)
         going_on = self._dispatch.settle(candidate.index)
         self._ready.extendleft(self.candidates[index] for index in reversed(going_on))
         self._submit_ready()
@@ -276,6 +284,9 @@ class _Search:
         for seen in self._tell_new():
             count = self._num_evaluated
             self._on_event(Finished(seen.candidate, outcome, seen.scores, count, seen.stopped))
+            spending = self._purse.spending
+            model_s = sum(spending.model_s.values())
+            self._on_event(Progressed(count, spending.total_items, model_s, self._volume))
         if isinstance(outcome, Failed):
             self._check_failures(outcome)
 
@@ -285,6 +296,7 @@ class _Search:
         for observation in new:
             self.observations.append(observation)
             self._dispatch.note(observation)
+            self._volume = self._course.add(observation)
             self._strategy.tell(observation)
         return new
 

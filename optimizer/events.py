@@ -51,6 +51,20 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the search has come: what was found, over what it took.
+
+    ``items`` counts what was scored (``optimizer.spending``), ``model_s`` the seconds in which a
+    model ran, and ``volume`` is the hypervolume of what was scored on all items.
+    """
+
+    evaluations: int
+    items: float
+    model_s: float
+    volume: float
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseChanged:
     """The search moves on; ``total`` evaluations are still to be done in this phase."""
 
@@ -65,7 +79,9 @@ class WorkersSeen:
     states: Mapping[str, WorkerState]
 
 
-Event = SearchStarted | Proposed | BlockFinished | Finished | PhaseChanged | WorkersSeen
+Event = (
+    SearchStarted | Proposed | BlockFinished | Finished | Progressed | PhaseChanged | WorkersSeen
+)
 OnEvent = Callable[[Event], None]
 
 

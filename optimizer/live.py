@@ -23,6 +23,7 @@ from optimizer.events import (
     Finished,
     Phase,
     PhaseChanged,
+    Progressed,
     Proposed,
     SearchStarted,
     WorkersSeen,
@@ -198,6 +199,7 @@ class LiveView:
         self._failures: deque[Text] = deque(maxlen=_MAX_FAILURES)
         self._num_failed = 0
         self._last = Text("")
+        self._progress: Progressed | None = None
         # The refresh thread of rich draws while the driver's thread reports.
         self._lock = threading.Lock()
         self._live = Live(
@@ -212,6 +214,8 @@ class LiveView:
                 self._states = dict(event.states)
             elif isinstance(event, Finished):
                 self._note_outcome(event)
+            elif isinstance(event, Progressed):
+                self._progress = event
         # A phase may be over before the next refresh. Not under our lock, which drawing takes.
         if isinstance(event, PhaseChanged) and self._live.is_started:
             self._live.refresh()
@@ -265,7 +269,10 @@ class LiveView:
             ProgressBar(total=max(1, self._pace.total), completed=self._pace.done, width=50),
             f"{self._pace.done}/{self._pace.total}",
         )
-        return grid
+        if self._progress is None:
+            return grid
+        found = f"hypervolume {self._progress.volume:.4g} after {self._progress.items:,.0f} items"
+        return Group(grid, Text(found, style="dim"))
 
     def _front_part(self) -> RenderableType:
         shown = self._front[: max(3, self._console.height - _FIXED_LINES)]

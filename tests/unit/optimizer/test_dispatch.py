@@ -2,6 +2,7 @@
 
 import pytest
 
+from evaluators.blocks import WHOLE
 from optimizer.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Finished
@@ -58,6 +59,9 @@ def test_some_candidates_are_stopped_and_no_baseline_is(race):
             assert not candidates[index].is_baseline
             assert recorded.stop.numbers["doubts"].keys() == {*archive.job.objectives, "preferred"}
             assert archive.scores("search").keys() >= {recorded.stop.numbers["rival"]}
+        blocks = {(o.key.candidate, o.key.block) for o in archive.evaluations("search")}
+        assert {block for index, block in blocks if candidates[index].is_baseline} == {WHOLE}
+        assert WHOLE not in {block for i, block in blocks if not candidates[i].is_baseline}
         whole = 60 * 3 * 24
         assert len(asked) < whole
         in_full = archive.scores("search").keys() & {c.index for c in candidates if c.is_baseline}

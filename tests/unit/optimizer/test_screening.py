@@ -54,6 +54,7 @@ def asked(requests, archive):
     return count
 
 
+@pytest.mark.slow
 def test_one_of_each_group_is_scored_and_nothing_is_asked_for_twice(search):
     archive, requests = search(**scripted_search.SEARCHES["screening"])
     observed = {seen.candidate.index: seen for seen in archive.observations()}
