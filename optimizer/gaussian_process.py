@@ -21,6 +21,7 @@ from optimizer.surrogate_kernel import (
     kernel_gradients,
     kernel_matrix,
 )
+from optimizer.surrogate_path import PriorPath
 
 # Added to the diagonal, relative to its mean, so that equal merges do not make it singular.
 _JITTER = 1e-7
@@ -84,8 +85,10 @@ class GaussianProcess:
         self.features = samples.features
         self._logs = logs
         self._level = _level(samples)
+        self._values = samples.values
+        self._noise = samples.noise * np.exp(logs[-1])
         covariance = kernel_matrix(Similarities(samples.features, samples.features), logs)
-        covariance[np.diag_indices_from(covariance)] += samples.noise * np.exp(logs[-1])
+        covariance[np.diag_indices_from(covariance)] += self._noise
         self._factor = _factor(covariance)
         self._solved = cho_solve((self._factor, True), samples.values - self._level)
 
@@ -108,41 +111,77 @@ class GaussianProcess:
         variance = kernel_diagonal(features, self._logs) - (reduced**2).sum(axis=0)
         return prior @ self._solved + self._level, np.maximum(variance, 0.0)
 
-    def draw(
+    def path(
         self,
-        own: Similarities,
-        cross: Similarities,
         rng: np.random.Generator,
+        pending: Features | None = None,
         *,
-        pending: int = 0,
         noise: float = 1.0,
-    ) -> FloatArray:
-        """Draw one function from the posterior, at many merges at once.
+        spread: float = 1.0,
+    ) -> "PosteriorPath":
+        """Draw one function from the posterior.
 
         Args:
-            own: Similarities among the n merges. The last ``pending`` of them are being evaluated:
-                what will be known of them narrows the posterior, while the mean stays.
-            cross: Similarities of these and :attr:`features`.
-            rng: Draws one standard normal per merge.
-            pending: How many.
+            rng: Where it comes from.
+            pending: Merges that are being evaluated: what will be known of them narrows the
+                posterior, while its mean stays.
             noise: Variance of the noise that their scores will have.
-
-        Returns:
-            ``(n - pending,)`` values.
+            spread: Multiplies how far the function is from the posterior's mean.
         """
-        prior = kernel_matrix(cross, self._logs)
-        reduced = solve_triangular(self._factor, prior.T, lower=True, check_finite=False)
-        covariance = kernel_matrix(own, self._logs)
-        covariance -= reduced.T @ reduced
-        mean = prior @ self._solved + self._level
-        keep = len(mean) - pending
-        if pending:
-            known = covariance[keep:, keep:] + noise * np.eye(pending)
-            half = solve_triangular(
-                _factor(known), covariance[keep:, :keep], lower=True, check_finite=False
-            )
-            covariance = covariance[:keep, :keep] - half.T @ half
-        return np.asarray(mean[:keep] + _factor(covariance) @ rng.standard_normal(keep))
+        prior = PriorPath(self.features, self._logs, rng)
+        noises = np.sqrt(self._noise) * rng.standard_normal(len(self._noise))
+        errors = self._values - self._level - prior(self.features) - noises
+        if pending is None:
+            solved = cho_solve((self._factor, True), errors, check_finite=False)
+            return self._path(prior, self.features, solved, spread)
+        cross = kernel_matrix(Similarities(self.features, pending), self._logs)
+        corner = kernel_matrix(Similarities(pending, pending), self._logs)
+        corner[np.diag_indices_from(corner)] += noise
+        expected = cross.T @ self._solved
+        expected -= prior(pending) + np.sqrt(noise) * rng.standard_normal(len(pending))
+        # The factor of all follows from that of the known: [L, 0; B^T, C].
+        below = solve_triangular(self._factor, cross, lower=True, check_finite=False)
+        last = _factor(corner - below.T @ below)
+        first = solve_triangular(self._factor, errors, lower=True, check_finite=False)
+        second = solve_triangular(last, expected - below.T @ first, lower=True, check_finite=False)
+        tail = solve_triangular(last, second, lower=True, trans="T", check_finite=False)
+        head = solve_triangular(
+            self._factor, first - below @ tail, lower=True, trans="T", check_finite=False
+        )
+        solved = np.concatenate([head, tail])
+        return self._path(prior, self.features.followed_by(pending), solved, spread)
+
+    def _path(
+        self, prior: PriorPath, known: Features, correction: FloatArray, spread: float
+    ) -> "PosteriorPath":
+        # The mean is the kernel times self._solved: a weighted mean of the two is one product.
+        mixed = spread * correction
+        mixed[: len(self._solved)] += (1.0 - spread) * self._solved
+        return PosteriorPath(prior, known, mixed, self._logs, self._level, spread)
+
+
+@dataclass(frozen=True, slots=True)
+class PosteriorPath:
+    """One function drawn from a posterior: a prior draw and its correction by the data."""
+
+    prior: PriorPath
+    known: Features
+    correction: FloatArray
+    logs: FloatArray
+    level: float
+    spread: float
+
+    def __call__(self, features: Features, cross: Similarities | None = None) -> FloatArray:
+        """Return the function's values at n merges, ``(n,)``.
+
+        Args:
+            features: Of the merges.
+            cross: Similarities of these and :attr:`known`, where they are there already.
+        """
+        cross = cross or Similarities(features, self.known)
+        values = self.spread * self.prior(features)
+        values += kernel_matrix(cross, self.logs) @ self.correction
+        return np.asarray(values + self.level, dtype=np.float64)
 
 
 def _negative_log_posterior(

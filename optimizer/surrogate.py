@@ -8,7 +8,7 @@ the objective's: screened candidates, which have companions and no scores, teach
 Everything here is a function of the observations, in their order, and of what is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,19 +116,18 @@ class _Query:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self._cross: dict[int, Similarities] = {}
-        self._own: Similarities | None = None
-
-    def own(self) -> Similarities:
-        if self._own is None:
-            self._own = Similarities(self.features, self.features)
-        return self._own
+        self._similarities: dict[tuple[int, int], Similarities] = {}
 
     def cross(self, process: GaussianProcess) -> Similarities:
-        known = process.features
-        if id(known) not in self._cross:
-            self._cross[id(known)] = Similarities(self.features, known)
-        return self._cross[id(known)]
+        """Similarities with what a process knows."""
+        return self.similarities(process.features, None)
+
+    def similarities(self, known: Features, pending: Features | None) -> Similarities:
+        """Similarities with merges that are ``pending`` after those that all objectives share."""
+        key = (id(known), 0) if pending is None else (len(known), id(pending))
+        if key not in self._similarities:
+            self._similarities[key] = Similarities(self.features, known)
+        return self._similarities[key]
 
 
 class _ObjectiveModel:
@@ -174,18 +173,25 @@ class _ObjectiveModel:
         features = query.features.with_companion(smooth)
         return self._process.mean(Similarities(features, self._process.features))
 
-    def draw(self, query: _Query, rng: np.random.Generator, pending: int) -> FloatArray:
-        """Draw scores of one function, ``(n - pending,)``."""
-        own, cross = query.own(), query.cross(self._companion or self._process)
-        if self._companion is not None:
-            smooth = self._companion.draw(own, cross, rng)
-            features = query.features.with_companion(smooth)
-            own, cross = (
-                Similarities(features, features),
-                Similarities(features, self._process.features),
+    def path(
+        self, rng: np.random.Generator, pending: Features | None, spread: float
+    ) -> Callable[[_Query], FloatArray]:
+        """Draw one function from merges to scores."""
+        if self._companion is None:
+            path = self._process.path(rng, pending, noise=self._noise, spread=spread)
+            return lambda query: self.scale.scores(
+                path(query.features, query.similarities(path.known, pending))
             )
-        values = self._process.draw(own, cross, rng, pending=pending, noise=self._noise)
-        return self.scale.scores(values)
+        smooth_path = self._companion.path(rng, pending, noise=_LEAST_NOISE, spread=spread)
+        if pending is not None:
+            pending = pending.with_companion(smooth_path(pending))
+        path = self._process.path(rng, pending, noise=self._noise, spread=spread)
+
+        def draw(query: _Query) -> FloatArray:
+            smooth = smooth_path(query.features)
+            return self.scale.scores(path(query.features.with_companion(smooth)))
+
+        return draw
 
 
 def _companion_samples(name: str, known: _Known) -> Samples:
@@ -197,6 +203,8 @@ def _fit_objective(name: str, known: _Known) -> Hyperparameters:
     """Fit what one objective needs to observations; a function of them alone."""
     features = known.scored_features
     companion_logs = None
+    if not known.scored:
+        return None, fit_hyperparameters(Samples(features, np.zeros(0), np.zeros(0)))
     if len(known.companions(name)[0]) >= _FIRST_FIT:
         samples = _companion_samples(name, known)
         companion_logs = fit_hyperparameters(_thinned(samples))
@@ -317,15 +325,6 @@ class Surrogate:
         means, deviations = zip(*columns, strict=True)
         return Posterior(np.stack(means, axis=1), np.stack(deviations, axis=1))
 
-    def optimistic(self, features: Features, deviations: float) -> FloatArray:
-        """Return ``(n, m)`` scores so many standard deviations above the posterior's middle."""
-        query = _Query(features)
-        columns = []
-        for model in self._models:
-            mean, variance = model.mean_and_variance(query)
-            columns.append(model.scale.scores(mean + deviations * np.sqrt(variance)))
-        return np.stack(columns, axis=1)
-
     def predict_recipes(self, recipes: Sequence[MergeRecipe]) -> Posterior:
         """Posterior of recipes of this space's method."""
         return self.predict(self.features_of_recipes(recipes))
@@ -338,19 +337,30 @@ class Surrogate:
         query = _Query(self._features)
         return np.stack([model.scale.scores(model.mean(query)) for model in self._models], axis=1)
 
-    def draw(
-        self, features: Features, rng: np.random.Generator, pending: Features | None = None
-    ) -> FloatArray:
-        """Draw scores from the posterior, ``(n, m)``: one Thompson sample.
+    def path(
+        self,
+        rng: np.random.Generator,
+        pending: Features | None = None,
+        *,
+        spread: float = 1.0,
+    ) -> Callable[[Features], FloatArray]:
+        """Draw a function from merges to scores of every objective: one Thompson sample.
 
         Args:
-            features: Of n merges.
-            rng: Where the sample comes from.
+            rng: Where it comes from.
             pending: Merges under evaluation, which the posterior is narrowed by.
+            spread: How far from the posterior's mean: 1 is a Thompson sample, 0 the mean itself.
+
+        Returns:
+            Takes the features of n merges, returns ``(n, m)`` scores.
         """
-        count = 0 if pending is None else len(pending)
-        query = _Query(features if pending is None else features.followed_by(pending))
-        return np.stack([model.draw(query, rng, count) for model in self._models], axis=1)
+        paths = [model.path(rng, pending, spread) for model in self._models]
+
+        def draw(features: Features) -> FloatArray:
+            query = _Query(features)
+            return np.stack([path(query) for path in paths], axis=1)
+
+        return draw
 
 
 def usable_observations(

@@ -16,7 +16,7 @@ from optimizer.space import SearchSpace
 
 _ROOT5 = float(np.sqrt(5.0))
 # The level of a score is unknown: prior variance of the constant, in squared logits.
-_LEVEL_VARIANCE = 4.0
+LEVEL_VARIANCE = 4.0
 _LARGEST_ODDS = 99.0
 
 
@@ -45,10 +45,14 @@ class Features:
         return Features(self.weights[rows], self.spread[rows], companion)
 
     def followed_by(self, other: "Features") -> "Features":
-        """Return these merges and others after them; both without companion scores."""
+        """Return these merges and others after them; both with companion scores, or neither."""
+        companion = None
+        if self.companion is not None and other.companion is not None:
+            companion = np.concatenate([self.companion, other.companion])
         return Features(
             np.concatenate([self.weights, other.weights]),
             np.concatenate([self.spread, other.spread]),
+            companion,
         )
 
     def with_companion(self, companion: FloatArray) -> "Features":
@@ -132,7 +136,7 @@ def kernel_matrix(similarities: Similarities, logs: FloatArray) -> FloatArray:
     """Return the ``(n, m)`` prior covariance for hyper-parameters in the order of the prior."""
     matern, _ = _matern(similarities, logs)
     matern *= np.exp(logs[2])
-    matern += _LEVEL_VARIANCE
+    matern += LEVEL_VARIANCE
     for log_amplitude, part in zip(logs[3:-1], similarities.linear, strict=True):
         matern += np.exp(log_amplitude) * part
     return matern
@@ -151,7 +155,7 @@ def kernel_diagonal(features: Features, logs: FloatArray) -> FloatArray:
         parts.append(features.companion**2 + 1.0)
     amplitudes = np.exp(logs[3:-1])
     total = sum(a * part for a, part in zip(amplitudes, parts, strict=True))
-    return np.asarray(total + _LEVEL_VARIANCE + np.exp(logs[2]), dtype=np.float64)
+    return np.asarray(total + LEVEL_VARIANCE + np.exp(logs[2]), dtype=np.float64)
 
 
 def kernel_gradients(similarities: Similarities, logs: FloatArray) -> list[FloatArray]:

@@ -16,7 +16,9 @@ from optimizer.space import SearchSpace
 from optimizer.surrogate_start import draw_merge
 
 # How many candidates come from which source.
-_LOCAL, _LINES, _SPARSE, _CMA, _RANDOM = 170, 70, 60, 50, 50
+_LOCAL, _LINES, _SPARSE, _CMA, _RANDOM = 90, 40, 30, 40, 40
+# The same for the children of what was best on a drawn function.
+_NEAR_CHILDREN, _LINE_CHILDREN, _SPARSE_CHILDREN = 50, 40, 10
 # Step of a local move in genes: log-uniform between these.
 _STEP_LOW, _STEP_HIGH = 0.006, 0.25
 # Shares of moves that leave, clear and change the drop ratios.
@@ -34,7 +36,7 @@ class Parents:
 def draw_pool(
     space: SearchSpace, parents: Parents, cma: CmaStrategy, rng: np.random.Generator
 ) -> FloatArray:
-    """Draw about 400 candidate genotypes, ``(n, size)``, all in the unit cube."""
+    """Draw 240 candidate genotypes, ``(n, size)``, all in the unit cube."""
     moves = _Moves(space, rng)
     pool = [
         *(moves.near(moves.pick(parents.best)) for _ in range(_LOCAL)),
@@ -44,6 +46,17 @@ def draw_pool(
         *(draw_merge(space, rng) for _ in range(_RANDOM)),
     ]
     return np.clip(np.array(pool), 0.0, 1.0)
+
+
+def draw_children(space: SearchSpace, elite: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Draw 100 moves from the best so far, ``(n, size)``, best first; in the unit cube."""
+    moves = _Moves(space, rng)
+    children = [
+        *(moves.near(moves.pick_early(elite)) for _ in range(_NEAR_CHILDREN)),
+        *(moves.along(moves.pick(elite), moves.pick(elite)) for _ in range(_LINE_CHILDREN)),
+        *(moves.sparse(moves.pick_early(elite)) for _ in range(_SPARSE_CHILDREN)),
+    ]
+    return np.clip(np.array(children), 0.0, 1.0)
 
 
 class _Moves:
@@ -57,6 +70,11 @@ class _Moves:
     def pick(self, genotypes: FloatArray) -> FloatArray:
         """Choose one genotype."""
         chosen: FloatArray = genotypes[self._rng.integers(len(genotypes))]
+        return chosen
+
+    def pick_early(self, genotypes: FloatArray) -> FloatArray:
+        """Choose one genotype, the first ones more often: by the square of a uniform draw."""
+        chosen: FloatArray = genotypes[int(self._rng.random() ** 2 * len(genotypes))]
         return chosen
 
     def near(self, parent: FloatArray) -> FloatArray:

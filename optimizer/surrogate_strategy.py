@@ -21,15 +21,16 @@ from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.strategy import ask_generator, without_nan
 from optimizer.surrogate import Surrogate, SurrogateMemory
-from optimizer.surrogate_pool import Parents, draw_pool
+from optimizer.surrogate_pool import Parents, draw_children, draw_pool
 from optimizer.surrogate_start import draw_merge, start_genotypes, start_size
 
 ORIGIN = "strategy:surrogate_cma"
 
 # Parents of local moves: this many of the front, and the best by the preferred mean.
 _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
-# How many of the pool are drawn jointly: the best at this many standard deviations above the mean.
-_DRAWN, _OPTIMISM = 160, 2.0
+# The pool's best are bred for so many generations on each drawn function.
+_ELITE, _GENERATIONS = 20, 3
+_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +118,38 @@ class SurrogateStrategy:
         return draw_merge(self._space, rng)
 
     def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
+        """Search one function drawn from the posterior for what is best if it were true."""
         belief = self._believe()
+        surrogate = belief.surrogate
         steered = rng.random() < self._preference_share
-        pool = draw_pool(self._space, belief.parents, self._cma, rng)
-        features = belief.surrogate.features_of_genotypes(pool)
         running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
-        narrowing = belief.surrogate.features_of_recipes(running) if running else None
-        # A joint draw costs the cube of the pool; most of it would not be chosen by any draw.
-        likely = belief.surrogate.optimistic(features, _OPTIMISM)
-        worth = likely @ self._preference
-        if not steered:
-            bound = gain_bounds(likely, belief.front, belief.reference)
-            worth = np.where(bound > 0, 1.0 + bound, worth - np.max(worth))
-        rows = np.argsort(-worth, kind="stable")[:_DRAWN]
-        drawn = belief.surrogate.draw(features.take(rows.tolist()), rng, narrowing)
-        best = int(np.argmax(drawn @ self._preference))
-        if not steered:
-            row, gain = best_gain(drawn, belief.front, belief.reference)
-            best = row if gain > 0 else best
-        chosen: FloatArray = pool[rows[best]]
+        narrowing = surrogate.features_of_recipes(running) if running else None
+        drawn = surrogate.path(rng, narrowing, spread=_SPREAD)
+        pool = draw_pool(self._space, belief.parents, self._cma, rng)
+        scores = drawn(surrogate.features_of_genotypes(pool))
+        for _ in range(_GENERATIONS):
+            worth = self._worth(scores, belief, steered=steered)
+            best = np.argsort(-worth, kind="stable")[:_ELITE]
+            children = draw_children(self._space, pool[best], rng)
+            pool = np.concatenate([pool, children])
+            more = drawn(surrogate.features_of_genotypes(children))
+            scores = np.concatenate([scores, more])
+        if steered:
+            row = int(np.argmax(scores @ self._preference))
+        else:
+            row, gain = best_gain(scores, belief.front, belief.reference)
+            row = row if gain > 0 else int(np.argmax(scores @ self._preference))
+        chosen: FloatArray = pool[row]
         return chosen
+
+    def _worth(self, scores: FloatArray, belief: _Belief, *, steered: bool) -> FloatArray:
+        """Order candidates, ``(n,)``: by preference, or by a bound on the hypervolume they add."""
+        preferred = scores @ self._preference
+        if steered:
+            return np.asarray(preferred)
+        bound = gain_bounds(scores, belief.front, belief.reference)
+        # Those that add nothing come after all that do, in the order of the preference.
+        return np.where(bound > 0, bound, preferred - preferred.max() - 1.0)
 
     def _believe(self) -> _Belief:
         """Return the belief after everything told; computed once per tell."""
