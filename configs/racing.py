@@ -41,5 +41,9 @@ class Screening(Section):
 
     enabled: bool = False
     """Screen, where the strategy can choose; needs tasks with ``companion: true``."""
-    candidates: int = Field(default=4, ge=2)
+    candidates: int = Field(default=6, ge=2)
     """How many candidates are screened for each that is scored."""
+    items: int = Field(default=24, ge=1)
+    """How many references are looked at, of all tasks together: the same for every candidate,
+    baselines included, and no others. Companions vary so little between candidates on the same
+    items that 8 of a task say as much as 32 to 64 scores."""

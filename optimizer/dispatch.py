@@ -8,7 +8,7 @@ is recorded: after a crash the last outcome is the only one that may still lack 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from configs.evaluation import TaskSpec
 from configs.schema import JobConfig
@@ -66,11 +66,12 @@ class Dispatch:
             if isinstance(spec, TaskSpec) and spec.companion
         ]
         items = {task: self._archive.manifest.items("search")[task] for task in tasks}
-        if self.groups is not None or not items:
-            return items
-        if job.search.gates.likelihood is None:
+        count = 0 if job.search.gates.likelihood is None else job.search.gates.items
+        if self.groups is not None:
+            count = job.search.screening.items
+        if not items or not count:
             return {}
-        return first_items(items, -(-job.search.gates.items // len(items)), job.seed)
+        return first_items(items, -(-count // len(items)), job.seed)
 
     def note(self, observation: Observation) -> None:
         """Take in what was told: others are compared with whoever was scored on everything."""
@@ -105,7 +106,9 @@ class Dispatch:
         """Return what a candidate is asked for next on the search split."""
         index = candidate.index
         if candidate.is_baseline or not (self._preview or self._num_looks):
-            return EvaluationRequest(EvaluationKey(index, "search"), candidate.recipe)
+            key = EvaluationKey(index, "search")
+            beside = None if self.groups is None else self._preview
+            return EvaluationRequest(key, candidate.recipe, companions=beside)
         if self._preview and not self._is_previewed(index):
             name = self._archive.record_block("search", self._preview)
             items = None if name == WHOLE else self._archive.block("search", name)
@@ -116,6 +119,9 @@ class Dispatch:
         }
         for stage in self._stages:
             request = block_request(self._archive, index, "search", stage, known)
+            if request is not None and self.groups is not None:
+                # Means over other items could not be compared with those of whom was screened.
+                return replace(request, companions=remaining(self._preview, known))
             if request is not None:
                 return request
         raise ValueError(f"candidate {index} has nothing left to be asked for")

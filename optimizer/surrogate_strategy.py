@@ -78,6 +78,25 @@ class SurrogateStrategy:
         self._num_failed += observation.scores is None
         self._cma.tell(observation)
 
+    def promote(self, candidates: Sequence[Candidate], observations: Sequence[Observation]) -> int:
+        """Choose whom the posterior with the companions puts furthest beyond the front.
+
+        For the share of groups that the preference steers, and where none is beyond it, that is
+        the one with the best preferred mean.
+        """
+        known = [*self._told, *observations]
+        if not any(seen.scores for seen in self._memory.usable(self._told)):
+            return 0
+        surrogate = Surrogate(self._space, self._names, known)
+        expected = surrogate.predict_recipes([seen.recipe for seen in candidates]).mean
+        best = int(np.argmax(expected @ self._preference))
+        rng = ask_generator(self._seed, candidates[-1].index)
+        if rng.random() < self._preference_share:
+            return best
+        belief = self._believe()
+        row, gain = best_gain(expected, belief.front, belief.reference)
+        return row if gain > 0 else best
+
     def stop(self) -> dict[str, str]:
         """Nothing but the budget ends a search on noisy scores."""
         return {}

@@ -74,7 +74,7 @@ def test_one_of_each_group_is_scored_and_nothing_is_asked_for_twice(search):
         assert len(screened) + len(others) + len(failed) == 3
         for seen in screened:
             assert seen.scores == {}
-            assert seen.companions["math"].count == 24
+            assert seen.companions["math"].count == 8
             (best,) = others or [None]
             if best is not None:
                 assert total(seen) <= total(best)
@@ -83,6 +83,20 @@ def test_one_of_each_group_is_scored_and_nothing_is_asked_for_twice(search):
     assert max(asked(requests, archive).values()) == 1
     with scripted_search.with_strategies():
         assert verify_replay(archive, SearchSpace(archive.job, archive.sources)) == []
+
+
+@pytest.mark.slow
+def test_companions_are_those_of_the_same_items_for_everyone(search):
+    archive, _ = search(**scripted_search.SEARCHES["screening"])
+    looked_at = [
+        {task: part.item_ids for task, part in archive.companions(candidate, "search").items()}
+        for candidate in range(len(archive.candidates()))
+    ]
+    known = [items for items in looked_at if items]
+    assert len(known) > 100
+    assert all(items == known[0] for items in known)
+    complete = [seen for seen in archive.observations() if seen.scores and not seen.stopped]
+    assert {seen.companions["math"].count for seen in complete} == {8}
 
 
 def total(seen):

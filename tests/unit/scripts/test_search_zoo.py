@@ -1,0 +1,111 @@
+"""The benchmark on real merges: run whole on the tiny pool, resumed, and summed up."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.evaluation import SplitSizes
+from optimizer.strategies import STRATEGIES
+from scripts.bench.search_zoo import best_volume, report, runs_of
+from scripts.bench.zoo_pool import SKILLS, PausedError, ZooLab
+from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
+from scripts.bench.zoo_store import ScoreStore
+from scripts.zoo.items import held_out_items
+from tests.conftest import TinyPool
+
+SPLITS = SplitSizes(search=4, select=4, report=4)
+BUDGET = 20
+
+
+@pytest.fixture(scope="module")
+def zoo(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pool as a zoo: its checkpoints have the specialists' names, the items are real."""
+    root = tmp_path_factory.mktemp("zoo")
+    for name, path in {"base": tiny_pool.base, **tiny_pool.checkpoints}.items():
+        (root / name).symlink_to(path)
+    (root / "items").mkdir()
+    for skill in SKILLS:
+        rows = [json.dumps(item.row()) for item in held_out_items(skill, count=16, seed=0)]
+        (root / "items" / f"zoo_{skill}.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def lab(zoo: Path, tmp_path: Path) -> Iterator[ZooLab]:
+    with (
+        ScoreStore(tmp_path / "scores.sqlite") as store,
+        ZooLab(zoo, "zoo3", store, splits=SPLITS) as lab,
+    ):
+        yield lab
+
+
+def search(lab: ZooLab) -> Trace:
+    return run_search_of(lab, "dirichlet", 0, budget=BUDGET, likelihood_cost=0.5)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_pause_and_scores_nothing_twice(zoo: Path, tmp_path: Path) -> None:
+    scored, pauses, found = 0, 0, None
+    while found is None:
+        with (
+            ScoreStore(tmp_path / "scores.sqlite") as store,
+            ZooLab(zoo, "zoo3", store, splits=SPLITS, deadline=time.monotonic() + 3) as lab,
+        ):
+            try:
+                found = search(lab)
+            except PausedError:
+                pauses += 1
+            scored += lab.scored_items
+    assert pauses, "it was to be paused at least once"
+    with sqlite3.connect(tmp_path / "scores.sqlite") as file:
+        assert file.execute("SELECT count(*) FROM scores").fetchone() == (scored,)
+    costs = [(part.cost, part.evaluations, part.generated) for part in found.checkpoints]
+    assert costs == [(15, 15, 15 * 12), (20, 20, 20 * 12)]
+    with (
+        ScoreStore(tmp_path / "scores.sqlite") as store,
+        ZooLab(zoo, "zoo3", store, splits=SPLITS, deadline=time.monotonic()) as lab,
+    ):
+        again = search(lab)
+    assert (again.checkpoints, again.chosen) == (found.checkpoints, found.chosen)
+    assert Trace.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert STRATEGIES["dirichlet"].__name__ == "DirichletStrategy", "the factory is put back"
+
+
+@pytest.mark.slow
+def test_likelihoods_are_the_evaluators_own_and_counted_apart(lab: ZooLab) -> None:
+    items = {"zoo_math": lab.manifest.items("search")["zoo_math"]}
+    recipe = lab.space.recipe([[1.0], [0.0], [0.5]])
+    found = lab.scores(recipe, items, "likelihood")
+    assert (found["zoo_math"].values < 0).all(), "bits per byte, higher is better"
+    assert (lab.paid["likelihood"].items, lab.paid["generate"].items) == (4, 0)
+    assert lab.paid["likelihood"].seconds > 0
+    before = lab.scored_items
+    again = lab.scores(recipe, items, "likelihood")
+    assert lab.scored_items == before
+    assert np.array_equal(again["zoo_math"].values, found["zoo_math"].values)
+
+
+def trace(rival: str, *points: list[float], seed: int = 0) -> Trace:
+    parts = [
+        Checkpoint(cost, int(cost), int(cost) * 10, 0, cost, ["r"], [point])
+        for cost, point in zip((10.0, 20.0), points, strict=True)
+    ]
+    return Trace("zoo3", rival, seed, parts, [0.5, 0.5, 0.5], points[-1], 1.0, 2.0)
+
+
+def test_rows_relate_volumes_to_all_points_and_costs_to_rivals() -> None:
+    traces = [
+        trace("cma", [1.0, 0.75, 0.75], [1.0, 1.0, 0.75]),
+        trace("dirichlet", [0.6, 0.6, 0.6], [1.0, 0.75, 0.75]),
+    ]
+    assert best_volume(traces) == pytest.approx(0.5 * 0.5 * 0.25)
+    assert [point.hypervolume for point in runs_of(traces)[0].trace] == pytest.approx([0.5, 1.0])
+    cma, dirichlet = report(traces)
+    assert cma["items_to_match"] == {"dirichlet": 100.0}
+    assert dirichlet["items_to_match"] == {"cma": None}
+    assert cma["chosen_mean"] == pytest.approx(2.75 / 3)
