@@ -29,8 +29,10 @@ from optimizer.cli_options import (
     ModelPlaces,
     Plain,
     Prefer,
+    Raw,
     Settings,
     ShardSize,
+    StartFrom,
     read_overrides,
 )
 
@@ -160,10 +162,7 @@ def run(
     job: JobFile,
     settings: Settings = None,
     evaluations: Evaluations = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="ARCHIVE", help="Begin with what another search learnt."),
-    ] = None,
+    start_from: StartFrom = None,
     plain: Plain = False,
 ) -> None:
     """Search until the budget is spent, then validate and choose."""
@@ -228,9 +227,7 @@ def front(
     prefer: Prefer = None,
     at_least: AtLeast = None,
     knee: Knee = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Rank by raw search scores, not by the posterior.")
-    ] = False,
+    raw: Raw = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:

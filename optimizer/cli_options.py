@@ -26,6 +26,13 @@ AtLeast = Annotated[
     str | None, typer.Option("--at-least", metavar="NAME=X,...", help="Smallest acceptable scores.")
 ]
 Knee = Annotated[bool, typer.Option("--knee", help="Take the knee of the front.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Rank by raw search scores, not by the posterior.")
+]
+StartFrom = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="ARCHIVE", help="Begin with what another search learnt."),
+]
 
 Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
 ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]

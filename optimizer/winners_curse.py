@@ -40,11 +40,14 @@ class WinnersCurse:
     @property
     def sentence(self) -> str:
         """The curse in words."""
+        numbers = f"{self.flattery:+.3f} ± {self.stderr:.3f}"
+        said = f"so the search flattered it by {numbers}"
+        if self.flattery <= 0:
+            said = f"so no flattery shows ({numbers})"
         return (
             f"Winner's curse: the chosen merge scored {self.search:.3f} on the search items and "
             f"{self.report:.3f} on the report items, where baselines went from "
-            f"{self.baselines_search:.3f} to {self.baselines_report:.3f}; so the search flattered "
-            f"it by {self.flattery:+.3f} ± {self.stderr:.3f}."
+            f"{self.baselines_search:.3f} to {self.baselines_report:.3f}; {said}."
         )
 
 
