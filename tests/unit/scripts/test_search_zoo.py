@@ -13,7 +13,8 @@ from configs.evaluation import SplitSizes
 from evaluators.blocks import block_name
 from optimizer.strategies import STRATEGIES
 from scripts.bench.search_zoo import best_volume, report, runs_of
-from scripts.bench.zoo_pool import SKILLS, PausedError, RememberingPool, ZooLab
+from scripts.bench.zoo_job import SKILLS
+from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
 from scripts.bench.zoo_store import ScoreStore
 from scripts.zoo.items import held_out_items
