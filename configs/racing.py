@@ -27,8 +27,8 @@ class Gates(Section):
     """When a candidate counts as broken, and is stopped before much is spent on it."""
 
     likelihood: float | None = Field(default=2.0, gt=1)
-    """References are so many times less likely, in bits, than to the worst of the sources, in
-    every task with a ``companion``; null does not look."""
+    """References take so many times the bits that they take the worst of the sources, and at
+    least one per byte more, in every task with a ``companion``; null does not look."""
     items: int = Field(default=32, ge=1)
     """How many references are looked at, of all tasks together: one forward pass each."""
     repetition: float | None = Field(default=0.9, gt=0, le=1)

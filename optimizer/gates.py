@@ -16,6 +16,10 @@ _LEAST_CHARACTERS = 24
 _LEAST_REPEATS = 4
 _LEAST_SHARE = 0.5
 
+# Bits per byte (of a multiple choice nats) that are far at any level: a byte is half as likely. A
+# merge of models that are nearly certain may need twice their bits and answer everything.
+_LEAST_GAP = 1.0
+
 Companions = Mapping[str, TaskScores]
 
 
@@ -25,7 +29,8 @@ def likelihood_gate(found: Companions, sources: Sequence[Companions], factor: fl
     Args:
         found: The candidate's companions, task by task, on some items.
         sources: Those of the base and of each checkpoint, at least on these items.
-        factor: How many times more bits (or nats) than the worst source's mean is too much.
+        factor: How many times the bits (or nats) of the worst source are too much, where that is
+            one or more in addition.
 
     Returns:
         The stop, or None where a task is within the factor, or there is nothing to compare.
@@ -40,7 +45,7 @@ def likelihood_gate(found: Companions, sources: Sequence[Companions], factor: fl
             return None
         means[task], worst[task] = part.mean, min(on_these)
         # Both are logarithms of probabilities, so negative.
-        if means[task] >= factor * worst[task]:
+        if means[task] > min(factor * worst[task], worst[task] - _LEAST_GAP):
             return None
     numbers = {"gate": "likelihood", "found": means, "worst source": worst, "factor": factor}
     return Stop(reason="broken", scores=None, numbers=numbers)

@@ -24,18 +24,25 @@ class TestLikelihoodGate:
         assert stop.numbers["worst source"] == pytest.approx({"math": -2.0, "chat": -3.0})
         assert stop.numbers["found"] == pytest.approx({"math": -5.0, "chat": -7.0})
 
+    def test_gap_has_to_be_wide_at_any_level(self):
+        """Four times next to nothing is still next to nothing: seen on merges that score well."""
+        certain = [companions(math=-0.05), companions(math=-0.1)]
+        assert likelihood_gate(companions(math=-0.4), certain, 2.0) is None
+        assert likelihood_gate(companions(math=-1.0), certain, 2.0) is None
+        assert likelihood_gate(companions(math=-1.2), certain, 2.0) is not None
+
     def test_model_that_forgot_one_task_is_not_broken(self):
         assert likelihood_gate(companions(math=-1.0, chat=-50.0), self.sources, 2.0) is None
 
     def test_sources_are_compared_on_the_same_items(self):
         """The worst source is at -1.4 on the first two items, and at -2 on all of them."""
-        found = {"math": companions(math=-3.0)["math"].restricted_to({"math-0", "math-1"})}
-        assert found["math"].mean == pytest.approx(-3.0 * (0.5 + 0.5 / 7))
+        found = {"math": companions(math=-9.0)["math"].restricted_to({"math-0", "math-1"})}
+        assert found["math"].mean == pytest.approx(-9.0 * (0.5 + 0.5 / 7))
         worst = -2.0 * (0.5 + 0.5 / 7)
-        assert likelihood_gate(found, self.sources, 1.4).numbers["worst source"] == pytest.approx(
+        assert likelihood_gate(found, self.sources, 4.4).numbers["worst source"] == pytest.approx(
             {"math": worst}
         )
-        assert likelihood_gate(found, self.sources, 1.6) is None
+        assert likelihood_gate(found, self.sources, 4.6) is None
 
     def test_nothing_to_compare_stops_nothing(self):
         assert likelihood_gate(companions(math=-99.0), (), 2.0) is None
