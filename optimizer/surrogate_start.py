@@ -12,7 +12,7 @@ import numpy as np
 from evaluators.scores import FloatArray
 from optimizer.space import SearchSpace
 
-START_SIZE = 24
+START_SIZE = 12
 """Evaluations before the surrogate leads; N + 2 for N checkpoints if that is more."""
 
 _SOUP_TOTALS = (1.0, 1.5, 2.1)

@@ -30,7 +30,9 @@ ORIGIN = "strategy:surrogate_cma"
 _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
 # The pool's best are bred for so many generations on each drawn function.
 _ELITE, _GENERATIONS = 20, 3
-_SPREAD = 0.5
+# Each function lies this much of a Thompson sample's way from the posterior's mean, drawn
+# uniformly: in many dimensions a full sample is best where least is known.
+_SPREAD = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class SurrogateStrategy:
         steered = rng.random() < self._preference_share
         running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
         narrowing = surrogate.features_of_recipes(running) if running else None
-        drawn = surrogate.path(rng, narrowing, spread=_SPREAD)
+        drawn = surrogate.path(rng, narrowing, spread=float(rng.uniform(*_SPREAD)))
         pool = draw_pool(self._space, belief.parents, self._cma, rng)
         scores = drawn(surrogate.features_of_genotypes(pool))
         for _ in range(_GENERATIONS):

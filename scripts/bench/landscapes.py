@@ -31,6 +31,7 @@ from workers.sources import ResolvedSource, Sources
 
 OBJECTIVES = ("instruct", "code", "math")
 NUM_ITEMS = 256
+COMPANION_COST = 0.15
 _DIRECTIONS = 64
 _WEIGHT_HIGH, _DROP_HIGH = 1.5, 0.99
 # The probability of solving an item: _BEST * sigmoid(_STEEPNESS * (_MIDDLE - loss)), with the loss
@@ -48,11 +49,16 @@ _COMPANION_SCALE, _COMPANION_OTHER, _COMPANION_STDERR = 4.0, 0.15, 0.02
 
 @dataclass(frozen=True, slots=True)
 class LandscapeShape:
-    """What a landscape is made of; ``ripple`` is the depth of the waves on it, in loss."""
+    """What a landscape is made of.
+
+    ``ripple`` is the depth of the waves on it, in loss; ``companions`` says whether every score has
+    a smooth companion.
+    """
 
     checkpoints: int
     groups: int = 1
     ripple: float = 0.0
+    companions: bool = False
 
 
 SHAPES = {
@@ -61,6 +67,7 @@ SHAPES = {
     "N16": LandscapeShape(16),
     "4x6": LandscapeShape(4, groups=6),
     "R8": LandscapeShape(8, ripple=0.06),
+    "N8c": LandscapeShape(8, companions=True),
 }
 
 
@@ -75,7 +82,8 @@ class Landscape:
     def __init__(self, name: str, seed: int = 0) -> None:
         self.name = name
         self.shape = SHAPES[name]
-        rng = np.random.default_rng([seed, *name.encode()])
+        # N8c is N8 with companions.
+        rng = np.random.default_rng([seed, *name.removesuffix("c").encode()])
         groups, checkpoints = self.shape.groups, self.shape.checkpoints
         # Axes: group, checkpoint, direction; and objective, group, direction.
         self._vectors, targets = _draw_vectors(rng, checkpoints, groups)
@@ -129,7 +137,7 @@ class Landscape:
         rng: np.random.Generator,
         *,
         items: int = NUM_ITEMS,
-        companions: bool = False,
+        companions: bool | None = None,
     ) -> Observation:
         """Score a candidate with binomial noise.
 
@@ -137,7 +145,8 @@ class Landscape:
             candidate: Its recipe is scored.
             rng: Where the noise comes from.
             items: How many items each objective is scored on; 0 gives companions only.
-            companions: Whether every objective has a smooth companion score.
+            companions: Whether every objective has a smooth companion score; None is as the
+                landscape has it.
         """
         truth = self.truth(candidate.recipe)
         scores: Scores = {}
@@ -147,7 +156,7 @@ class Landscape:
                 stderr = float(np.sqrt(value * (1 - value) / max(items - 1, 1)))
                 scores[name] = ObjectiveScore(value, stderr, items)
         smooth: Scores = {}
-        if companions:
+        if self.shape.companions if companions is None else companions:
             losses = self._losses(
                 *_parameters(candidate.recipe), self._companion_stiffness, self.shape.ripple
             )
@@ -231,9 +240,11 @@ class Landscape:
 
 
 def search_items(observation: Observation) -> float:
-    """Return how many items an observation took, over all objectives."""
+    """Return how many items an observation took; one of a companion counts 0.15."""
     scores: Mapping[str, ObjectiveScore] = observation.scores or {}
-    return float(sum(score.count for score in scores.values()))
+    scored = float(sum(score.count for score in scores.values()))
+    read = float(sum(score.count for score in observation.companions.values()))
+    return scored + COMPANION_COST * read
 
 
 def _draw_vectors(

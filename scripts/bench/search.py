@@ -43,8 +43,9 @@ from scripts.bench.search_rows import (
 )
 
 STRATEGIES = ("surrogate_cma", "cma", "scalar_cma", "nsga2", "dirichlet", "sobol")
-CHECKPOINTS = (25, 50, 75, 100, 150, 200, 300)
-SHORT_LANDSCAPES, SHORT_EVALUATIONS, SHORT_SEEDS = ("N4", "N8", "4x6"), 100, 2
+CHECKPOINTS = (12, 25, 36, 50, 75, 100, 150, 200, 300)
+SHORT_LANDSCAPES, SHORT_EVALUATIONS, SHORT_SEEDS = ("N8", "4x6"), 100, 2
+FULL_LANDSCAPES = tuple(SHAPES)
 FULL_EVALUATIONS, FULL_SEEDS = 300, 10
 NUM_PENDING = 12
 ASK_OUTCOMES = (300, 2000, 5000)
@@ -171,7 +172,7 @@ def main() -> None:
     if given.ask:
         print(json.dumps({str(count): measure_asks(count) for count in ASK_OUTCOMES}))
         return
-    landscapes = given.landscapes or (tuple(SHAPES) if given.full else SHORT_LANDSCAPES)
+    landscapes = given.landscapes or (FULL_LANDSCAPES if given.full else SHORT_LANDSCAPES)
     seeds = given.seeds or (FULL_SEEDS if given.full else SHORT_SEEDS)
     evaluations = given.evaluations or (FULL_EVALUATIONS if given.full else SHORT_EVALUATIONS)
     runs = read_runs(given.runs) if given.runs else []

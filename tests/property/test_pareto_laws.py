@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from optimizer.pareto import (
+    best_gain,
     domination_depth,
+    gain_bounds,
     hypervolume,
     hypervolume_contributions,
     non_dominated,
@@ -70,6 +72,52 @@ def test_contribution_is_what_the_front_loses_without_the_point(points):
         others = np.delete(points[front], np.flatnonzero(front) == index, axis=0)
         lost = hypervolume(points, reference) - hypervolume(others, reference)
         assert contributions[index] == pytest.approx(lost, abs=1e-12)
+
+
+fronts_of = st.integers(2, 5).flatmap(
+    lambda m: st.integers(1, 20).flatmap(
+        lambda n: arrays(np.float64, (n, m), elements=st.floats(0, 1, width=32))
+    )
+)
+
+
+@given(fronts_of)
+def test_hypervolume_equals_that_of_pymoo(points):
+    from pymoo.indicators.hv import HV
+
+    reference = np.full(points.shape[1], -0.1)
+    theirs = HV(ref_point=-reference)(-points)
+    assert hypervolume(points, reference) == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5])
+def test_hypervolume_equals_closed_forms(m):
+    reference = np.zeros(m)
+    assert hypervolume(np.full((1, m), 0.5), reference) == pytest.approx(0.5**m)
+    # Boxes that are long in one direction overlap in the cube of their short sides.
+    long, short = 0.8, 0.3
+    corners = short + (long - short) * np.eye(m)
+    expected = short**m + m * (long - short) * short ** (m - 1)
+    assert hypervolume(corners, reference) == pytest.approx(expected)
+
+
+def test_hypervolume_of_a_staircase_nears_the_area_under_the_line():
+    steps = np.linspace(0, 1, 1001)
+    stairs = np.stack([steps, 1 - steps], axis=1)
+    assert hypervolume(stairs, np.zeros(2)) == pytest.approx(0.5 - 0.5 / 1000)
+
+
+@given(points_of, st.data())
+def test_best_gain_is_the_largest_and_below_its_bound(points, data):
+    split = data.draw(st.integers(0, len(points) - 1))
+    front, offered = points[:split], points[split:]
+    reference = np.full(points.shape[1], -0.1)
+    before = hypervolume(front, reference)
+    gains = [hypervolume(np.vstack([front, [p]]), reference) - before for p in offered]
+    index, gain = best_gain(offered, front, reference)
+    assert gain == pytest.approx(max(gains), abs=1e-12)
+    assert gain == 0 or gains[index] == pytest.approx(gain, abs=1e-12)
+    assert (gain_bounds(offered, front, reference) >= np.array(gains) - 1e-12).all()
 
 
 @given(points_of)
