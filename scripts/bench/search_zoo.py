@@ -41,7 +41,8 @@ from configs.evaluation import SplitSizes
 from evaluators.scores import FloatArray
 from optimizer.pareto import hypervolume
 from scripts.bench.search_rows import SearchRun, TracePoint, search_rows
-from scripts.bench.zoo_pool import POOLS, ROOT, SPLITS, PausedError, ZooLab
+from scripts.bench.zoo_job import POOLS, ROOT, SPLITS
+from scripts.bench.zoo_pool import PausedError, ZooLab
 from scripts.bench.zoo_runs import BUDGET, VARIANTS, Trace, points_of, run_search_of
 from scripts.bench.zoo_store import ScoreStore
 from scripts.zoo.build import build_zoo
@@ -60,7 +61,9 @@ def trace_path(
 ) -> Path:
     """Say where a run's trace is kept; another version of the strategies is another file."""
     sources = sorted((ROOT / "optimizer").glob("*.py"))
-    sources += [ROOT / "scripts" / "bench" / name for name in ("zoo_pool.py", "zoo_runs.py")]
+    sources += [
+        ROOT / "scripts" / "bench" / name for name in ("zoo_job.py", "zoo_pool.py", "zoo_runs.py")
+    ]
     content = b"".join(source.read_bytes() for source in sources)
     version = hashlib.sha256(content + repr((rival, splits)).encode()).hexdigest()[:10]
     return runs / "traces" / f"{pool}-{rival}-{seed}-{budget}-{version}.json"

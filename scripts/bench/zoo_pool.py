@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,71 +21,16 @@ from evaluators.harness import build_manifest
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
 from optimizer.space import SearchSpace
+from scripts.bench.zoo_job import COMPANION, METRICS, SPLITS, Kind, zoo_job
 from scripts.bench.zoo_store import Remembered, ScoreStore, Signal
 from workers.job import JobRunner, WorkerSpec
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed, Outcome, Stage
 from workers.pool import WorkerState
 from workers.sources import Sources, resolve_sources
 
-ROOT = Path(__file__).resolve().parents[2]
-SKILLS = ("instruct", "code", "math")
-METRICS = {"instruct": "constraint_acc", "code": "pass_at_1", "math": "exact_match"}
-POOLS: dict[str, tuple[str, ...]] = {
-    "zoo3": SKILLS,
-    "zoo5": (*SKILLS, "generalist_a", "generalist_b"),
-}
-"""Name of a pool -> its checkpoints: the specialists, and those with the two generalists."""
-
-SPLITS = SplitSizes(search=64, select=128, report=128)
-COMPANION = "target_bits_per_byte"
-
 
 class PausedError(Exception):
     """The time is over that this process was given; what it scored is remembered."""
-
-
-Kind = Literal["generate", "likelihood"]
-
-
-def zoo_job(
-    zoo: Path,
-    pool: str,
-    *,
-    kind: Kind = "generate",
-    companion: bool = False,
-    splits: SplitSizes = SPLITS,
-    **changes: object,
-) -> JobConfig:
-    """Return the job of a pool: three skills, free weights, drops up to 0.9.
-
-    Args:
-        zoo: Directory that ``scripts/make_zoo.py --generalists`` made.
-        pool: One of ``POOLS``.
-        kind: ``likelihood`` scores the bits per byte of the reference answers instead of texts.
-        companion: Whether that stands beside the scores.
-        splits: Items per skill.
-        changes: Sections of the job that differ.
-    """
-    metric = METRICS if kind == "generate" else dict.fromkeys(SKILLS, COMPANION)
-    content: dict[str, object] = {
-        "name": pool,
-        "models": {
-            "base": str(zoo / "base"),
-            "checkpoints": {name: str(zoo / name) for name in POOLS[pool]},
-        },
-        "objectives": {
-            skill: [{"task": f"zoo_{skill}", "metric": metric[skill], "companion": companion}]
-            for skill in SKILLS
-        },
-        "evaluation": {
-            "include_path": [str(ROOT / "evaluators/tasks/zoo")],
-            "data_dir": str(zoo),
-            "splits": splits,
-            "allow_code_execution": True,
-        },
-        "archive": str(zoo / "archive.sqlite"),
-    }
-    return JobConfig.model_validate(content | changes)
 
 
 @dataclass(slots=True)

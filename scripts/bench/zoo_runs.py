@@ -28,7 +28,8 @@ from optimizer.space import SearchSpace
 from optimizer.strategies import STRATEGIES
 from optimizer.strategy import Strategy
 from optimizer.surrogate import Surrogate
-from scripts.bench.zoo_pool import SKILLS, RememberingPool, ZooLab, zoo_job
+from scripts.bench.zoo_job import SKILLS, zoo_job
+from scripts.bench.zoo_pool import RememberingPool, ZooLab
 from workers.outcome import Failed
 
 BUDGET = 200

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from configs.evaluation import SplitSizes
+from evaluators.blocks import block_name
 from optimizer.strategies import STRATEGIES
 from scripts.bench.search_zoo import best_volume, report, runs_of
-from scripts.bench.zoo_pool import SKILLS, PausedError, ZooLab
+from scripts.bench.zoo_job import SKILLS
+from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
 from scripts.bench.zoo_store import ScoreStore
 from scripts.zoo.items import held_out_items
 from tests.conftest import TinyPool
+from workers.outcome import EvaluationKey, EvaluationRequest
 
 SPLITS = SplitSizes(search=4, select=4, report=4)
 BUDGET = 20
@@ -88,6 +91,27 @@ def test_likelihoods_are_the_evaluators_own_and_counted_apart(lab: ZooLab) -> No
     again = lab.scores(recipe, items, "likelihood")
     assert lab.scored_items == before
     assert np.array_equal(again["zoo_math"].values, found["zoo_math"].values)
+
+
+@pytest.mark.slow
+def test_pool_answers_screening_with_companions_only(lab: ZooLab) -> None:
+    recipe = lab.space.recipe([[0.5], [0.5], [0.5]])
+    items = {task: ids[:2] for task, ids in lab.manifest.items("search").items()}
+    name = block_name(items)
+    with RememberingPool(lab, companion=True) as pool:
+        key = EvaluationKey(3, "search", name, "companions")
+        pool.submit(EvaluationRequest(key, recipe, items))
+        screened = pool.next_outcome()
+        assert (lab.paid["generate"].items, lab.paid["likelihood"].items) == (0, 6)
+        assert screened.key == key
+        assert screened.task_scores == {}
+        assert {task: part.item_ids for task, part in screened.companions.items()} == items
+        pool.submit(EvaluationRequest(EvaluationKey(3, "search"), recipe, companions=items))
+        scored = pool.next_outcome()
+        assert (lab.paid["generate"].items, lab.paid["likelihood"].items) == (12, 12)
+        assert lab.scored_items == 12 + 6, "the references were read once"
+        assert scored.task_scores["zoo_math"].values.shape == (4,)
+        assert scored.companions.keys() == screened.companions.keys()
 
 
 def trace(rival: str, *points: list[float], seed: int = 0) -> Trace:
