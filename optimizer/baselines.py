@@ -3,7 +3,7 @@
 A plan is a function of what was proposed and observed, so that a resumed search continues it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,10 @@ GREEDY_SOUP = "greedy soup"
 _TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
 # Methods that are task arithmetic where nothing is dropped.
 _PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
+# What a search learns from before its own proposals, besides the sources; see `BaselinePlan.next`.
+_EARLY = ("uniform soup", *(f"task arithmetic {scale}" for scale in (0.4, 0.7, 1.0)))
+# How many proposals of its own a search makes for each of the other baselines.
+_TURN = 12
 _PREFIX = "baseline:"
 
 
@@ -70,18 +74,40 @@ class BaselinePlan:
         self.fixed = self._fixed()
 
     def next(
-        self, proposed: Iterable[Candidate], observed: Sequence[Observation]
+        self,
+        proposed: Sequence[Candidate],
+        observed: Sequence[Observation],
+        *,
+        left: int | None = None,
     ) -> Baseline | None:
-        """Return the next baseline that was not proposed yet; None when none is due now."""
+        """Return the next baseline that was not proposed yet; None when none is due now.
+
+        What a search learns from comes first: the sources, and a few merges of all of them. The
+        others only have to be known at the end, so they take turns with the search's own
+        proposals, and the last of the budget is kept for them.
+
+        Args:
+            proposed: All candidates, by index.
+            observed: What was told.
+            left: Evaluations left in the budget, the next one included; None has all baselines
+                at once.
+        """
         # Of baselines only: hashing thousands of other recipes for every ask takes its time.
-        known = {other.recipe.recipe_id for other in proposed if other.is_baseline}
-        for baseline in self.fixed:
-            if baseline.recipe.recipe_id not in known:
+        baselines = [other for other in proposed if other.is_baseline]
+        known = {other.recipe.recipe_id for other in baselines}
+        missing = [baseline for baseline in self.fixed if baseline.recipe.recipe_id not in known]
+        for baseline in missing:
+            if baseline.is_source or baseline.label in _EARLY:
                 return baseline
         trial, _ = self._greedy(observed)
-        if trial is None or trial.recipe.recipe_id in known:
-            return None
-        return trial
+        if trial is not None and trial.recipe.recipe_id not in known:
+            missing.append(trial)
+        if left is not None and left > len(missing) + len(self._names):
+            num_early = sum(one.is_source or one.label in _EARLY for one in self.fixed)
+            num_own = len(proposed) - len(baselines)
+            if num_own < _TURN * (len(baselines) - num_early + 1):
+                return None
+        return missing[0] if missing else None
 
     def greedy_soup(self, observed: Sequence[Observation]) -> MergeRecipe | None:
         """Return the finished greedy soup; None while a step of it is not scored yet."""

@@ -210,7 +210,8 @@ class _Search:
 
     def _propose(self) -> Candidate:
         index = len(self.candidates)
-        baseline = self._plan.next(self.candidates, self.observations)
+        left = self._job.budget.evaluations - self._num_proposed
+        baseline = self._plan.next(self.candidates, self.observations, left=left)
         if baseline is not None:
             recipe = baseline.recipe
             genotype = self._space.encode(recipe.weights, recipe.drop_ratios)

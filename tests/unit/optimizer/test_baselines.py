@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from evaluators.scores import ObjectiveScore
@@ -87,3 +89,44 @@ def test_baselines_without_a_base_are_singles_and_soup(make_job, make_space):
     assert [baseline.label for baseline in plan.fixed] == [
         "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
     ]  # fmt: skip
+
+
+def origins_of_a_search(plan, space, budget):
+    """Propose baselines where they are due and something else where not; returns what was."""
+    proposed, observed = [], []
+    while len(proposed) < budget:
+        baseline = plan.next(proposed, observed, left=budget - len(proposed))
+        recipe = space.recipe([[0.001 * len(proposed)]] * 3)
+        origin = "strategy:x"
+        if baseline is not None:
+            recipe, origin = baseline.recipe, baseline.origin
+        proposed.append(
+            Candidate(len(proposed), space.encode([[0.1]] * 3), recipe, origin, len(observed))
+        )
+        scores = {name: ObjectiveScore(0.5, 0.0, 64) for name in NAMES}
+        observed.append(Observation(proposed[-1], scores))
+    return [candidate.origin.partition(":")[2] for candidate in proposed]
+
+
+def test_what_a_search_learns_from_comes_first_and_the_rest_takes_turns(plan, space):
+    found = origins_of_a_search(plan, space, 200)
+    assert found[:8] == [
+        "base", "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
+        "task arithmetic 0.4", "task arithmetic 0.7", "task arithmetic 1.0",
+    ]  # fmt: skip
+    late = [index for index, origin in enumerate(found) if origin != "x"][8:]
+    assert late[0] == 20
+    assert all(b - a == 13 for a, b in itertools.pairwise(late))
+    assert set(found) >= {"TIES", "DARE-TIES", *(f"task arithmetic {scale}" for scale in SCALES)}
+
+
+@pytest.mark.parametrize("budget", [16, 17, 20, 24, 40])
+def test_all_baselines_fit_into_a_budget_that_has_room_for_them(plan, space, budget):
+    found = origins_of_a_search(plan, space, budget)
+    everything = {baseline.label for baseline in plan.fixed} | {"soup of instruct + code"}
+    assert set(found) - {"x"} == everything
+    assert found.count("x") == budget - len(everything)
+
+
+def test_budget_that_is_too_small_is_spent_on_baselines(plan, space):
+    assert "x" not in origins_of_a_search(plan, space, 10)
