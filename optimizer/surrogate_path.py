@@ -12,7 +12,7 @@ from evaluators.scores import FloatArray
 from optimizer.surrogate_kernel import LEVEL_VARIANCE, Features
 
 # Random Fourier features of the Matern process, and of the companion's.
-_FREQUENCIES, _COMPANION_FREQUENCIES = 256, 64
+_FREQUENCIES, _COMPANION_FREQUENCIES = 128, 64
 _MATERN_FREEDOM = 5.0
 
 

@@ -32,7 +32,7 @@ _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
 _ELITE, _GENERATIONS = 20, 3
 # Each function lies this much of a Thompson sample's way from the posterior's mean, drawn
 # uniformly: in many dimensions a full sample is best where least is known.
-_SPREAD = (0.0, 1.0)
+_SPREAD = (0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
