@@ -11,8 +11,11 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 _BLOCK_BYTES = 8 * 2**20
 _NUM_BLOCKS = 3
@@ -26,7 +29,11 @@ class _Block:
     """Memory for one write, page-aligned, and the writing of what was in it last."""
 
     memory: mmap.mmap
+    array: NDArray[np.uint8] = field(init=False)
     written: "Future[None] | None" = None
+
+    def __post_init__(self) -> None:
+        self.array = np.frombuffer(self.memory, dtype=np.uint8)
 
     def wait(self) -> None:
         """Wait until the memory is free; raises what came of the write."""
@@ -75,14 +82,15 @@ class ShardFile:
         """
         if self._position + data.nbytes > self._size_bytes:
             raise ValueError(f"{self._position + data.nbytes} bytes for {self._size_bytes}")
-        taken = 0
+        taken, source = 0, np.frombuffer(data, dtype=np.uint8)
         while taken < data.nbytes:
             begin = self._position % self._block_bytes
             block = self._blocks[self._position // self._block_bytes % len(self._blocks)]
             if begin == 0:
                 block.wait()
             count = min(data.nbytes - taken, self._block_bytes - begin)
-            block.memory[begin : begin + count] = data[taken : taken + count]
+            # Unlike slices of memory views, this lets other threads use Python.
+            np.copyto(block.array[begin : begin + count], source[taken : taken + count])
             taken += count
             self._position += count
             if begin + count == self._block_bytes or self._position == self._size_bytes:

@@ -38,7 +38,7 @@ from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.sources import ResolvedSource, Sources
 
-REPEATS = 3
+REPEATS = 5
 CHECKPOINTS = 3
 ANON_BOUND_MIB = 200
 """The own memory of an export may grow by this and two shards."""

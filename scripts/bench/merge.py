@@ -4,14 +4,15 @@
     MERGEFRONT_MERGEKIT=.mergekit/bin/mergekit-yaml python -m scripts.bench.merge --json
 
 On a base and three checkpoints of 341 M bfloat16 parameters, made here, in the page cache. In place
-is into a live model, tensor by tensor, host work included: bytes of all sources read once and of
-the result written once, per second, in GB/s (1e9 bytes), beside a plain copy of one checkpoint
-(read and written) in the same rounds. ``*_share`` is the median over rounds of the ratio to that
-round's copy; ``*_tensor_gbps`` and ``*_tensor_share`` are the same for one tensor of 64 M elements,
-where calls cost nothing beside the work. ``ties_first_s`` is a TIES merge that has to find its
-thresholds, ``ties_other_drop_s`` one at another drop ratio, whose histograms are known. mergekit
-is measured as a whole process, in the same bytes. Compiling is measured in processes of their
-own: ``compile_s`` with an empty cache on disk, ``compile_cached_s`` with a full one.
+is into a live model, tensor by tensor, host work included, one candidate after another of the same
+search: bytes of all sources read once and of the result written once, per second, in GB/s (1e9
+bytes), beside a plain copy of one checkpoint (read and written) in the same rounds. In every round
+each is done twice and timed the second time, merges with other weights. ``*_share`` is the median
+over rounds of the ratio to that round's copy; ``*_tensor_gbps`` and ``*_tensor_share`` are the same
+for one tensor of 64 M elements. ``ties_first_s`` is a TIES merge that has to find its thresholds,
+``ties_other_drop_s`` one at another drop ratio, whose histograms are known. mergekit is measured as
+a whole process, in the same bytes. Compiling is measured in processes of their own: ``compile_s``
+with an empty cache on disk, ``compile_cached_s`` with a full one.
 """
 
 import argparse
@@ -22,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -121,18 +123,25 @@ def measure_in_place(sources: Sources, rounds: int) -> dict[str, float]:
     moved = {"copy": 2 * result_bytes}
     for method in METHODS:
         recipe = recipe_for(method, sources)
+        before = recipe.model_copy(update={"weights": ((0.5,), (0.4,), (0.1,))})
         first = seconds_of(partial(materializer.into, model, recipe))
         if method == "ties":
             report["ties_first_s"] = first
             other = recipe_for(method, sources, 0.6)
             report["ties_other_drop_s"] = seconds_of(partial(materializer.into, model, other))
-        work[KEYS[method]] = partial(materializer.into, model, recipe)
+        work[KEYS[method]] = partial(_next_candidate, materializer, model, cycle((before, recipe)))
         num_sources = len(sources.checkpoints) + (recipe.method != "linear")
         moved[KEYS[method]] = (num_sources + 1) * result_bytes
     for name, rates in run_in_turn(work, moved, rounds).items():
         report |= {f"{name}_{kind}": value for kind, value in rates.items()}
     materializer.close()
     return report
+
+
+def _next_candidate(
+    materializer: Materializer, model: LlamaForCausalLM, recipes: Iterator[MergeRecipe]
+) -> None:
+    materializer.into(model, next(recipes))
 
 
 def measure_one_tensor(rounds: int) -> dict[str, float]:
@@ -163,10 +172,11 @@ def measure_one_tensor(rounds: int) -> dict[str, float]:
 def run_in_turn(
     work: dict[str, Callable[[], object]], moved: dict[str, int], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Do everything once per round; medians of the rates and of their ratios to the copy."""
+    """Do everything twice per round; medians of the rates and of their ratios to the copy."""
     rates: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, merge in work.items():
+            merge()
             rates[name].append(moved[name] / seconds_of(merge) / 1e9)
     return {
         name: {
