@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import TinyPool
 from tests.small_models import TinyVariants
+from tests.unit.workers.grown_models import Grow, grow_model
 from tests.unit.workers.lora_adapters import Make
 
 MakeCheckpoint = Callable[..., Path]
@@ -124,3 +125,15 @@ def make_adapter(tmp_path: Path) -> Make:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Grow:
+    """Copy a model with a longer table of tokens; see ``grow_model``."""
+
+    def grown(source: Path, *, name: str | None = None, **what: Any) -> Path:
+        directory = tmp_path / (name or source.name)
+        grow_model(directory, source, **what)
+        return directory
+
+    return grown

@@ -1,9 +1,7 @@
 """Models with tables of tokens of different lengths: what is decided, and what is merged."""
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM
 
-from configs.errors import CheckpointError, IncompatibleCheckpointsError
+from configs.errors import IncompatibleCheckpointsError
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig, Merge
 from evaluators.manifest import Manifest
 from tests.conftest import TinyPool
 from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert, write_words
+from tests.unit.workers.grown_models import ROWS, Grow
 from workers.checkpoint import CheckpointReader
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
@@ -24,42 +23,6 @@ from workers.materialize import Materializer
 from workers.merged_checkpoint import write_checkpoint
 from workers.sources import Sources
 from workers.vocabulary import companion, decide_vocabulary, open_readers
-
-ROWS = 259
-
-Grow = Callable[..., Path]
-
-
-@pytest.fixture
-def grow(tmp_path: Path) -> Grow:
-    """Copy a model with more rows, tokens of its own, another dtype, or a head of its own."""
-
-    def grown(
-        source: Path,
-        *,
-        rows: int = ROWS,
-        tokens: tuple[str, ...] = (),
-        tied: bool = True,
-        dtype: torch.dtype = torch.float32,
-        name: str | None = None,
-    ) -> Path:
-        directory = tmp_path / (name or source.name)
-        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-        if not tied:
-            model.config.tie_word_embeddings = False
-            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 0.5)
-        model.resize_token_embeddings(rows, mean_resizing=False)
-        # Rows of two models must differ, or a test could not tell whose they are.
-        draw = torch.Generator().manual_seed(sum(directory.name.encode()))
-        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-            table.weight.data[ROWS:] = torch.randn(rows - ROWS, 32, generator=draw)
-        model.to(dtype).save_pretrained(directory)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        tokenizer.add_tokens(list(tokens), special_tokens=True)
-        tokenizer.save_pretrained(directory)
-        return directory
-
-    return grown
 
 
 def table(directory: Path, name: str = EMBEDDINGS) -> torch.Tensor:
@@ -317,50 +280,6 @@ def test_materializer_goes_from_one_vocabulary_to_another_and_back(
         materializer.into(model, recipe_of(sources, [0.5], vocabulary=decided))
         digests.append(materializer.digest_of(model))
     assert digests[0] == digests[2] != digests[1]
-
-
-def test_tokens_that_contradict_each_other_are_refused(tiny_pool: TinyPool, grow: Grow) -> None:
-    sources = pool_of(
-        tiny_pool.base,
-        math=grow(tiny_pool.checkpoints["math"], rows=260, tokens=("<math>",)),
-        code=grow(tiny_pool.checkpoints["code"], rows=260, tokens=("<code>",)),
-    )
-    with pytest.raises(IncompatibleCheckpointsError) as caught:
-        decide_vocabulary(sources, "pad")
-    assert "code: id 259 is '<code>' here and '<math>' in `math`" in caught.value.message
-    # Where the rows are dropped anyway, nothing contradicts.
-    assert decide_vocabulary(sources, "intersect") is not None
-    check_compatible(sources, Merge(), "intersect")
-
-
-def test_tokenizer_with_more_tokens_than_rows_is_refused(tiny_pool: TinyPool, grow: Grow) -> None:
-    code = grow(tiny_pool.checkpoints["code"], tokens=("<a>", "<b>"))
-    sources = pool_of(tiny_pool.base, code=code)
-    with pytest.raises(IncompatibleCheckpointsError, match="ids up to 260, its tables have 259"):
-        decide_vocabulary(sources, "pad")
-
-
-def test_tensor_that_is_no_table_of_tokens_is_still_refused(
-    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
-) -> None:
-    code = grow(tiny_pool.checkpoints["code"], rows=262)
-    model = LlamaForCausalLM.from_pretrained(code)
-    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(66, 32))
-    shutil.rmtree(code)
-    model.save_pretrained(code)
-    sources = pool_of(tiny_pool.base, code=code)
-    with pytest.raises(IncompatibleCheckpointsError, match=r"1 of 20 tensors differ.*up_proj"):
-        check_compatible(sources, Merge(), "pad")
-
-
-def test_recipe_whose_vocabulary_is_of_other_checkpoints_is_refused(
-    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
-) -> None:
-    sources = pool_of(tiny_pool.base, code=grow(tiny_pool.checkpoints["code"], rows=262))
-    decided = decide_vocabulary(sources, "pad")
-    fewer = replace(sources, checkpoints=())
-    with pytest.raises(CheckpointError, match="1 of them are missing here"):
-        open_readers(fewer, decided)
 
 
 def test_recipe_id_depends_on_the_vocabulary_and_not_on_its_names(
