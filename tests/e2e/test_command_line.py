@@ -159,7 +159,7 @@ def test_terminal_shows_the_live_view_and_not_the_log(finished):
 
 
 def test_search_ends_with_its_report_on_stdout(finished):
-    assert "Front on the search items" in finished.stdout
+    assert "Front by posterior mean, with raw search scores beside it" in finished.stdout
     assert "Baselines on the report items" in finished.stdout
     # Random weights have no skill to win with: whatever it says, it says it.
     assert re.search(r"did not win|beats every baseline", finished.stdout)
