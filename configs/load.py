@@ -10,6 +10,7 @@ from pathlib import Path
 from configs.errors import ConfigError, Problem
 from configs.evaluation import Objective
 from configs.job_yaml import Lines, read_yaml
+from configs.local_paths import exists
 from configs.problems import shown, validate
 from configs.schema import JobConfig, ModelSource
 from configs.scorers import ScorerSpec
@@ -129,8 +130,7 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
         return os.path.normpath(start.absolute() / path)
 
     def resolved(source: ModelSource) -> ModelSource:
-        exists = os.path.exists(absolute(source.path))  # noqa: PTH110 - Path.exists raises for some names
-        local = exists or not _HUB_ID.fullmatch(source.path)
+        local = exists(absolute(source.path)) or not _HUB_ID.fullmatch(source.path)
         return source.model_copy(update={"path": absolute(source.path)}) if local else source
 
     models, evaluation = job.models, job.evaluation

@@ -5,7 +5,7 @@ It is that of mergekit 0.1.5, which ignores keys that it does not know.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
@@ -73,8 +73,8 @@ METHODS: Mapping[str, MethodForm] = {
 """The methods that both sides have, under one name."""
 
 
-def _numbers(value: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever the YAML holds
-    items = value if isinstance(value, list) else [value]
+def _numbers(value: object) -> tuple[float, ...]:
+    items: list[Any] = value if isinstance(value, list) else [value]
     try:
         numbers = tuple(float(item) for item in items)
     except (TypeError, ValueError):
@@ -85,21 +85,23 @@ def _numbers(value: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever the YA
 
 
 def _setting(value: object) -> Setting:
-    if isinstance(value, Mapping):
-        raise ValueError(  # noqa: TRY004 - pydantic reports it, and lets a TypeError through
-            "write a list of `- filter: ... / value: ...` entries, not one mapping"
-        )
-    if not isinstance(value, list) or not any(isinstance(item, Mapping) for item in value):
-        return (Conditional(None, _numbers(value)),)
-    entries = []
-    for item in value:
+    match value:
+        case Mapping():
+            raise ValueError(
+                "write a list of `- filter: ... / value: ...` entries, not one mapping"
+            )
+        case list() if any(isinstance(item, Mapping) for item in value):
+            return tuple(_conditionals(value))
+        case _:
+            return (Conditional(None, _numbers(value)),)
+
+
+def _conditionals(items: list[object]) -> Iterator[Conditional]:
+    for item in items:
         if not isinstance(item, Mapping) or "value" not in item:
             raise ValueError(f"every entry of a list with filters needs `value`, found {item!r}")
         name = item.get("filter")
-        entries.append(
-            Conditional(None if name in (None, "*") else str(name), _numbers(item["value"]))
-        )
-    return tuple(entries)
+        yield Conditional(None if name in (None, "*") else str(name), _numbers(item["value"]))
 
 
 def _model(value: object) -> str:
@@ -183,7 +185,7 @@ class MergekitConfig(_Part):
     def result_dtype(self) -> DtypeName | None:
         """Data type of the merged tensors; None is that of the models."""
         name = self.out_dtype or self.dtype
-        return None if name is None else name.removeprefix("torch.")  # type: ignore[return-value]  # one of the names
+        return None if name is None else cast("DtypeName", name.removeprefix("torch."))
 
     def settings_at(self, part: Slice | None, model: str | None) -> Iterator[Parameters]:
         """Yield the sections that may set a parameter of a model, the one that wins first.

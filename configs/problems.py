@@ -8,7 +8,7 @@ import difflib
 import re
 import types
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
@@ -40,7 +40,7 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
     """
     # A dictionary, since a second pass meets again what it could not repair.
     problems: dict[Problem, None] = {}
-    repaired = _with_text_keys(content, "", problems)
+    repaired = _as_text(content, "", problems)
     problems |= dict.fromkeys(_truths_for_numbers(repaired, JobConfig, ""))
     while True:
         try:
@@ -64,12 +64,16 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
             return None, list(problems)
 
 
-def _with_text_keys(value: Any, path: str, problems: dict[Problem, None]) -> Any:  # noqa: ANN401 - whatever the YAML holds
-    """Copy the content of a job; `no:` and `1:` are not text to YAML, but meant as such."""
+def _as_text(value: object, path: str, problems: dict[Problem, None]) -> object:
+    """Copy the content of a job, so that all keys are text, and all text can be written down.
+
+    `no:` and `1:` are not text to YAML, but meant as such. Half of a surrogate pair, which YAML's
+    escapes can say, is no character.
+    """
     if isinstance(value, list):
-        return [
-            _with_text_keys(part, f"{path}[{index}]", problems) for index, part in enumerate(value)
-        ]
+        return [_as_text(part, f"{path}[{index}]", problems) for index, part in enumerate(value)]
+    if isinstance(value, str):
+        return _encodable(value, path, problems)
     if not isinstance(value, Mapping):
         return value
     copied: dict[str, object] = {}
@@ -77,9 +81,17 @@ def _with_text_keys(value: Any, path: str, problems: dict[Problem, None]) -> Any
         if not isinstance(key, str):
             message = f"a key must be text, found {shown(key)}; put quotes around it"
             problems[Problem(path, message)] = None
-        text = key if isinstance(key, str) else shown(key)
-        copied[text] = _with_text_keys(part, f"{path}.{text}" if path else text, problems)
+        text = _encodable(key, path, problems) if isinstance(key, str) else shown(key)
+        copied[text] = _as_text(part, f"{path}.{text}" if path else text, problems)
     return copied
+
+
+def _encodable(text: str, path: str, problems: dict[Problem, None]) -> str:
+    encodable = text.encode(errors="backslashreplace").decode()
+    if encodable != text:
+        message = f"{shown(text)} is no text: half of a surrogate pair is no character"
+        problems[Problem(path, message)] = None
+    return encodable
 
 
 def yaml_steps(location: Location, content: object) -> list[int | str]:
@@ -248,7 +260,9 @@ def _drop(content: MutableMapping[str, object], location: Location) -> None:
             return
 
 
-def _parent(content: MutableMapping[str, object], location: Location) -> Any:  # noqa: ANN401 - whatever the YAML holds there
+def _parent(
+    content: MutableMapping[str, object], location: Location
+) -> MutableMapping[int | str, object]:
     here: Any = content
     for step in yaml_steps(location, content)[:-1]:
         here = here[step]
@@ -269,7 +283,7 @@ def _truths_for_numbers(value: object, kind: object, path: str) -> Iterator[Prob
             yield from _truths_for_numbers(part, _inner(kind, key), inner)
 
 
-def _type_at(location: Location) -> Any:  # noqa: ANN401 - types have no better type
+def _type_at(location: Location) -> object:
     here: object = JobConfig
     for part in location:
         here = _inner(_plain(here), part)
@@ -279,7 +293,7 @@ def _type_at(location: Location) -> Any:  # noqa: ANN401 - types have no better 
 def _inner(kind: object, part: object) -> object:
     """Return the type of one entry of a section, mapping or list."""
     if _is_model(kind):
-        field = kind.model_fields.get(str(part))  # type: ignore[attr-defined]  # a model
+        field = kind.model_fields.get(str(part))
         return field.annotation if field else None
     if _is_union(kind):
         return _of_union(kind, part)
@@ -287,7 +301,7 @@ def _inner(kind: object, part: object) -> object:
     return arguments[-1] if get_origin(kind) in (dict, list) else None
 
 
-def _plain(kind: object) -> Any:  # noqa: ANN401 - types have no better type
+def _plain(kind: object) -> object:
     """Take Annotated and Optional off."""
     if get_origin(kind) is Annotated:
         return _plain(get_args(kind)[0])
@@ -311,5 +325,5 @@ def _of_union(kind: object, part: object) -> object:
     return next((inner for inner in found if inner is not None), None)
 
 
-def _is_model(kind: object) -> bool:
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -7,7 +7,6 @@ working directory.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 
 from configs.evaluation import EvaluationSettings, Objective
 from configs.groups import GroupRule, GroupRules, check_rest
+from configs.local_paths import exists
 from configs.racing import Gates, Racing, Screening
 from configs.section import Section
 
@@ -52,7 +52,7 @@ class ModelSource(Section):
         if not isinstance(value, str):
             return value
         path, at, revision = value.partition("@")
-        if at and not os.path.exists(value):  # noqa: PTH110 - Path.exists raises for some names
+        if at and not exists(value):
             return {"path": path, "revision": revision}
         return {"path": value}
 

@@ -81,7 +81,7 @@ def sandboxed_code_eval() -> Iterator[None]:
     def replace(module: ModuleType) -> None:
         original = module.load
 
-        def load(path: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - the library's own signature
+        def load(path: str, *args: object, **options: object) -> object:
             return SandboxedCodeEval() if path == METRIC else original(path, *args, **options)
 
         replaced.append((module, original))
@@ -111,8 +111,9 @@ class _OnImport(MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - the protocol's
-        target: ModuleType | None = None,  # noqa: ARG002 - the protocol's
+        _path: Sequence[str] | None,
+        _target: ModuleType | None = None,
+        /,
     ) -> ModuleSpec | None:
         if fullname != self._name:
             return None
@@ -126,7 +127,7 @@ class _OnImport(MetaPathFinder):
             execute(module)
             self._then(module)
 
-        setattr(spec.loader, "exec_module", execute_then)  # noqa: B010 - mypy refuses to assign
+        vars(spec.loader)["exec_module"] = execute_then
         return spec
 
 

@@ -168,9 +168,10 @@ class ContinuousBatches:
         generation = copy.deepcopy(model.generation_config)
         generation.do_sample = False
         self._failure = None
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # left untyped
+        untyped: Any = model
+        head = untyped.get_output_embeddings()
         hook = head.register_forward_hook(self._check_logits)
-        start: Any = model.init_continuous_batching
+        start = untyped.init_continuous_batching
         with _quiet(), torch.no_grad():
             manager = start(generation_config=generation, continuous_batching_config=config)
             manager.start()

@@ -213,6 +213,12 @@ def test_bad_override_is_a_problem_of_its_key(write, key, value, message) -> Non
         ("workers: {device: cuda}", "workers", "device is `cuda` but gpus is 0"),
         ("search: {preference: {maths: 1}}", "search.preference", "`maths` is no objective"),
         ("budget: {1: 2}", "budget", "a key must be text, found 1; put quotes around it (line 13)"),
+        (
+            r'name: "\ud800"',
+            "name",
+            r"`\ud800` is no text: half of a surrogate pair is no character",
+        ),
+        (r'budget: {"\udfff": 2}', "budget", r"`\udfff` is no text: half of a surrogate pair"),
     ],
 )
 def test_problem_names_the_key_and_what_to_write(write, text, path, message) -> None:
