@@ -40,7 +40,7 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
     """
     # A dictionary, since a second pass meets again what it could not repair.
     problems: dict[Problem, None] = {}
-    repaired = _as_text(content, "", problems)
+    repaired = _mapping_as_text(content, "", problems)
     problems |= dict.fromkeys(_truths_for_numbers(repaired, JobConfig, ""))
     while True:
         try:
@@ -64,26 +64,35 @@ def validate(content: Mapping[str, object]) -> tuple[JobConfig | None, list[Prob
             return None, list(problems)
 
 
-def _as_text(value: object, path: str, problems: dict[Problem, None]) -> object:
+def _mapping_as_text(
+    content: Mapping[Any, object], path: str, problems: dict[Problem, None]
+) -> dict[str, object]:
     """Copy the content of a job, so that all keys are text, and all text can be written down.
 
     `no:` and `1:` are not text to YAML, but meant as such. Half of a surrogate pair, which YAML's
     escapes can say, is no character.
     """
-    if isinstance(value, list):
-        return [_as_text(part, f"{path}[{index}]", problems) for index, part in enumerate(value)]
-    if isinstance(value, str):
-        return _encodable(value, path, problems)
-    if not isinstance(value, Mapping):
-        return value
     copied: dict[str, object] = {}
-    for key, part in value.items():
+    for key, part in content.items():
         if not isinstance(key, str):
             message = f"a key must be text, found {shown(key)}; put quotes around it"
             problems[Problem(path, message)] = None
         text = _encodable(key, path, problems) if isinstance(key, str) else shown(key)
         copied[text] = _as_text(part, f"{path}.{text}" if path else text, problems)
     return copied
+
+
+def _as_text(value: object, path: str, problems: dict[Problem, None]) -> object:
+    match value:
+        case str():
+            return _encodable(value, path, problems)
+        case list():
+            parts = enumerate(value)
+            return [_as_text(part, f"{path}[{index}]", problems) for index, part in parts]
+        case Mapping():
+            return _mapping_as_text(value, path, problems)
+        case _:
+            return value
 
 
 def _encodable(text: str, path: str, problems: dict[Problem, None]) -> str:
