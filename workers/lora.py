@@ -336,10 +336,8 @@ def _round_once(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
 
 
 def _file_digest(path: Path) -> str:
-    cache = DigestCache()
-    if (known := cache.get([path])) is not None:
-        return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache.put([path], digest)
-    return digest
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return DigestCache().find([path], digest)
