@@ -18,10 +18,11 @@ from filelock import FileLock
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from workers.architecture import tied_weights, vocabulary_size
 from workers.checkpoint import ADAPTER_CACHE, INDEX_FILE, SINGLE_FILE, CheckpointReader
-from workers.checkpoint_writer import SIDE_FILES, CheckpointWriter
+from workers.checkpoint_writer import CheckpointWriter
 from workers.digest import DigestCache, source_digest, tensor_bytes
 from workers.lora_config import CONFIG_FILE, LoraConfig
 from workers.shard_header import FLOATING, TensorEntry, read_header
+from workers.side_files import SIDE_FILES
 from workers.tokenizer_match import has_tokenizer
 
 if TYPE_CHECKING:
