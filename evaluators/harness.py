@@ -91,6 +91,31 @@ class Suite:
             for task, ids in items.items()
         }
 
+    def prompt_problems(self, live: LiveModel) -> list[Problem]:
+        """Build all requests for a model, and say which cannot be, the first of every task.
+
+        Answers longer than the model sees, budgets that leave no room for a prompt.
+
+        Args:
+            live: As for ``HarnessEvaluator``; its weights are not looked at.
+
+        Raises:
+            EvaluationError: No request can be built for this model.
+        """
+        # Imported here because it imports torch, which describing tasks does without.
+        from evaluators.harness_requests import Encoder, freeze_split  # noqa: PLC0415 - heavy
+
+        encoder = Encoder(live, apply_chat_template=self.settings.apply_chat_template)
+        found: dict[str, Problem] = {}
+        for split in SPLITS:
+            for name, ids in self.manifest.items(split).items():
+                try:
+                    with preserved_rng_state():
+                        freeze_split(self.tasks[name], ids, encoder)
+                except EvaluationError as error:
+                    found.setdefault(name, Problem(self._path(name), error.message))
+        return list(found.values())
+
     def _path(self, task: str) -> str:
         return f"objectives.{self._objective_of[task]}.{task}"
 
@@ -255,12 +280,9 @@ class HarnessEvaluator:
         from evaluators.harness_requests import Encoder  # noqa: PLC0415 - heavy
 
         if self._encoder is None or not self._encoder.serves(live):
-            if self.suite.settings.apply_chat_template and not live.tokenizer.chat_template:
-                raise EvaluationError(
-                    "`evaluation.apply_chat_template` is true, but the tokenizer has no chat "
-                    "template; set it to false or add one to the base model's directory"
-                )
-            self._encoder = Encoder(live)
+            self._encoder = Encoder(
+                live, apply_chat_template=self.suite.settings.apply_chat_template
+            )
             self._frozen.clear()
         return self._encoder
 
@@ -285,7 +307,6 @@ class HarnessEvaluator:
                 self.suite.tasks[task],
                 self.manifest.items(split)[task],
                 encoder,
-                apply_chat_template=self.suite.settings.apply_chat_template,
             )
         return self._frozen[task, split][item]
 

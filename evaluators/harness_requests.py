@@ -95,13 +95,22 @@ class Encoder:
     """Turns texts into tokens as the stock ``hf`` model does.
 
     Args:
-        live: The model, for its length limit and generation settings, and the tokenizer.
+        live: The model, for its length limit and generation settings, and the tokenizer; its
+            weights are not looked at.
+        apply_chat_template: Whether prompts are conversations.
 
     Raises:
-        EvaluationError: The model's generation settings ask for what greedy decoding lacks.
+        EvaluationError: The model's generation settings ask for what greedy decoding lacks, or
+            there is no chat template to apply.
     """
 
-    def __init__(self, live: LiveModel) -> None:
+    def __init__(self, live: LiveModel, *, apply_chat_template: bool) -> None:
+        if apply_chat_template and not live.tokenizer.chat_template:
+            raise EvaluationError(
+                "`evaluation.apply_chat_template` is true, but the tokenizer has no chat "
+                "template; set it to false or add one to the base model's directory"
+            )
+        self.applies_chat_template = apply_chat_template
         self._tokenizer: Any = live.tokenizer
         self._config: Any = live.model.config
         self._generation: Any = live.model.generation_config
@@ -224,8 +233,6 @@ def freeze_split(
     loaded: LoadedTask,
     item_ids: Sequence[str],
     encoder: Encoder,
-    *,
-    apply_chat_template: bool,
 ) -> dict[str, FrozenItem]:
     """Build and encode the requests of a split of a task.
 
@@ -251,9 +258,7 @@ def freeze_split(
     frozen = {}
     for position in sorted(wanted):
         item, document = wanted[position], documents[position]
-        frozen[item] = _frozen_item(
-            loaded, item, document, position, encoder, apply_chat_template=apply_chat_template
-        )
+        frozen[item] = _frozen_item(loaded, item, document, position, encoder)
     return frozen
 
 
@@ -263,11 +268,10 @@ def _frozen_item(
     document: Mapping[str, object],
     position: int,
     encoder: Encoder,
-    *,
-    apply_chat_template: bool,
 ) -> FrozenItem:
     task, reference = loaded.task, loaded.reference
-    context = _context(task, document, encoder, apply_chat_template)
+    apply_chat_template = encoder.applies_chat_template
+    context = _context(task, document, encoder)
     requests: tuple[FrozenRequest, ...] = ()
     if reference is None or not reference.is_objective:
         instances = _instances(
@@ -287,10 +291,9 @@ def _frozen_item(
     return FrozenItem(item, document, requests, target, size)
 
 
-def _context(
-    task: Task, doc: Mapping[str, object], encoder: Encoder, apply_chat_template: bool
-) -> str:
+def _context(task: Task, doc: Mapping[str, object], encoder: Encoder) -> str:
     """Build the prompt of one document, its few-shot examples included."""
+    apply_chat_template = encoder.applies_chat_template
     context: str = task.fewshot_context(
         doc,
         num_fewshot=task.config.num_fewshot or 0,

@@ -12,18 +12,20 @@ import copy
 import logging
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import wraps
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
 
 from configs.errors import EvaluationError
 from configs.evaluation import EvaluationSettings, Objective
 from evaluators.harness_tasks import LoadedTask, load_tasks
+from evaluators.manifest import item_id
 from evaluators.rng_guard import seed_scorer
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,6 @@ class ItemScorer:
     def __init__(self, tasks: Mapping[str, LoadedTask]) -> None:
         self._tasks = tasks
         self._documents: dict[tuple[str, str], Mapping[str, object]] = {}
-        # IFEval's language checks are random unless this class attribute is set.
-        if langdetect := sys.modules.get("langdetect"):
-            langdetect.DetectorFactory.seed = 0
 
     def score(self, task: str, item: str, responses: Responses) -> Weighted:
         """Score one item; the global random states are those of its id afterwards.
@@ -84,6 +83,27 @@ class ItemScorer:
             known = loaded.documents[loaded.indices[item]]
             self._documents[loaded.name, item] = known
         return known
+
+
+@contextmanager
+def seeded_stock_scorers() -> Iterator[None]:
+    """Let lm-eval's own loop score with the seeds that :class:`ItemScorer` sets before an item.
+
+    Stock IFEval is not repeatable without (D8); tasks whose scorers draw nothing are unchanged.
+    The global generators are left as the last item seeded them.
+    """
+    original = ConfigurableTask.process_results
+
+    @wraps(original)
+    def seeded(task: ConfigurableTask, doc: Mapping[str, object], results: object) -> object:
+        seed_scorer(item_id(doc))
+        return original(task, doc, results)
+
+    ConfigurableTask.process_results = seeded
+    try:
+        yield
+    finally:
+        ConfigurableTask.process_results = original
 
 
 @contextmanager

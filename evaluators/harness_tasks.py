@@ -159,7 +159,7 @@ def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -
     has_data_dir = settings.data_dir is not None
     if found := file_problems(config, num_fewshot=num_fewshot, has_data_dir=has_data_dir):
         raise TaskProblemError("", found[0], [("", text) for text in found[1:]])
-    task, documents = _build(files, config, spec.task, settings)
+    task, documents = _build(files, config, spec.task, settings, num_fewshot=num_fewshot)
     task.set_config("num_fewshot", num_fewshot)
     reference, key = all_of(
         lambda: set_budget(task, spec),
@@ -205,12 +205,20 @@ def _num_fewshot(config: Mapping[str, Any], spec: TaskSpec) -> int:
 
 
 def _build(
-    files: TaskFiles, config: Mapping[str, Any], name: str, settings: EvaluationSettings
+    files: TaskFiles,
+    config: Mapping[str, Any],
+    name: str,
+    settings: EvaluationSettings,
+    *,
+    num_fewshot: int,
 ) -> tuple[Task, Sequence[Mapping[str, object]]]:
     """Let lm-eval build a task, and return it with the documents that are scored."""
     try:
         # A copy, since lm-eval takes away what it has read.
         built = {**config, "dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
+        if config.get("num_fewshot"):
+            # Else it warns of examples that nobody asks for.
+            built["num_fewshot"] = num_fewshot
         with preserved_rng_state():
             seed_task()
             task = files.manager.load([built])["tasks"][name]

@@ -49,10 +49,11 @@ def seed_task() -> None:
 
 
 def seed_scorer(name: str) -> None:
-    """Seed ``random`` and numpy's global state from a name, before an item is scored.
+    """Seed ``random``, numpy's global state and ``langdetect`` before an item is scored.
 
-    IFEval's checkers draw random letters for some items: seeded by the item, a score depends on
-    nothing but the response. Call it inside :func:`preserved_rng_state` only.
+    IFEval's checkers draw random letters for some items, and its language detection draws from
+    samples: seeded by the item, a score depends on nothing but the response. Call it inside
+    :func:`preserved_rng_state` only.
 
     Args:
         name: An item id, hexadecimal digits.
@@ -60,6 +61,9 @@ def seed_scorer(name: str) -> None:
     seed = int(name, 16)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002, TID251 - scorers draw from the global state
+    if langdetect := sys.modules.get("langdetect"):
+        # A constant, from which every detection starts anew.
+        langdetect.DetectorFactory.seed = 0
 
 
 def seed_torch(name: str) -> None:

@@ -30,6 +30,7 @@ from optimizer.cli_options import (
     Plain,
     Prefer,
     Raw,
+    RecipeId,
     Settings,
     ShardSize,
     StartFrom,
@@ -268,9 +269,7 @@ def export(
     prefer: Prefer = None,
     at_least: AtLeast = None,
     knee: Knee = False,
-    recipe_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="Recipe id or a prefix of it.")
-    ] = None,
+    recipe_id: RecipeId = None,
     dtype: Dtype = None,
     score: Annotated[
         bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
@@ -333,10 +332,7 @@ def recipe(
             metavar="ARCHIVE|FILE", help="An archive, a recipe.json, or a mergekit YAML."
         ),
     ],
-    recipe_id: Annotated[
-        str | None,
-        typer.Option("--id", metavar="ID", help="Of an archive: recipe id or a prefix of it."),
-    ] = None,
+    recipe_id: RecipeId = None,
     source: ModelPlaces = None,
     form: Annotated[str, typer.Option("--format", help="json or mergekit.")] = "json",
     out: Annotated[

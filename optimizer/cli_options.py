@@ -34,6 +34,10 @@ StartFrom = Annotated[
     typer.Option("--from", metavar="ARCHIVE", help="Begin with what another search learnt."),
 ]
 
+RecipeId = Annotated[
+    str | None,
+    typer.Option("--id", metavar="ID", help="Of an archive: recipe id or a prefix of it."),
+]
 Dtype = Annotated[str | None, typer.Option(help="Another data type: float32, bfloat16 or float16.")]
 ShardSize = Annotated[str, typer.Option(help="Such as 500MB or 5GB.")]
 ModelPlaces = Annotated[

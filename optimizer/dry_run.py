@@ -1,7 +1,8 @@
-"""Trying a job's own scorers on a few items before a worker starts: what raises, raises here.
+"""What a worker would do first, done before one starts: what raises, raises here.
 
-A model of up to :data:`WHOLE_BYTES` is tried whole, a larger one with its first layers only, on
-the CPU in either case.
+Prompts of lm-eval's tasks are built without weights. A job's own scorers are tried on a few items:
+a model of up to :data:`WHOLE_BYTES` whole, a larger one with its first layers only, on the CPU in
+either case.
 """
 
 import logging
@@ -29,6 +30,29 @@ WHOLE_BYTES = 1_000_000_000
 
 NUM_LAYERS = 2
 """Layers that are left of a larger model."""
+
+
+def try_prompts(job: JobConfig, sources: "Sources", suite: "JobSuite") -> None:
+    """Build the prompts of all items of lm-eval's tasks, as workers will for every candidate.
+
+    Args:
+        job: The job.
+        sources: Config and tokenizer are those of the base, or of the first checkpoint.
+        suite: The loaded tasks.
+
+    Raises:
+        ConfigError: Every task with an item that cannot be asked of this model.
+        CheckpointError: The config or the tokenizer cannot be loaded.
+        EvaluationError: The tokenizer lacks a chat template that the job asks for, or the model's
+            generation settings ask for what is not implemented.
+    """
+    if suite.lm_eval is None:
+        return
+    from workers.job import WorkerSpec, load_skeleton  # noqa: PLC0415 - heavy
+
+    live = load_skeleton(WorkerSpec(job, sources, suite.manifest))
+    if problems := suite.lm_eval.prompt_problems(live):
+        raise ConfigError("the tasks cannot be asked of these models", problems)
 
 
 def try_scorers(

@@ -94,8 +94,12 @@ def export(
         device=_device_of(archive),
         finish=finish,
     )
-    size_bytes = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
-    return Exported(out_dir, recipe.recipe_id, digest, size_bytes)
+    return Exported(out_dir, recipe.recipe_id, digest, size_on_disk(out_dir))
+
+
+def size_on_disk(directory: Path) -> int:
+    """Return the bytes of all files of a directory, those of its parts too."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def verify_sources(sources: Sources) -> None:

@@ -9,7 +9,7 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
 from configs.schema import Merge
 from optimizer.archive_schema import mergefront_version
-from optimizer.export import RECIPE_FILE, Exported
+from optimizer.export import RECIPE_FILE, Exported, size_on_disk
 from optimizer.model_card import render_card
 from optimizer.recipe_file import RecipeFile
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
@@ -93,8 +93,7 @@ def write_merge(
     digest = write_checkpoint(
         file.recipe, file.sources, out_dir, max_shard_bytes=max_shard_bytes, finish=finish
     )
-    size_bytes = sum(path.stat().st_size for path in out_dir.iterdir())
-    return Exported(out_dir, file.recipe.recipe_id, digest, size_bytes)
+    return Exported(out_dir, file.recipe.recipe_id, digest, size_on_disk(out_dir))
 
 
 def recipe_record(file: RecipeFile) -> dict[str, object]:

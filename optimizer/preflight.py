@@ -25,7 +25,7 @@ from configs.evaluation import SPLITS
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.archived_search import refuse_existing
-from optimizer.dry_run import try_scorers
+from optimizer.dry_run import try_prompts, try_scorers
 from optimizer.estimate import (
     Estimate,
     digest_seconds,
@@ -152,9 +152,9 @@ def prepare(
     if sources is not None and not headers_only:
         announce_digests(sources, announce)
         sources = checks.attempt(lambda: resolve_sources(job.models))
-    pool = None
+    pool, continues_texts = None, None
     if sources is not None:
-        checks.attempt(lambda: _check_architecture(job, sources))
+        continues_texts = checks.attempt(lambda: _check_architecture(job, sources))
         pool = checks.attempt(
             lambda: check_compatible(
                 sources, job.merge, job.models.vocabulary, headers_only=headers_only
@@ -176,6 +176,8 @@ def prepare(
             job, pool, space, suite.manifest, suite.describe(), machine=machine_of(job.workers)
         )
         checks.attempt(lambda: warnings.extend(check_memory(job, cost)))
+        if continues_texts:
+            checks.attempt(partial(try_prompts, job, sources, suite))
         untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
         warnings.extend(untried or ())
     checks.raise_errors()
@@ -211,8 +213,11 @@ def announce_digests(sources: Sources, announce: Callable[[str], None]) -> None:
         )
 
 
-def _check_architecture(job: JobConfig, sources: Sources) -> None:
+def _check_architecture(job: JobConfig, sources: Sources) -> bool:
     """Refuse models that no task of lm-eval can be asked of, where there are such tasks.
+
+    Returns:
+        Whether the models continue texts.
 
     Raises:
         CheckpointError: Transformers has no such class, or the model does not continue texts.
@@ -221,7 +226,7 @@ def _check_architecture(job: JobConfig, sources: Sources) -> None:
     with CheckpointReader(directory) as reader:
         config = reader.config
     if is_causal(config):
-        return
+        return True
     model_class(config)
     tasks = [spec.task for part in job.objectives.values() for spec in part.lm_eval_tasks]
     if tasks:
@@ -231,6 +236,7 @@ def _check_architecture(job: JobConfig, sources: Sources) -> None:
             "own (`scorer: file.py:function`)",
             path=str(directory),
         )
+    return False
 
 
 def _check_archive_path(job: JobConfig) -> None:

@@ -5,8 +5,9 @@
 Runs ``lm_eval`` in a process of its own on DIR, with the task definitions and items that the
 search used, and compares every item's score with the one that the archive holds for the recipe
 in ``DIR/recipe.json``. The job's own scorers are called on DIR as transformers loads it. In float32
-on the CPU the scores must be equal; the exit code says so. Tasks that are scored by the likelihood
-of reference answers are left out: the stock command has no such metric.
+on the CPU the scores must be equal; the exit code says so. The command scores with the seeds that
+the search set before each item, since stock IFEval draws random letters. Tasks that are scored by
+the likelihood of reference answers are left out: the stock command has no such metric.
 """
 
 import json
@@ -36,13 +37,15 @@ from workers.architecture import model_class
 TOLERANCE = 1e-3
 # For `batch_size: auto`, which the stock command searches for on GPUs only.
 _ROWS = 8
-# The command itself, but programs that a model wrote run in the job's sandbox.
-_SANDBOXED = (
+# The command itself, but scorers are seeded, and programs that a model wrote run in the job's
+# sandbox.
+_COMMAND = (
     "from evaluators.code_eval import sandboxed_code_eval\n"
+    "from evaluators.harness_scoring import seeded_stock_scorers\n"
     "from evaluators.sandbox import select_sandbox\n"
     "from lm_eval.__main__ import cli_evaluate\n"
     "select_sandbox({kind!r})\n"
-    "with sandboxed_code_eval():\n"
+    "with sandboxed_code_eval(), seeded_stock_scorers():\n"
     "    cli_evaluate()\n"
 )
 
@@ -158,10 +161,8 @@ def run_stock(
     tasks.mkdir()
     for task in samples:
         (tasks / f"{task}.yaml").write_text(suite.tasks[task].stock)
-    program = ["-m", "lm_eval"]
-    if settings.allow_code_execution:
-        program = ["-c", _SANDBOXED.format(kind=settings.sandbox)]
-    command = [sys.executable, *program, "run", "--model", "hf", "--device", "cpu"]
+    command = [sys.executable, "-c", _COMMAND.format(kind=settings.sandbox), "run"]
+    command += ["--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={directory},dtype=float32"]
     rows = _ROWS if settings.batch_size == "auto" else settings.batch_size
     command += ["--batch_size", str(rows), "--tasks", ",".join(samples)]
@@ -175,7 +176,8 @@ def run_stock(
         command, cwd=settings.data_dir, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise EvaluationError(f"`{' '.join(command)}` failed:\n{done.stderr[-2000:]}")
+        shown = " ".join(["lm_eval", *command[3:]])
+        raise EvaluationError(f"`{shown}` failed:\n{done.stderr[-2000:]}")
     found = {}
     for task in samples:
         (path,) = out.rglob(f"samples_{task}_*.jsonl")

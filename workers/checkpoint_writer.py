@@ -23,27 +23,6 @@ from workers.work_directory import WorkDirectory, remove_leftovers, sync_directo
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
-# What makes a directory usable with transformers besides weights and config, and is not code.
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    # Of sentence-transformers: which pooling makes a vector of an encoder's outputs.
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Shard:

@@ -30,13 +30,15 @@ from workers.pool_warnings import (
     config_warnings,
     delta_warnings,
     identity_warnings,
+    module_warnings,
     similarity_warnings,
     template_warnings,
+    vocabulary_warnings,
 )
 from workers.similarity import Similarity, measure_similarity
 from workers.sources import BASE_NAME, Sources
 from workers.tokenizer_match import TokenizerMatch, match_tokenizers
-from workers.vocabulary import decide_vocabulary, open_readers
+from workers.vocabulary import companion, decide_vocabulary, open_readers
 
 Sameness = Literal["reference", "same", "other", "none", "unknown"]
 """How a file of a model compares with the reference's: it is the reference, has the same content
@@ -114,6 +116,7 @@ def check_compatible(
     method = get_method(merge.method)
     named = _named(sources) if headers_only else sources
     vocabulary = decide_vocabulary(named, policy)
+    home = companion(named, vocabulary)
     with ExitStack() as stack:
         readers = open_readers(named, vocabulary)
         for reader in readers.values():
@@ -130,10 +133,13 @@ def check_compatible(
             )
         groups = measure_groups(pool.reference.entries.values(), merge)
         warnings = [
-            *_vocabulary_warnings(vocabulary),
+            *vocabulary_warnings(vocabulary),
             *config_warnings(pool.reference_name, pool.reference, pool.others),
             *_tokenizer_warnings(pool),
             *template_warnings(pool.reference_name, pool.templates),
+            *module_warnings(
+                home.directory, {s.name: s.directory for s in named.everything if s is not home}
+            ),
             *identity_warnings(sources),
             *delta_warnings(measured.deltas, method),
             *group_warnings(groups, merge),
@@ -290,15 +296,6 @@ def _tensor_mismatches(
             continue
         elif not torch.equal(here.tensor(name), there.tensor(name)):
             yield f"`{name}` ({expected.dtype}) cannot be merged and has other values"
-
-
-def _vocabulary_warnings(vocabulary: Vocabulary | None) -> Iterator[str]:
-    if vocabulary is not None:
-        lengths = ", ".join(str(table.rows) for table in vocabulary.tables)
-        yield (
-            f"the models have tables of {lengths} tokens; merges have {vocabulary.rows} "
-            f"({vocabulary.policy}), and the tokenizer of `{vocabulary.source.name}`"
-        )
 
 
 def _tokenizer_warnings(pool: _Pool) -> Iterator[str]:

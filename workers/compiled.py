@@ -67,14 +67,11 @@ def has_compiler(device_type: str) -> bool:
     return find_spec("triton") is not None
 
 
-def is_compiler_failure(error: BaseException) -> bool:
-    """Say whether an error of a compiled merge came from compiling, not from merging.
+class CompilerError(RuntimeError):
+    """A merge could not be compiled; the eager path gives the same bits.
 
-    A machine without compiler headers, or without a place for torch's cache: the eager path
-    gives the same bits there.
+    A machine without compiler headers, or without a place for torch's cache.
     """
-    origin = type(error).__module__
-    return origin.startswith(("torch._dynamo", "torch._inductor")) or isinstance(error, OSError)
 
 
 class Operands(NamedTuple):
@@ -130,7 +127,23 @@ def fuse(combine: Combine, options: Options, operands: Operands) -> Step | None:
     graph = _GRAPHS.get(key)
     if graph is None:
         return partial(_first_call, key, combine, options, operands)
-    return partial(graph, combine, options, operands)
+    return partial(_call, graph, combine, options, operands)
+
+
+def _call(graph: MergeChunk, combine: Combine, options: Options, operands: Operands) -> None:
+    """Call compiled code, which may compile itself for another kind of operands.
+
+    Raises:
+        CompilerError: It cannot. Tensors lie in memory by now, so that an error of the system,
+            too, comes from the compiler.
+    """
+    try:
+        graph(combine, options, operands)
+    except (RuntimeError, OSError) as error:
+        origin = type(error).__module__
+        if isinstance(error, OSError) or origin.startswith(("torch._dynamo", "torch._inductor")):
+            raise CompilerError(str(error) or type(error).__name__) from error
+        raise
 
 
 def _first_call(
@@ -144,14 +157,13 @@ def _first_call(
             graph = _compile(combine, options, key)
             _mark_rows_dynamic(operands)
             try:
-                graph(combine, options, operands)
-            except (RuntimeError, OSError) as error:
-                if is_compiler_failure(error):
-                    _FAILED[key] = error
+                _call(graph, combine, options, operands)
+            except CompilerError as error:
+                _FAILED[key] = error
                 raise
             _GRAPHS[key] = graph
             return
-    _GRAPHS[key](combine, options, operands)
+    _call(_GRAPHS[key], combine, options, operands)
 
 
 def _compile(combine: Combine, options: Options, key: tuple[object, ...]) -> MergeChunk:
@@ -175,5 +187,5 @@ def _mark_rows_dynamic(operands: Operands) -> None:
 
 
 _GRAPHS: dict[tuple[object, ...], MergeChunk] = {}
-_FAILED: dict[tuple[object, ...], Exception] = {}
+_FAILED: dict[tuple[object, ...], CompilerError] = {}
 _COMPILING = Lock()

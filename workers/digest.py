@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,21 +77,19 @@ def source_digest(reader: CheckpointReader, *, cache: "DigestCache | None" = Non
     Configuration and tokenizer are not part of it. Reads every byte once, unless the cache
     knows files of the same path, size and time of change.
     """
-    cache = cache or DigestCache()
-    if (known := cache.get(reader.files)) is not None:
-        return known
 
     def line(name: str) -> str:
         entry = reader.entries[name]
         sha256 = hashlib.sha256(tensor_bytes(reader.tensor(name))).hexdigest()
         return _line(name, entry.dtype, entry.shape, sha256)
 
-    # Hashing releases the interpreter lock.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as executor:
-        lines = list(executor.map(line, reader.entries))
-    digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    cache.put(reader.files, digest)
-    return digest
+    def digest() -> str:
+        # Hashing releases the interpreter lock.
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as executor:
+            lines = list(executor.map(line, reader.entries))
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+    return (cache or DigestCache()).find(reader.files, digest)
 
 
 def undigested_bytes(readers: Iterable[CheckpointReader]) -> int:
@@ -121,9 +119,19 @@ class DigestCache:
         """Return the digest recorded for these files as they are now, or None."""
         return self._read().get(_files_key(files))
 
-    def put(self, files: Iterable[Path], digest: str) -> None:
-        """Record the digest of these files as they are now."""
+    def find(self, files: Iterable[Path], compute: Callable[[], str]) -> str:
+        """Return the digest of these files, computed and recorded where it is not known.
+
+        Of files that change while it is computed, it is recorded for what they were before.
+        """
         key = _files_key(files)
+        known = self._read().get(key)
+        if known is None:
+            known = compute()
+            self._put(key, known)
+        return known
+
+    def _put(self, key: str, digest: str) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):

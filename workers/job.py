@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from configs.errors import CheckpointError
 from configs.schema import DtypeName, JobConfig, WorkerSettings
 from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from evaluators.evaluator import Evaluation, LiveModel
     from evaluators.manifest import Manifest
@@ -239,10 +242,8 @@ def load_live_model(
         CheckpointError: Transformers cannot load the model or the tokenizer.
     """
     import torch  # noqa: PLC0415 - heavy
-    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - heavy
 
-    from configs.errors import CheckpointError  # noqa: PLC0415 - heavy
     from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
     from workers.architecture import architecture_of, model_class  # noqa: PLC0415 - heavy
     from workers.checkpoint import CheckpointReader  # noqa: PLC0415 - heavy
@@ -263,20 +264,69 @@ def load_live_model(
             use_safetensors=True,
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            home, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = _load_tokenizer(home)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}: cannot be loaded as "
-            f"{architecture_of(content) or 'a causal language model'}: {error}. "
-            "Check config.json and the tokenizer files there",
-            directory=str(directory),
-        ) from error
+        kind = architecture_of(content) or "a causal language model"
+        raise _loading_error(directory, kind, error) from error
     if vocabulary is not None:
         fit_live_model(model, directory, home, vocabulary)
     torch.nn.Module.to(model, torch.device(spec.job.workers.device))
     model.requires_grad_(requires_grad=False)
+    model.train(mode=False)
+    return LiveModel(model=model, tokenizer=tokenizer)
+
+
+def _load_tokenizer(home: "Path") -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        home, trust_remote_code=False, local_files_only=True
+    )
+    return tokenizer
+
+
+def _loading_error(directory: "Path", kind: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: cannot be loaded as {kind}: {error}. Check config.json and the tokenizer "
+        "files there",
+        directory=str(directory),
+    )
+
+
+def load_skeleton(spec: WorkerSpec) -> "LiveModel":
+    """Load what :func:`load_live_model` does, but for the weights: of a causal model, in no time.
+
+    Args:
+        spec: As for :func:`load_live_model`.
+
+    Returns:
+        A model whose parameters have shapes and no values, with its config and generation
+        settings, and the tokenizer.
+
+    Raises:
+        CheckpointError: Transformers cannot load the config or the tokenizer.
+    """
+    import torch  # noqa: PLC0415 - heavy
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: PLC0415
+
+    from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
+    from workers.vocabulary import companion, decide_vocabulary  # noqa: PLC0415 - heavy
+
+    directory = spec.sources.reference.directory
+    vocabulary = decide_vocabulary(spec.sources, spec.job.models.vocabulary)
+    home = companion(spec.sources, vocabulary).directory
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        with torch.device("meta"):
+            build = AutoModelForCausalLM.from_config
+            model: PreTrainedModel = build(config)  # type: ignore[no-untyped-call]  # left so
+        if (home / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(home)
+        tokenizer = _load_tokenizer(home)
+    except (OSError, ValueError, KeyError) as error:
+        raise _loading_error(directory, "a causal language model", error) from error
     model.train(mode=False)
     return LiveModel(model=model, tokenizer=tokenizer)
 

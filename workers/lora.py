@@ -18,10 +18,11 @@ from filelock import FileLock
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from workers.architecture import tied_weights, vocabulary_size
 from workers.checkpoint import ADAPTER_CACHE, INDEX_FILE, SINGLE_FILE, CheckpointReader
-from workers.checkpoint_writer import SIDE_FILES, CheckpointWriter
+from workers.checkpoint_writer import CheckpointWriter
 from workers.digest import DigestCache, source_digest, tensor_bytes
 from workers.lora_config import CONFIG_FILE, LoraConfig
 from workers.shard_header import FLOATING, TensorEntry, read_header
+from workers.side_files import SIDE_FILES
 from workers.tokenizer_match import has_tokenizer
 
 if TYPE_CHECKING:
@@ -336,10 +337,8 @@ def _round_once(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
 
 
 def _file_digest(path: Path) -> str:
-    cache = DigestCache()
-    if (known := cache.get([path])) is not None:
-        return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache.put([path], digest)
-    return digest
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return DigestCache().find([path], digest)

@@ -97,8 +97,8 @@ class Materializer:
         32 MiB (half precision) for each contributing checkpoint that is not resident there.
         Methods that know whole tensors take more on their first use of one: TIES and SLERP copy
         one tensor per checkpoint to a device where it is not resident, DELLA takes some 40 bytes
-        per checkpoint for each of 2^24 elements. After an error the model's weights are those of
-        no recipe.
+        per checkpoint for each of 2^20 elements (2^24 on a GPU), or of a longer row. After an
+        error the model's weights are those of no recipe.
 
         Of a parameter that is a DTensor (``tp_plan``, ``parallelize_module``, ``fully_shard``) the
         rank merges its own shard, and reads nothing else of the checkpoints; TIES and SLERP read

@@ -13,7 +13,6 @@ from configs.recipe import MergeRecipe
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import (
     DEFAULT_SHARD_BYTES,
-    SIDE_FILES,
     CheckpointWriter,
     config_with_dtype,
     refuse_used,
@@ -22,6 +21,7 @@ from workers.merge_backend import BackendChoice
 from workers.part_stream import write_parts
 from workers.residency import TensorStore, measure_memory
 from workers.shard_header import TensorEntry
+from workers.side_files import side_files
 from workers.source_pool import SourcePool
 from workers.sources import Sources
 from workers.vocabulary import companion
@@ -75,9 +75,9 @@ def write_checkpoint(
         pool.store = TensorStore("streamed" if pool.size_bytes > available else "mapped")
         reference = pool.reference
         extra.setdefault("config.json", config_with_dtype(reference.config, recipe.dtype))
-        for name in SIDE_FILES:
-            if name not in extra and (home / name).is_file():
-                extra[name] = (home / name).read_bytes()
+        for name, path in side_files(home).items():
+            if name not in extra:
+                extra[name] = path.read_bytes()
         entries = {entry.name: entry for entry in merged_entries(reference, recipe.dtype)}
         with CheckpointWriter(
             out_dir, list(entries.values()), max_shard_bytes=max_shard_bytes

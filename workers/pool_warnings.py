@@ -1,11 +1,15 @@
 """What is suspicious about a pool of checkpoints, though it can be merged."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from filecmp import cmp
 from itertools import combinations
+from pathlib import Path
 
+from configs.recipe import Vocabulary
 from workers.checkpoint import CheckpointReader
 from workers.delta_stats import DeltaStats
 from workers.methods import MergeMethod
+from workers.side_files import module_directories
 from workers.similarity import Similarity
 from workers.sources import Sources
 
@@ -19,6 +23,8 @@ _UNRELATED_AT = 0.7
 _SAME_TASK_AT = 0.98
 # Weights of one family are nearly parallel: a task vector of 0.5 % of the weights leaves 1e-5.
 _SAME_WEIGHTS_WITHIN = 1e-6
+# How older versions of sentence-transformers save the weights of a module.
+_PICKLE = "pytorch_model.bin"
 
 # Config keys that change what the same tensors compute.
 _MEANINGFUL_KEYS = (
@@ -34,6 +40,16 @@ _MEANINGFUL_KEYS = (
     "sliding_window",
     "tie_word_embeddings",
 )
+
+
+def vocabulary_warnings(vocabulary: Vocabulary | None) -> Iterator[str]:
+    """Say what becomes of vocabularies that differ."""
+    if vocabulary is not None:
+        lengths = ", ".join(str(table.rows) for table in vocabulary.tables)
+        yield (
+            f"the models have tables of {lengths} tokens; merges have {vocabulary.rows} "
+            f"({vocabulary.policy}), and the tokenizer of `{vocabulary.source.name}`"
+        )
 
 
 def config_warnings(
@@ -75,6 +91,35 @@ def template_warnings(reference_name: str, templates: Mapping[str, str | None]) 
             f"{names} {'has' if one else 'have'} another chat template than `{reference_name}`, "
             "whose template the merge takes; scores on chats may suffer"
         )
+
+
+def module_warnings(reference: Path, others: Mapping[str, Path]) -> Iterator[str]:
+    """Say which modules of sentence-transformers a merge keeps although checkpoints differ.
+
+    Args:
+        reference: Directory of the model whose files the merge takes.
+        others: Directories of the other models, by name.
+    """
+    for module in module_directories(reference):
+        if (reference / module / _PICKLE).is_file() and not _weights_of(reference / module):
+            yield (
+                f"module `{module}` of {reference} holds its weights as a pickle, which no merge "
+                "takes along; save the model with safetensors first"
+            )
+        for name, directory in others.items():
+            here, there = _weights_of(reference / module), _weights_of(directory / module)
+            same = here.keys() == there.keys() and all(
+                cmp(here[file], there[file], shallow=False) for file in here
+            )
+            if not same:
+                yield (
+                    f"`{name}`: its module `{module}` has other weights; modules are not merged, "
+                    f"and merges have that of {reference}"
+                )
+
+
+def _weights_of(module: Path) -> dict[str, Path]:
+    return {path.name: path for path in module.glob("*.safetensors")}
 
 
 def identity_warnings(sources: Sources) -> Iterator[str]:

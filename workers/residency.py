@@ -172,15 +172,20 @@ class TensorStore:
 
 
 def page_out(tensor: Tensor) -> None:
-    """Take the pages of a memory-mapped tensor, consecutive elements, out of memory.
+    """Take the pages of a memory-mapped tensor out of memory, those between its rows too.
 
     Pages that other processes use stay. Nothing can be lost: a page that is not a file's is
     swapped or kept.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if tensor.device.type != "cpu" or not tensor.numel():
         return
+    # Of columns of a matrix, from the first element to the last: its strides are ascending.
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = tensor.data_ptr() + (last + 1) * tensor.itemsize
+    end = end // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end and (madvise := _madvise()) is not None:
         # It is advice: a kernel that does not know it says so, and nothing is wrong.
         madvise(begin, end - begin, _MADV_PAGEOUT)

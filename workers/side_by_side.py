@@ -45,17 +45,19 @@ def do_side_by_side(works: Iterable[Work], *, device_type: str) -> None:
     for helper in helpers:
         helper.start()
     try:
-        with torch.no_grad():
-            for work in works:
-                waiting.put((next(numbers), work))
-    except BaseException as error:  # noqa: BLE001 - raised below
-        failures[next(numbers)] = error
-    for _ in range(num_threads):
-        waiting.put(None)
-    _drain(waiting, failures)
-    for helper in helpers:
-        helper.join()
-    torch.set_num_threads(num_threads)
+        try:
+            with torch.no_grad():
+                for work in works:
+                    waiting.put((next(numbers), work))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failures[next(numbers)] = error
+        for _ in range(num_threads):
+            waiting.put(None)
+        _drain(waiting, failures)
+    finally:
+        for helper in helpers:
+            helper.join()
+        torch.set_num_threads(num_threads)
     if failures:
         raise failures[min(failures)]
 

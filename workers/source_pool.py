@@ -7,12 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Vocabulary
 from workers.block import Block, whole
-from workers.checkpoint import CheckpointReader
 from workers.coefficients import Coefficients
-from workers.compiled import Step, is_compiler_failure
+from workers.compiled import CompilerError, Step
 from workers.facts_cache import FactsCache, is_of_whole
 from workers.kernels import (
     Backend,
@@ -23,16 +21,16 @@ from workers.kernels import (
 )
 from workers.merge_backend import BackendChoice, MergeBackend
 from workers.plan import RecipePlan, TensorMerge
+from workers.pool_readers import Found, PoolReaders
 from workers.residency import TensorStore
 from workers.source_tiles import SourceTile, same_sources
 from workers.sources import Sources
-from workers.vocabulary import open_readers
 
-# Elements that are brought to another device at once, or ranked at once, or read between two
-# releases of pages: enough to keep a bus or a disk busy, 32 MiB per checkpoint in half precision.
+# Elements that are brought to another device at once, or read between two releases of pages:
+# enough to keep a bus or a disk busy, 32 MiB per checkpoint in half precision.
 _PIECE_ELEMENTS = 2**24
-
-_Found = tuple[str, CheckpointReader]
+# Ranking takes some 40 bytes per element and checkpoint, and every thread of the CPU ranks.
+_RANKED_ON_CPU = 2**20
 
 
 class SourcePool:
@@ -67,9 +65,8 @@ class SourcePool:
         self._can_go_on = False
         self._keeps_tiles = keeps_tiles
         self._tiles: dict[str, tuple[tuple[object, ...], list[SourceTile]]] = {}
-        readers = open_readers(sources, vocabulary)
-        self._readers = {s.digest: readers[s.name] for s in reversed(sources.everything)}
-        self.reference = self._readers[sources.reference.digest]
+        self._readers = PoolReaders(sources, vocabulary)
+        self.reference = self._readers.reference
         num_elements = sum(entry.numel for entry in self.reference.entries.values())
         self._backend = MergeBackend(backend, num_elements)
 
@@ -87,7 +84,7 @@ class SourcePool:
     @property
     def size_bytes(self) -> int:
         """Bytes of all checkpoints: what one candidate reads at most."""
-        return sum(reader.size_bytes for reader in self._readers.values())
+        return self._readers.size_bytes
 
     def merge(
         self, recipe: MergeRecipe, name: str, out: Tensor, block: Block | None = None
@@ -156,9 +153,7 @@ class SourcePool:
     def _attempt(self, step: Step, name: str, out: Tensor, block: Block) -> None:
         try:
             step()
-        except (RuntimeError, OSError) as error:
-            if not is_compiler_failure(error):
-                raise
+        except CompilerError as error:
             self._backend.fall_back(error)
             self._can_go_on = False
             assert self._plan is not None  # noqa: S101 - it was prepared
@@ -168,8 +163,7 @@ class SourcePool:
         """Close the files of all checkpoints, and forget what was kept of them."""
         self._tiles.clear()
         self.store.clear()
-        for reader in self._readers.values():
-            reader.close()
+        self._readers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +178,7 @@ class SourcePool:
         if known is not None and known[0] == key:
             tiles = known[1]
         else:
-            readers = self._needed(plan, name)
+            readers = self._needed(plan)
             held = [
                 None if found is None else self.store.block(*found, name, block, out.device)
                 for found in readers
@@ -231,11 +225,15 @@ class SourcePool:
         backend: Backend,
     ) -> None:
         """Merge a block that is too much at once, piece by piece."""
-        readers = self._needed(plan, plan.tensor_name)
+        readers = self._needed(plan)
         is_ranked = plan.method.drop == "ranked"
         facts = None if is_ranked else self._facts_of(plan, out.device)
         row_length = self.reference.entries[plan.tensor_name].row_length
-        for begin, piece in block.pieces(_PIECE_ELEMENTS, multiple_of=row_length):
+        limit = _PIECE_ELEMENTS
+        if is_ranked and out.device.type == "cpu":
+            # Rows that are longer are ranked whole for each of their pieces.
+            limit = max(_RANKED_ON_CPU, min(row_length, limit))
+        for begin, piece in block.pieces(limit, multiple_of=row_length):
             parts = [None if tensor is None else _cut(tensor, begin, piece) for tensor in held]
             base, *tuned = [None if part is None else part.to(out.device) for part in parts]
             merge_window(
@@ -266,19 +264,12 @@ class SourcePool:
             self._shared[key] = Coefficients(plan, plan.scales, device)
         return self._shared[key]
 
-    def _stay(self, readers: list[_Found | None], name: str) -> bool:
+    def _stay(self, readers: list[Found | None], name: str) -> bool:
         return all(found is None or self.store.keeps(found[1], name) for found in readers)
 
-    def _needed(self, plan: TensorMerge, name: str) -> list[_Found | None]:
-        """Find the base and every checkpoint; None stands for what has no part in the merge."""
-        base = (plan.base_digest or None) if plan.method.needs_base else None
-        # Inner products are those of all checkpoints, whatever their weights.
-        needs_all = plan.method.coefficients is not None
-        tuned = [term.digest if term.contributes or needs_all else None for term in plan.terms]
-        return [
-            None if digest is None else (digest, self._reader(digest, name))
-            for digest in (base, *tuned)
-        ]
+    def _needed(self, plan: TensorMerge) -> list[Found | None]:
+        assert self._plan is not None  # noqa: S101 - `plan` is a part of it
+        return self._readers.needed(plan, self._plan.recipe)
 
     def _in_pieces(self, plan: TensorMerge, held: list[Tensor | None], out: Tensor) -> bool:
         """Say whether a block is too much at once: for a bus, for ranking, for memory."""
@@ -290,11 +281,11 @@ class SourcePool:
         name = plan.tensor_name
         block = whole(self.reference.entries[name].numel)
         return self._facts.find(
-            plan, device, lambda: self._read(name, self._needed(plan, name), block, device)
+            plan, device, lambda: self._read(name, self._needed(plan), block, device)
         )
 
     def _facts_of_rows(
-        self, plan: TensorMerge, readers: list[_Found | None], piece: Block, device: torch.device
+        self, plan: TensorMerge, readers: list[Found | None], piece: Block, device: torch.device
     ) -> TensorFacts:
         """Return what a piece needs to know of the rows that it touches."""
         length = self.reference.entries[plan.tensor_name].row_length
@@ -304,34 +295,13 @@ class SourcePool:
         return self._facts.of_rows(plan, base, tuned, row_length=length, first=first)
 
     def _read(
-        self, name: str, readers: list[_Found | None], block: Block, device: torch.device
+        self, name: str, readers: list[Found | None], block: Block, device: torch.device
     ) -> list[Tensor | None]:
         """Read consecutive elements of every checkpoint, for the moment."""
         return [
             None if found is None else self.store.read(*found, name, block, device)
             for found in readers
         ]
-
-    def _reader(self, digest: str, name: str) -> CheckpointReader:
-        reader = self._readers.get(digest)
-        if reader is None:
-            raise CheckpointError(
-                f"the recipe needs `{self._name_of(digest)}` with digest {digest[:12]}..., which "
-                "is none of the given checkpoints; give those that the recipe was made of"
-            )
-        entry, numel = reader.entries.get(name), self.reference.entries[name].numel
-        if entry is None or entry.numel != numel:
-            raise CheckpointError(
-                f"{reader.directory}: `{name}` must have {numel} elements, found "
-                f"{'no such tensor' if entry is None else entry.shape}; run `mergefront check`"
-            )
-        return reader
-
-    def _name_of(self, digest: str) -> str:
-        """Say how the recipe in hand calls a source."""
-        recipe = self._plan.recipe if self._plan is not None else None
-        sources = () if recipe is None else (recipe.base, *recipe.checkpoints)
-        return next((s.name for s in sources if s is not None and s.digest == digest), "?")
 
 
 def _copy(out: Tensor, source: Tensor) -> None:

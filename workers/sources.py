@@ -19,8 +19,8 @@ BASE_NAME = "base"
 # What a snapshot of a hub repository must bring: weights, configuration, tokenizer; never code.
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 # Weights in other layouts that many repositories carry beside the usual one; of directories only
-# the pooling of sentence encoders (`1_Pooling/config.json`) is wanted.
-_HUB_IGNORED = ("[!1]*/*", "*/*.safetensors", "consolidated*")
+# the modules of sentence encoders (`1_Pooling`, `2_Dense`) are wanted, but for the model itself.
+_HUB_IGNORED = ("[!1-9]*/*", "?[!_]*/*", "??[!A-Z]*/*", "consolidated*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -1,6 +1,7 @@
 """Whether two checkpoints read text alike: their tokenizers, compared by content."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ _LAYOUTS: tuple[tuple[str, ...], ...] = (
     ("tokenizer.json",),
     ("tokenizer.model",),
     ("spiece.model",),
+    ("sentencepiece.bpe.model",),
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
 )
@@ -64,7 +66,9 @@ def match_tokenizers(
     if common == ("tokenizer.json",):
         return _match_content(_Content.read(reference), _Content.read(other))
     same = all((reference / f).read_bytes() == (other / f).read_bytes() for f in common)
-    return TokenizerMatch(None if same else f"{' and '.join(common)} differ")
+    return TokenizerMatch(
+        _added_conflict(reference, other) if same else f"{' and '.join(common)} differ"
+    )
 
 
 def token_ids(directory: Path) -> dict[str, int] | None:
@@ -106,6 +110,35 @@ def conflicts_among(vocabularies: Mapping[str, Mapping[str, int]], below: int) -
             else:
                 continue
             found.setdefault(model, text)
+    return found
+
+
+def _conflict(here: Mapping[str, int], there: Mapping[str, int], below: int) -> str | None:
+    found = conflicts_among({"reference": here, "other": there}, below).get("other")
+    return None if found is None else found.replace("in `reference`", "in the reference")
+
+
+def _added_conflict(reference: Path, other: Path) -> str | None:
+    """Say how tokens that were added beside a vocabulary contradict each other, or None."""
+    return _conflict(_added_tokens(reference), _added_tokens(other), sys.maxsize)
+
+
+def _added_tokens(directory: Path) -> dict[str, int]:
+    """Return token -> id of what stands in files of its own, or in the tokenizer's config."""
+    found: dict[str, int] = {}
+    path = directory / "tokenizer_config.json"
+    try:
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            decoder = settings.get("added_tokens_decoder") or {}
+            found |= {token["content"]: int(index) for index, token in decoder.items()}
+        path = directory / "added_tokens.json"
+        if path.is_file():
+            found |= json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(
+            f"{path}: its added tokens are not readable ({error!r}); copy it again", path=str(path)
+        ) from error
     return found
 
 
@@ -183,9 +216,8 @@ class _Content(NamedTuple):
 
 def _match_shared(here: _Content, there: _Content, below: int) -> TokenizerMatch:
     """Compare what two vocabularies share; one of them may go on where the other ends."""
-    found = conflicts_among({"reference": here.ids, "other": there.ids}, below)
-    if found:
-        return TokenizerMatch(found["other"].replace("in `reference`", "in the reference"))
+    if found := _conflict(here.ids, there.ids, below):
+        return TokenizerMatch(found)
     common = min(len(here.merges), len(there.merges))
     if here.merges[:common] != there.merges[:common]:
         return TokenizerMatch("the merges that both have differ")

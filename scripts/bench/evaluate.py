@@ -54,8 +54,8 @@ from lm_eval.tasks import TaskManager
 from evaluators.code_eval import sandboxed_code_eval
 from evaluators.evaluator import Evaluation
 from evaluators.harness import HarnessEvaluator
-from evaluators.manifest import item_id
-from evaluators.rng_guard import preserved_rng_state, seed_scorer
+from evaluators.harness_scoring import seeded_stock_scorers
+from evaluators.rng_guard import preserved_rng_state
 from evaluators.scores import Items
 from scripts.bench.evaluate_workloads import Workload, real_workload, zoo_workload
 from scripts.bench.printing import print_report
@@ -151,23 +151,6 @@ class Stock:
             yield
         finally:
             os.chdir(before)
-
-
-@contextmanager
-def seeded_scorers() -> Iterator[None]:
-    """Seed the scorers of stock tasks by item, as ours are."""
-    original = ConfigurableTask.process_results
-
-    @wraps(original)
-    def seeded(task: ConfigurableTask, doc: Mapping[str, object], results: object) -> object:
-        seed_scorer(item_id(doc))
-        return original(task, doc, results)
-
-    ConfigurableTask.process_results = seeded
-    try:
-        yield
-    finally:
-        ConfigurableTask.process_results = original
 
 
 def measure(workload: Workload, *, rounds: int, full: bool) -> dict[str, object]:
@@ -329,7 +312,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, object] = {"threads": options.threads, "batch_size": BATCH_SIZE}
-    with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as scratch, seeded_scorers():
+    with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as scratch, seeded_stock_scorers():
         for name in options.workload or WORKLOADS:
             workload = make_workload(name, options.zoo.resolve(), Path(scratch))
             rounds = ROUNDS[name] * (FULL_FACTOR if options.full else 1)

@@ -82,6 +82,25 @@ def test_scorer_that_raises_is_refused(start, write_job, own_data):
     refused(start(write_job(on(own_data))), 2, "its scorer fails", "KeyError: 'solution'")
 
 
+def test_answer_longer_than_the_model_sees_is_refused(start, write_job, own_data):
+    items = own_data / "items.jsonl"
+    items.write_text(items.read_text().replace('"grey"', f'"{"grey" * 200}"'))
+    message = refused(start(write_job(on(own_data))), 2, "objectives.choice.tiny_choice: ")
+    assert "an answer of 801 tokens after a context of " in message
+    assert "an answer at most 512" in message
+
+
+def test_budget_that_leaves_no_room_for_a_prompt_is_refused(start, write_job):
+    path = write_job(lambda job: job["objectives"]["text"]["tasks"][0].update(max_new_tokens=600))
+    expected = "asks for 600 new tokens, but the model sees only 512 tokens"
+    refused(start(path), 2, "objectives.text.tiny_text: ", expected)
+
+
+def test_chat_template_that_is_not_there_is_refused(start, write_job):
+    path = write_job(lambda job: job["evaluation"].update(apply_chat_template=True))
+    refused(start(path), 5, "`evaluation.apply_chat_template` is true", "has no chat template")
+
+
 def test_missing_data_of_a_stock_task_is_named_before_anything_is_fetched(
     start, write_job, own_data
 ):

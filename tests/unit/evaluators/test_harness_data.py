@@ -112,10 +112,12 @@ def test_definition_does_not_depend_on_where_the_items_are(suite, write, tmp_pat
     assert suite({"task": "gsm8k", "metric": MATCH}).manifest == first
 
 
-def test_examples_file_is_not_needed_without_examples(suite, write) -> None:
+def test_examples_file_is_not_needed_without_examples(suite, write, caplog) -> None:
     write("gsm8k/test.jsonl", question)
     spec = {"task": "gsm8k", "metric": MATCH, "num_fewshot": 0}
     assert suite(spec).tasks["gsm8k"].fewshot_pool() == []
+    # lm-eval says what it makes of examples, of which there are none.
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["ai2_arc/ARC-Easy/test.jsonl", "ai2_arc/ARC-Easy_test.jsonl"])

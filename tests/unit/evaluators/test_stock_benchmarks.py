@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.evaluation import EvaluationSettings, Objective, SplitSizes
+from configs.evaluation import SPLITS, EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
 from evaluators.harness_board import Board
 from evaluators.harness_scoring import ItemScorer
@@ -248,8 +248,11 @@ REFERENCES: dict[str, Callable[[dict], str | None]] = {
 def score_answers(
     evaluator: HarnessEvaluator, live, name: str, answer: Callable[[dict], str | None]
 ) -> TaskScores:
-    """Score given answers in place of generated ones, through filters and scorer of a task."""
-    ids = evaluator.manifest.items("report")[name]
+    """Score given answers in place of generated ones, through filters and scorer of a task.
+
+    Those of all items of the benchmark: every split of the job.
+    """
+    ids = [item for split in SPLITS for item in evaluator.manifest.items(split)[name]]
     frozen = [
         item
         for item in evaluator._frozen_items(live, {name: ids})[name]
@@ -265,7 +268,7 @@ def score_answers(
 
 @pytest.fixture(scope="module")
 def whole(data_dir) -> Callable[[str], HarnessEvaluator]:
-    """An evaluator of nearly all items of one benchmark."""
+    """An evaluator of all items of one benchmark, nearly all of them in one split."""
     sizes = {"gsm8k": 1317, "humaneval": 162, "mbpp": 498, "ifeval": 539}
 
     def make(name: str) -> HarnessEvaluator:
@@ -286,7 +289,7 @@ def long_model(load, write_checkpoint, tmp_path):
 def test_reference_answers_get_full_score_as_from_stock_scorers(name, whole, long_model) -> None:
     evaluator = whole(name)
     scores = score_answers(evaluator, long_model, name, REFERENCES[name])
-    assert scores.values.size > (20 if name == "ifeval" else 160)
+    assert scores.values.size >= {"gsm8k": 1319, "humaneval": 164, "mbpp": 498, "ifeval": 21}[name]
     assert scores.values.tolist() == [1.0] * scores.values.size
     wrong = score_answers(evaluator, long_model, name, lambda doc: "\n")
     assert wrong.mean < 0.02
@@ -300,7 +303,7 @@ def test_ifeval_gives_every_item_the_same_score_in_ten_runs(whole, long_model) -
         return f"{doc['prompt']}\n\n* {doc['prompt'].lower()} *\nP.S. <<eine kleine Katze>>"
 
     first = score_answers(evaluator, long_model, "ifeval", answer)
-    assert first.values.size == 539
+    assert first.values.size == 541
     assert 0.1 < first.mean < 0.9
     for _ in range(9):
         again = score_answers(evaluator, long_model, "ifeval", answer)

@@ -10,6 +10,20 @@ from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
 from scripts.verify_export import compare_with_stock, unknown_to_stock
 
+# A scorer that draws, as IFEval's do.
+DRAWING = """
+import random
+
+def drawn(doc, results):
+    return {"drawn": random.random()}
+"""
+DRAWN = """
+include: ../first/tiny_text.yaml
+task: tiny_drawn
+process_results: !function drawing.drawn
+metric_list: [{metric: drawn, aggregation: mean, higher_is_better: true}]
+"""
+
 
 @pytest.fixture
 def evaluator(task_directory: Path, tmp_path: Path) -> HarnessEvaluator:
@@ -20,6 +34,8 @@ def evaluator(task_directory: Path, tmp_path: Path) -> HarnessEvaluator:
     second.mkdir()
     shutil.move(first / "tiny_shots.yaml", second / "tiny_shots.yaml")
     shutil.copy(first / "scoring.py", second / "scoring.py")
+    (second / "drawing.py").write_text(DRAWING)
+    (second / "tiny_drawn.yaml").write_text(DRAWN)
     (data / "gsm8k").mkdir()
     for split, start in (("test", 0), ("train", 100)):
         rows = [
@@ -38,6 +54,7 @@ def evaluator(task_directory: Path, tmp_path: Path) -> HarnessEvaluator:
         {"task": "gsm8k", "metric": "target_bits_per_byte", "num_fewshot": 0},
         {"task": "tiny_text", "metric": "length", "max_new_tokens": 3},
         {"task": "tiny_choice", "metric": "acc_norm", "num_fewshot": 0},
+        {"task": "tiny_drawn", "max_new_tokens": 3},
     ]
     return HarnessEvaluator({"o": Objective(tasks=tasks)}, settings)
 

@@ -77,6 +77,17 @@ def test_a_written_recipe_makes_the_same_bytes_from_anywhere(config, tmp_path, t
         assert again.weights_digest == first.weights_digest
 
 
+def test_size_is_that_of_every_file(config, tmp_path, tiny_pool):
+    moved = shutil.copytree(tiny_pool.base.parent, tmp_path / "moved")
+    config.write_text(config.read_text().replace(str(tiny_pool.base.parent), str(moved)))
+    (moved / "base" / "1_Pooling").mkdir()
+    (moved / "base" / "1_Pooling" / "config.json").write_text("{}")
+    done = write_merge(plan_merge(read_recipe_file(config)), tmp_path / "out")
+    written = [path for path in done.directory.rglob("*") if path.is_file()]
+    assert done.directory / "1_Pooling" / "config.json" in written
+    assert done.size_bytes == sum(path.stat().st_size for path in written)
+
+
 def test_a_recipe_survives_the_way_through_mergekits_language(config, tmp_path):
     first = mergefront("recipe", config)
     text = mergefront("recipe", config, "--format", "mergekit", "--out", tmp_path / "x.yml").stdout

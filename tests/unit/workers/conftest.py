@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import TinyPool
 from tests.small_models import TinyVariants
+from tests.unit.workers.copied_pool import CopiedPool
 from tests.unit.workers.grown_models import Grow, grow_model
 from tests.unit.workers.lora_adapters import Make
 
@@ -39,6 +40,11 @@ def _one_thread() -> None:
 def pools(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> TinyVariants:
     """The tiny pool in a dtype, with tied or untied embeddings; not to be changed."""
     return TinyVariants(tiny_pool, tmp_path_factory.mktemp("variants"))
+
+
+@pytest.fixture
+def pool(tiny_pool: TinyPool, tmp_path: Path) -> CopiedPool:
+    return CopiedPool(tiny_pool, tmp_path)
 
 
 @pytest.fixture

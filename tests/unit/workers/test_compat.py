@@ -1,67 +1,22 @@
-"""Whether a pool can be merged: everything wrong at once, and what is suspicious."""
+"""Whether a pool can be merged: everything wrong at once, and what is in it."""
 
-import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from configs.errors import ConfigError, IncompatibleCheckpointsError
 from configs.schema import Merge, Models
-from tests.conftest import TinyPool
-from workers.compat import PoolReport, check_compatible
+from tests.unit.workers.copied_pool import CopiedPool, Tensors
+from workers.compat import check_compatible
 from workers.sources import resolve_sources
 
 EMBEDDINGS = "model.embed_tokens.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
-Tensors = dict[str, torch.Tensor]
 
-
-class Pool:
-    """A copy of the tiny pool that a test may damage."""
-
-    def __init__(self, original: TinyPool, root: Path) -> None:
-        self.root = root
-        for path in (original.base, *original.checkpoints.values()):
-            shutil.copytree(path, root / path.name)
-        self.names = list(original.checkpoints)
-
-    def check(self, *, base: str | None = "base", **merge: Any) -> PoolReport:
-        models = Models(
-            base=base and str(self.root / base),
-            checkpoints={name: str(self.root / name) for name in self.names},
-        )
-        return check_compatible(resolve_sources(models), Merge.model_validate(merge))
-
-    def problems(self, **arguments: Any) -> list[str]:
-        with pytest.raises(IncompatibleCheckpointsError) as caught:
-            self.check(**arguments)
-        return [str(problem) for problem in caught.value.problems]
-
-    def change(self, name: str, change: Callable[[Tensors], object]) -> None:
-        path = self.root / name / "model.safetensors"
-        tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    def change_json(self, name: str, file_name: str, change: Callable[[Any], object]) -> None:
-        path = self.root / name / file_name
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
-
-
-@pytest.fixture
-def pool(tiny_pool: TinyPool, tmp_path: Path) -> Pool:
-    return Pool(tiny_pool, tmp_path)
-
-
-def test_report_counts_parameters_and_bytes_per_candidate(pool: Pool) -> None:
+def test_report_counts_parameters_and_bytes_per_candidate(pool: CopiedPool) -> None:
     report = pool.check()
     tensors = load_file(pool.root / "base" / "model.safetensors")
     total = sum(tensor.numel() for tensor in tensors.values())
@@ -74,24 +29,24 @@ def test_report_counts_parameters_and_bytes_per_candidate(pool: Pool) -> None:
     assert report.warnings == ()
 
 
-def test_report_of_another_output_dtype_counts_its_bytes(pool: Pool) -> None:
+def test_report_of_another_output_dtype_counts_its_bytes(pool: CopiedPool) -> None:
     report = pool.check(dtype="bfloat16")
     assert report.dtype == "bfloat16"
     assert report.bytes_written * 8 == report.bytes_read
 
 
-def test_linear_merge_does_not_read_the_base(pool: Pool) -> None:
+def test_linear_merge_does_not_read_the_base(pool: CopiedPool) -> None:
     report = pool.check(method="linear")
     assert report.bytes_read == 3 * report.bytes_written
 
 
-def test_pool_without_a_base_is_compared_with_its_first_checkpoint(pool: Pool) -> None:
+def test_pool_without_a_base_is_compared_with_its_first_checkpoint(pool: CopiedPool) -> None:
     report = pool.check(base=None, method="linear")
     assert report.deltas == ()
     assert report.bytes_read == 3 * report.bytes_written
 
 
-def test_delta_sizes_are_those_of_the_task_vectors(pool: Pool) -> None:
+def test_delta_sizes_are_those_of_the_task_vectors(pool: CopiedPool) -> None:
     stats = {stats.checkpoint: stats for stats in pool.check().deltas}
     base = load_file(pool.root / "base" / "model.safetensors")
     math = load_file(pool.root / "math" / "model.safetensors")
@@ -108,7 +63,7 @@ def test_delta_sizes_are_those_of_the_task_vectors(pool: Pool) -> None:
     assert not stats["math"].is_sampled
 
 
-def test_tensors_of_another_shape_are_all_named(pool: Pool) -> None:
+def test_tensors_of_another_shape_are_all_named(pool: CopiedPool) -> None:
     def change(tensors: Tensors) -> None:
         tensors[EMBEDDINGS] = torch.zeros(260, 32)
         tensors["extra"] = tensors.pop(QUERY)
@@ -122,14 +77,14 @@ def test_tensors_of_another_shape_are_all_named(pool: Pool) -> None:
     assert "Resize the vocabulary first" in problem
 
 
-def test_every_mismatch_is_in_the_context_when_there_are_many(pool: Pool) -> None:
+def test_every_mismatch_is_in_the_context_when_there_are_many(pool: CopiedPool) -> None:
     pool.change("math", lambda tensors: [tensors.pop(name) for name in list(tensors)[:9]])
     with pytest.raises(IncompatibleCheckpointsError, match="and 4 more") as caught:
         pool.check()
     assert len(caught.value.context["mismatches"]["math"]) == 9
 
 
-def test_problems_of_all_checkpoints_and_groups_are_named_at_once(pool: Pool) -> None:
+def test_problems_of_all_checkpoints_and_groups_are_named_at_once(pool: CopiedPool) -> None:
     pool.change("math", lambda tensors: tensors.pop(QUERY))
     pool.change_json("code", "config.json", lambda config: config.update(model_type="bert"))
     problems = pool.problems(groups={"mlp": [r".*\.mlp\..*"]})
@@ -137,7 +92,7 @@ def test_problems_of_all_checkpoints_and_groups_are_named_at_once(pool: Pool) ->
     assert "model_type is `bert`, expected `llama`" in problems[0]
 
 
-def test_counters_must_be_the_same(pool: Pool) -> None:
+def test_counters_must_be_the_same(pool: CopiedPool) -> None:
     for name in ("base", *pool.names):
         pool.change(name, lambda tensors: tensors.update(steps=torch.tensor([1, 2])))
     assert pool.check().warnings == ()
@@ -145,7 +100,7 @@ def test_counters_must_be_the_same(pool: Pool) -> None:
     assert "`steps` (int64) cannot be merged and has other values" in pool.problems()[0]
 
 
-def test_tensors_in_no_group_or_in_two_are_named(pool: Pool) -> None:
+def test_tensors_in_no_group_or_in_two_are_named(pool: CopiedPool) -> None:
     problems = pool.problems(
         groups={"attention": [r".*attn.*"], "first": [r"model\.layers\.0\..*"]}
     )
@@ -155,12 +110,12 @@ def test_tensors_in_no_group_or_in_two_are_named(pool: Pool) -> None:
     assert "(attention, first)" in problems[1]
 
 
-def test_group_without_tensors_is_a_warning(pool: Pool) -> None:
+def test_group_without_tensors_is_a_warning(pool: CopiedPool) -> None:
     report = pool.check(groups={"all": [".*"], "experts": [r".*\.experts\..*"]})
     assert report.warnings == ("group `experts` holds no tensor; its genes change nothing",)
 
 
-def test_other_token_ids_are_refused(pool: Pool) -> None:
+def test_other_token_ids_are_refused(pool: CopiedPool) -> None:
     def swap(content: dict[str, Any]) -> None:
         vocab = content["model"]["vocab"]
         vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
@@ -170,59 +125,14 @@ def test_other_token_ids_are_refused(pool: Pool) -> None:
     assert "the tokenizers differ: 2 of 259 tokens differ, e.g. 'a' has id" in problem
 
 
-def test_checkpoint_without_a_tokenizer_is_a_warning(pool: Pool) -> None:
+def test_checkpoint_without_a_tokenizer_is_a_warning(pool: CopiedPool) -> None:
     (pool.root / "code" / "tokenizer.json").unlink()
     (warning,) = pool.check().warnings
     assert warning.startswith("`code`: has no tokenizer")
 
 
-def test_other_attention_heads_are_a_warning(pool: Pool) -> None:
-    # The shapes agree, the function does not.
-    pool.change_json("code", "config.json", lambda c: c.update(num_attention_heads=4))
-    assert any("num_attention_heads = 4" in warning for warning in pool.check().warnings)
-
-
-def test_checkpoint_that_is_the_base_or_another_is_a_warning(pool: Pool) -> None:
-    for name, source in (("code", "base"), ("math", "instruct")):
-        shutil.copy(pool.root / source / "model.safetensors", pool.root / name)
-    warnings = pool.check().warnings
-    assert "`code` has the weights of the base; its genes change nothing" in warnings
-    assert "`instruct` and `math` are the same weights; keep one of them" in warnings
-
-
-def scale_delta(pool: Pool, name: str, factor: float) -> None:
-    base = load_file(pool.root / "base" / "model.safetensors")
-    pool.change(
-        name,
-        lambda tensors: tensors.update(
-            {key: base[key] + factor * (tensor - base[key]) for key, tensor in tensors.items()}
-        ),
-    )
-
-
-def test_deltas_at_which_dare_breaks_are_a_warning(pool: Pool) -> None:
-    scale_delta(pool, "math", 4.0)
-    (warning,) = pool.check().warnings
-    assert warning.startswith("`math`: 1 % of its deltas exceed")
-    assert "DARE breaks near 0.03" in warning
-    assert pool.check(method="task_arithmetic").warnings == ()
-
-
-def test_base_of_another_family_is_a_warning(pool: Pool) -> None:
-    draw = torch.Generator().manual_seed(1)
-
-    def redraw(tensors: Tensors) -> None:
-        for name, tensor in tensors.items():
-            tensors[name] = torch.randn(tensor.shape, generator=draw) * 0.08
-
-    pool.change("math", redraw)
-    (warning,) = pool.check().warnings
-    assert "as large as the weights" in warning
-    assert "the base is probably not its base" in warning
-
-
 @pytest.mark.parametrize("where", ["base", "math"])
-def test_nan_in_a_checkpoint_is_refused(pool: Pool, where: str) -> None:
+def test_nan_in_a_checkpoint_is_refused(pool: CopiedPool, where: str) -> None:
     pool.change(where, lambda tensors: tensors[QUERY].view(-1)[7].fill_(torch.nan))
     found = [problem for problem in pool.problems() if "NaN" in problem]
     assert found == [
@@ -231,21 +141,13 @@ def test_nan_in_a_checkpoint_is_refused(pool: Pool, where: str) -> None:
     ]
 
 
-def test_mixed_dtypes_are_a_warning(pool: Pool) -> None:
-    def halve(tensors: Tensors) -> None:
-        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
-
-    pool.change("math", halve)
-    assert pool.check().warnings == ("`math` is bfloat16, `base` float32",)
-
-
-def test_unknown_method_is_a_config_error(pool: Pool) -> None:
+def test_unknown_method_is_a_config_error(pool: CopiedPool) -> None:
     with pytest.raises(ConfigError, match="`average` is no merge method"):
         pool.check(method="average")
 
 
 def test_large_pools_are_sampled_at_fixed_places(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: CopiedPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = pool.check().deltas
     monkeypatch.setattr("workers.delta_stats._WHOLE_ELEMENTS", 0)
@@ -259,7 +161,7 @@ def test_large_pools_are_sampled_at_fixed_places(
         assert part.maximum <= whole.maximum
 
 
-def test_share_of_tensors_that_are_the_base_s_is_counted(pool: Pool) -> None:
+def test_share_of_tensors_that_are_the_base_s_is_counted(pool: CopiedPool) -> None:
     base = load_file(pool.root / "base" / "model.safetensors")
     pool.change("math", lambda tensors: tensors.update({QUERY: base[QUERY].clone()}))
     norms = sum("norm" in name for name in base)
@@ -271,53 +173,13 @@ def test_share_of_tensors_that_are_the_base_s_is_counted(pool: Pool) -> None:
     assert stats["math"] - stats["code"] == pytest.approx(1 / len(base))
 
 
-def test_cosines_are_measured_and_a_near_copy_is_a_warning(pool: Pool) -> None:
-    similarity = pool.check().similarity
-    assert similarity is not None
-    assert similarity.names == ("instruct", "code", "math")
-    assert abs(similarity.cosines[0][1]) < 0.1
-    base = load_file(pool.root / "base" / "model.safetensors")
-    math = load_file(pool.root / "math" / "model.safetensors")
-    # The same direction, half as far, in a file of another digest.
-    pool.change("code", lambda t: t.update({key: (base[key] + math[key]) / 2 for key in base}))
-    (warning,) = pool.check().warnings
-    assert warning.startswith("`code` and `math`: their task vectors have a cosine of 1")
-
-
-def test_near_copy_is_a_warning_without_a_base_too(pool: Pool) -> None:
-    assert pool.check(base=None, method="linear").warnings == ()
-    math = load_file(pool.root / "math" / "model.safetensors")
-    pool.change("code", lambda t: t.update({key: math[key] * 1.0001 for key in math}))
-    (warning,) = pool.check(base=None, method="linear").warnings
-    assert "`code` and `math`: their weights have a cosine of 1" in warning
-
-
-def test_nan_is_refused_without_a_base_too(pool: Pool) -> None:
+def test_nan_is_refused_without_a_base_too(pool: CopiedPool) -> None:
     pool.change("math", lambda tensors: tensors[QUERY].view(-1)[7].fill_(torch.nan))
     (problem,) = pool.problems(base=None, method="linear")
     assert problem.startswith(f"math: `{QUERY}` holds NaN or infinity ({pool.root / 'math'})")
 
 
-def test_other_chat_template_is_a_warning(pool: Pool) -> None:
-    for name in ("base", "instruct", "code"):
-        (pool.root / name / "chat_template.jinja").write_text("{{ messages }}")
-    report = pool.check()
-    assert report.warnings == ()
-    assert [facts.chat_template for facts in report.sources] == [
-        "reference", "same", "same", "none",
-    ]  # fmt: skip
-    for name in ("code", "math"):
-        (pool.root / name / "chat_template.jinja").write_text("{{ other }}")
-    report = pool.check()
-    (warning,) = report.warnings
-    assert warning.startswith("`code`, `math` have another chat template than `base`")
-    assert report.sources[2].chat_template == "other"
-    (pool.root / "base" / "chat_template.jinja").unlink()
-    (warning,) = pool.check().warnings
-    assert "`instruct`, `code`, `math` have a chat template, `base` has none" in warning
-
-
-def test_facts_of_every_model_are_reported(pool: Pool) -> None:
+def test_facts_of_every_model_are_reported(pool: CopiedPool) -> None:
     (pool.root / "math" / "tokenizer.json").unlink()
     pool.change("code", lambda t: t.update({EMBEDDINGS: t[EMBEDDINGS].bfloat16()}))
     base, instruct, code, math = pool.check().sources
@@ -331,7 +193,7 @@ def test_facts_of_every_model_are_reported(pool: Pool) -> None:
     assert code.size_bytes == base.size_bytes - 2 * 259 * 32
 
 
-def test_groups_are_counted_and_cover_everything(pool: Pool) -> None:
+def test_groups_are_counted_and_cover_everything(pool: CopiedPool) -> None:
     report = pool.check(
         groups={
             "attention": [{"kind": "attention", "layers": 0}],
@@ -347,7 +209,7 @@ def test_groups_are_counted_and_cover_everything(pool: Pool) -> None:
     assert sum(group.share for group in report.groups) == pytest.approx(1)
 
 
-def test_head_that_is_tied_explains_its_empty_group(pool: Pool) -> None:
+def test_head_that_is_tied_explains_its_empty_group(pool: CopiedPool) -> None:
     report = pool.check(groups={"head": [{"kind": "head"}], "others": ["rest"]})
     assert report.warnings == (
         "group `head` holds no tensor; its genes change nothing: a tied head is part of the "
@@ -355,7 +217,7 @@ def test_head_that_is_tied_explains_its_empty_group(pool: Pool) -> None:
     )
 
 
-def test_headers_only_reads_no_tensor(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_only_reads_no_tensor(pool: CopiedPool, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a tensor was read")
 
@@ -372,5 +234,5 @@ def test_headers_only_reads_no_tensor(pool: Pool, monkeypatch: pytest.MonkeyPatc
     assert report.undigested_bytes == report.bytes_read
 
 
-def test_digests_that_are_known_cost_nothing(pool: Pool) -> None:
+def test_digests_that_are_known_cost_nothing(pool: CopiedPool) -> None:
     assert pool.check().undigested_bytes == 0

@@ -77,12 +77,26 @@ def test_source_digest_is_remembered_until_a_file_changes(
         digest = source_digest(reader, cache=cache)
         assert cache.get(reader.files) == digest
         # What is found in the cache is believed.
-        cache.put(reader.files, "0" * 64)
-        assert source_digest(reader, cache=cache) == "0" * 64
+        other = DigestCache(tmp_path / "other.json")
+        other.find(reader.files, lambda: "0" * 64)
+        assert source_digest(reader, cache=other) == "0" * 64
         path = directory / "model.safetensors"
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
         assert cache.get(reader.files) is None
         assert source_digest(reader, cache=cache) == digest
+
+
+def test_digest_of_a_file_that_changes_meanwhile_is_not_that_of_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("before")
+    cache = DigestCache(tmp_path / "digests.json")
+
+    def compute() -> str:
+        file.write_text("afterwards")
+        return "digest of what was there before"
+
+    assert cache.find([file], compute) == "digest of what was there before"
+    assert cache.get([file]) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\0"])
@@ -107,7 +121,7 @@ def test_cache_keeps_every_entry_of_concurrent_processes(tmp_path: Path) -> None
         "cache = DigestCache(Path(sys.argv[1]) / 'digests.json')\n"
         "for n in range(15):\n"
         "    file = Path(sys.argv[1]) / f'{sys.argv[2]}-{n}'\n"
-        "    file.write_text(''); cache.put([file], sys.argv[2])\n"
+        "    file.write_text(''); cache.find([file], lambda: sys.argv[2])\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), f"p{index}"])

@@ -144,3 +144,36 @@ def test_exported_encoder_keeps_its_pooling(
         (home / name).write_text(text)
     write_checkpoint(recipe_of(sources, [0.6, 0.3]), sources, tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_text() for name in files} == files
+
+
+def test_modules_of_a_sentence_encoder_are_exported_and_differences_are_said(
+    encoders: Callable[[str], Sources], tmp_path: Path
+) -> None:
+    sources = encoders("BertModel")
+    modules = [{"idx": 0, "path": ""}, {"idx": 1, "path": "2_Dense"}, {"idx": 2, "path": "../x"}]
+    for scale, source in zip((1.0, 1.0, 2.0), sources.everything, strict=True):
+        dense = source.directory / "2_Dense"
+        dense.mkdir()
+        (source.directory / "modules.json").write_text(json.dumps(modules))
+        (dense / "config.json").write_text('{"in_features": 2}')
+        (dense / "code.py").write_text("")
+        save_file({"linear.weight": torch.eye(2) * scale}, dense / "model.safetensors")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    report = check_compatible(sources, Merge())
+    (warning,) = [text for text in report.warnings if "2_Dense" in text]
+    assert warning.startswith("`law`: its module `2_Dense` has other weights; modules are not")
+    write_checkpoint(recipe_of(sources, [0.6, 0.3]), sources, tmp_path / "out")
+    exported = tmp_path / "out" / "2_Dense"
+    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(load_file(exported / "model.safetensors")["linear.weight"], torch.eye(2))
+
+
+def test_module_whose_weights_are_a_pickle_is_said(encoders: Callable[[str], Sources]) -> None:
+    sources = encoders("BertModel")
+    dense = sources.reference.directory / "2_Dense"
+    dense.mkdir()
+    (dense / "pytorch_model.bin").write_bytes(b"pickle")
+    (dense.parent / "modules.json").write_text('[{"idx": 1, "path": "2_Dense"}]')
+    warnings = check_compatible(sources, Merge()).warnings
+    assert any("module `2_Dense` of" in text and "as a pickle" in text for text in warnings)

@@ -11,8 +11,9 @@ from configs.schema import Models
 from tests.conftest import TinyPool
 from tests.small_models import recipe_of
 from workers import merge_backend, source_pool
-from workers.compiled import Step
+from workers.compiled import CompilerError, Step
 from workers.materialize import Materializer
+from workers.residency import TensorStore
 from workers.source_pool import SourcePool
 from workers.sources import resolve_sources
 
@@ -25,7 +26,7 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
     works = source_pool.merge_steps
 
     def fail() -> None:
-        raise OSError("no compiler")
+        raise CompilerError("no compiler")
 
     def broken(*what: object, backend: str, **how: object) -> Iterable[Step]:
         return [fail] if backend == "compiled" else works(*what, backend=backend, **how)
@@ -49,3 +50,21 @@ def test_threads_that_fail_at_the_same_time_all_merge_without_a_compiler(
         torch.set_num_threads(before)
     assert torch.equal(model.get_input_embeddings().weight, expected)
     assert sum("merging without a compiler" in text for text in caplog.messages) == 1
+
+
+def test_file_that_cannot_be_read_is_no_failure_of_the_compiler(
+    tiny_pool: TinyPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(*_: object) -> torch.Tensor:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(merge_backend, "is_worthwhile", lambda *_: True)
+    # TIES reads whole tensors for its thresholds, while it merges.
+    monkeypatch.setattr(TensorStore, "read", unreadable)
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    recipe = recipe_of(sources, [0.5] * 3, drop_ratios=[0.5] * 3, method="ties")
+    with SourcePool(sources) as pool:
+        out = torch.empty(pool.reference.entries["model.norm.weight"].numel)
+        with pytest.raises(OSError, match="the disk is gone"):
+            pool.merge(recipe, "model.norm.weight", out)
+    assert caplog.messages == []

@@ -1,8 +1,5 @@
 """From a recipe to a live model: what is written into it, and what it refuses."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError, ConfigError, IncompatibleCheckpointsError
 from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import Models, Residency
+from configs.schema import Residency
 from tests.small_models import live_model, pool_of, recipe_of, saved_tensors, small_bert
 from tests.unit.workers.merge_cases import merge_in_numpy
 from workers.checkpoint import CheckpointReader
@@ -23,7 +20,7 @@ from workers.materialize import Materializer
 from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.plan import MergeTerm
-from workers.sources import Sources, resolve_sources
+from workers.sources import Sources
 
 
 def assert_merged(model: PreTrainedModel, sources: Sources, recipe: MergeRecipe) -> None:
@@ -315,52 +312,3 @@ def test_parameters_offloaded_to_disk_are_refused(
     model.model = cpu_offload
     with pytest.raises(IncompatibleCheckpointsError, match="a `device_map` that puts nothing on"):
         Materializer(sources).into(model, recipe_of(sources, [1.0, 0.0, 0.0]))
-
-
-INTO = """
-import sys, torch
-from torch import nn
-from configs.recipe import MergeRecipe
-from configs.schema import Models, Residency
-from scripts.bench.export import AnonPeak
-from workers.materialize import Materializer
-from workers.sources import resolve_sources
-
-torch.set_num_threads(1)
-sources = resolve_sources(Models.model_validate_json(sys.argv[1]))
-recipe = MergeRecipe.model_validate_json(sys.argv[2])
-dtype = getattr(torch, sys.argv[3])
-model = nn.ParameterDict({"t": nn.Parameter(torch.ones(40_000_000, dtype=dtype))})
-materializer = Materializer(sources, backend="eager")
-with AnonPeak() as peak:
-    materializer.into(model, recipe)
-print(peak.grown_mib)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "most_mib"), [("bfloat16", 16), ("float32", 32 + 16)], ids=["same", "wider"]
-)
-def test_into_takes_little_memory_beyond_the_model(
-    make_checkpoint: Callable[..., Path], dtype: str, most_mib: int
-) -> None:
-    draw = torch.Generator().manual_seed(0)
-    directories = [
-        make_checkpoint(
-            name, {"t": torch.empty(40_000_000, dtype=torch.bfloat16).normal_(generator=draw)}
-        )
-        for name in ("origin", "math")
-    ]
-    models = Models(base=str(directories[0]), checkpoints={"math": str(directories[1])})
-    recipe = recipe_of(resolve_sources(models), [0.5], drop_ratios=[0.5], dtype="bfloat16")
-    done = subprocess.run(
-        [sys.executable, "-c", INTO, models.model_dump_json(), recipe.model_dump_json(), dtype],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    # The tensor has 76 MiB in half precision; the watch sees at least a temporary.
-    assert float(done.stdout) < most_mib

@@ -10,7 +10,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from configs.errors import CheckpointError
 from configs.recipe import Source
+from configs.schema import Models
 from scripts.bench.export import AnonPeak
+from tests.conftest import TinyPool
 from tests.small_models import live_model, pool_of, recipe_of, saved_tensors
 from workers import merged_checkpoint, part_stream, residency, source_pool
 from workers.checkpoint import CheckpointReader
@@ -19,7 +21,7 @@ from workers.materialize import Materializer
 from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.residency import Memory
-from workers.sources import Sources
+from workers.sources import Sources, resolve_sources
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -42,6 +44,36 @@ def test_exported_bits_are_the_bits_in_the_live_model(
     with CheckpointReader(tmp_path / "out") as reader:
         assert len(reader.files) > 1
         assert weights_digest((name, reader.tensor(name)) for name in reader.entries) == digest
+
+
+def test_merge_does_not_depend_on_the_shards_of_its_sources(
+    tiny_pool: TinyPool, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    sources = resolve_sources(Models.model_validate(tiny_pool.models))
+    directories = []
+    for source in sources.everything:
+        with CheckpointReader(source.directory) as reader:
+            tensors = {name: reader.tensor(name).clone() for name in reversed(reader.entries)}
+            config = reader.config
+        shards: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+        for index, name in enumerate(tensors):
+            shards[index % 3][name] = tensors[name]
+        directories.append(make_checkpoint(source.name, *shards, config=config))
+    base, *others = map(str, directories)
+    moved = Models.model_validate(
+        {"base": base, "checkpoints": dict(zip(tiny_pool.checkpoints, others, strict=True))}
+    )
+    resharded = resolve_sources(moved)
+    for method in ("dare_linear", "ties"):
+        options = get_method(method).complete_options({})
+        recipe = recipe_of(
+            sources, [0.7, -0.2, 0.9], drop_ratios=[0.5, 0.1, 0.9], method=method, options=options
+        )
+        digests = {
+            write_checkpoint(recipe, pool, tmp_path / f"{method}-{number}")
+            for number, pool in enumerate((sources, resharded))
+        }
+        assert len(digests) == 1
 
 
 def test_export_is_complete_and_loads_with_its_tokenizer(

@@ -80,6 +80,18 @@ def test_streamed_pages_leave_memory_after_use_and_mapped_ones_stay(
         assert tensor.sum() == expected
 
 
+def test_streamed_columns_leave_memory_after_use(reader: CheckpointReader) -> None:
+    # Half of every row of 16 KiB, as a rank reads it whose share are columns.
+    columns = Block(start=2**11, width=2**11, rows=2**10, stride=2**12)
+    store = TensorStore("streamed")
+    tensor = store.block("d", reader, "t", columns, CPU)
+    expected = tensor.sum()
+    before = resident_kib()
+    store.release(tensor)
+    assert before - resident_kib() > 7 * 1024
+    assert tensor.sum() == expected
+
+
 def test_pages_of_memory_that_is_no_file_keep_what_they_hold() -> None:
     tensor = torch.arange(2**20)
     page_out(tensor)

@@ -135,6 +135,37 @@ def test_hub_id_is_taken_from_the_cache_offline(
     assert done.stdout.strip() == str(repository / "snapshots" / commit)
 
 
+def test_of_a_repository_weights_and_small_files_are_wanted_and_no_other_layouts() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    from workers import sources
+
+    wanted = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.model",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+    ]
+    unwanted = [
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "original/params.json",
+        "onnx/model.safetensors",
+        "0_Transformer/model.safetensors",
+        "4bit/model.safetensors",
+        "7B/params.json",
+        "modeling_x.py",
+    ]
+    found = filter_repo_objects(
+        [*wanted, *unwanted],
+        allow_patterns=list(sources._HUB_PATTERNS),
+        ignore_patterns=list(sources._HUB_IGNORED),
+    )
+    assert list(found) == wanted
+
+
 def test_resolving_imports_no_torch_when_digests_are_known(directories: dict[str, Path]) -> None:
     resolve(None, math=directories["math"])
     program = (

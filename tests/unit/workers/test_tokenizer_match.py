@@ -92,6 +92,40 @@ def test_files_without_json_are_compared_byte_by_byte(tmp_path: Path) -> None:
     assert other.difference == "tokenizer.model differ"
 
 
+ADDED = {"added_tokens.json": {"<pad>": 32000}}
+DECODER = {"tokenizer_config.json": {"added_tokens_decoder": {"32000": {"content": "[PAD]"}}}}
+
+
+@pytest.mark.parametrize(
+    ("there", "difference"),
+    [
+        ({"added_tokens.json": {"<pad>": 32000, "<x>": 32001}}, None),
+        ({}, None),
+        ({"added_tokens.json": {"[PAD]": 32000}}, "id 32000 is '[PAD]' here and '<pad>' in the"),
+        ({"added_tokens.json": {"<pad>": 32001}}, "'<pad>' has id 32001 here and 32000 in the ref"),
+        (DECODER, "id 32000 is '[PAD]' here and '<pad>' in the reference"),
+    ],
+    ids=["one more", "none", "other token", "other id", "in its config"],
+)
+def test_tokens_added_beside_a_vocabulary_must_not_contradict_each_other(
+    tmp_path: Path, there: dict[str, object], difference: str | None
+) -> None:
+    for name, files in (("here", ADDED), ("there", there)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.model").write_bytes(b"x")
+        for file, content in files.items():
+            (tmp_path / name / file).write_text(json.dumps(content))
+    found = match_tokenizers(tmp_path / "here", tmp_path / "there").difference
+    assert found == difference if difference is None else difference in str(found)
+
+
+def test_added_tokens_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    (tmp_path / "added_tokens.json").write_text("[1")
+    with pytest.raises(CorruptCheckpointError, match=r"added_tokens\.json: its added tokens"):
+        match_tokenizers(tmp_path, tmp_path)
+
+
 def test_layouts_that_cannot_be_compared_are_a_warning(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "vocab.txt").write_text("a")
