@@ -7,6 +7,7 @@ seconds, is kept on disk by torch between processes, and pays off for large mode
 import logging
 import os
 import shutil
+import subprocess
 import types
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -52,6 +53,11 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     "realize_reads_threshold": _NEVER,
     "realize_acc_reads_threshold": _NEVER,
 }
+
+
+# GCC copies a vector of integers by halves on processors without AVX-512, and the load of the whole
+# that follows waits until both halves have left the store buffer: half of the time of a DARE merge.
+_WHOLE_MOVES = "-mmove-max=256"
 
 
 def is_worthwhile(total_elements: int, device: torch.device) -> bool:
@@ -172,8 +178,20 @@ def _compile(combine: Combine, options: Options, key: tuple[object, ...]) -> Mer
     # torch limits the graphs per code object, so each key gets a code object of its own.
     code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{abs(hash(key))}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
-    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=_OPTIONS)
+    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=_OPTIONS | _processor())
     return compiled
+
+
+@cache
+def _processor() -> dict[str, str]:
+    """Return how code is made for this processor, where inductor's own choice is slow."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return {}
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - takes a second
+
+    probe = [get_cpp_compiler(), _WHOLE_MOVES, "-fsyntax-only", "-x", "c++", os.devnull]
+    understood = subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    return {"cpp.march": f"native {_WHOLE_MOVES}"} if understood else {}
 
 
 def _mark_rows_dynamic(operands: Operands) -> None:

@@ -65,9 +65,10 @@ class RandomDrops(NamedTuple):
 
     def apply(self, index: int, delta: Tensor, words: Tensor) -> Tensor:
         """Return the task vector with 0 where dropped; ``words`` are those of the position."""
-        kept = words * self.position.factors[index] >= self.thresholds[index]
+        # Processors compare by "less"; its opposite takes two instructions more.
+        dropped = words * self.position.factors[index] < self.thresholds[index]
         # where(), not multiplication: 0 * inf is NaN.
-        return torch.where(kept, delta, 0.0)
+        return torch.where(dropped, 0.0, delta)
 
 
 class TrimDrops(NamedTuple):
