@@ -47,6 +47,7 @@ class Evolution:
             "verb_log": 0,
         }
         self._state: Any = cma.CMAEvolutionStrategy(start, sigma, options)
+        self._affine: tuple[FloatArray, FloatArray] | None = None
 
     @property
     def sigma(self) -> float:
@@ -59,6 +60,13 @@ class Evolution:
         step = state.sigma_vec * state.sm.transform(rng.standard_normal(state.N))
         return np.asarray(state.mean + state.sigma * step, dtype=np.float64)
 
+    def samples(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Draw so many points at once, ``(count, n)``."""
+        if self._affine is None:
+            self._affine = self.affine()
+        mean, matrix = self._affine
+        return np.asarray(mean + rng.standard_normal((count, len(mean))) @ matrix.T)
+
     def affine(self) -> tuple[FloatArray, FloatArray]:
         """Return the mean ``(n,)``, and the ``(n, n)`` matrix that turns normals into steps."""
         state = self._state
@@ -70,6 +78,7 @@ class Evolution:
         # pycma wants an ask before every tell. What it returns is not used; check_points=False
         # takes the solutions as they are, where pycma would shorten those it did not draw. The
         # directions that it would inject into an ask are dropped: they are no samples.
+        self._affine = None
         self._state.pop_injection_directions = []
         self._state.ask(1)
         self._state.tell(list(points), fitness.tolist(), check_points=False)
@@ -112,6 +121,13 @@ class CmaStrategy:
             sample = self._evolution.sample(rng)
         clipped: FloatArray = np.clip(sample, 0.0, 1.0)
         return clipped
+
+    def samples(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Draw so many genotypes at once, ``(count, size)``; others than :meth:`sample` draws."""
+        if self._evolution is None:
+            steps = self._sigma * rng.standard_normal((count, self._space.size))
+            return np.asarray(np.clip(self._start + steps, 0.0, 1.0))
+        return np.asarray(np.clip(self._evolution.samples(count, rng), 0.0, 1.0))
 
     def tell(self, observation: Observation) -> None:
         """Remember an observation; update the distribution when a population is complete."""

@@ -21,7 +21,7 @@ from optimizer.surrogate_kernel import (
     kernel_gradients,
     kernel_matrix,
 )
-from optimizer.surrogate_path import PriorPath
+from optimizer.surrogate_path import KernelProduct, PriorPath
 
 # Added to the diagonal, relative to its mean, so that equal merges do not make it singular.
 _JITTER = 1e-7
@@ -77,9 +77,12 @@ class GaussianProcess:
     Args:
         samples: With at least one row, all finite.
         logs: From :func:`fit_hyperparameters`.
+        similarities: Of the samples' features with themselves, where they are there already.
     """
 
-    def __init__(self, samples: Samples, logs: FloatArray) -> None:
+    def __init__(
+        self, samples: Samples, logs: FloatArray, similarities: Similarities | None = None
+    ) -> None:
         if not (np.isfinite(samples.values).all() and np.isfinite(samples.noise).all()):
             raise ValueError("a Gaussian process learns from finite values only")
         self.features = samples.features
@@ -87,10 +90,16 @@ class GaussianProcess:
         self._level = _level(samples)
         self._values = samples.values
         self._noise = samples.noise * np.exp(logs[-1])
-        covariance = kernel_matrix(Similarities(samples.features, samples.features), logs)
+        covariance = kernel_matrix(
+            similarities or Similarities(samples.features, samples.features), logs
+        )
         covariance[np.diag_indices_from(covariance)] += self._noise
         self._factor = _factor(covariance)
         self._solved = cho_solve((self._factor, True), samples.values - self._level)
+
+    def known_mean(self) -> FloatArray:
+        """Posterior means of the samples, ``(n,)``: K a = y - N a with a = (K + N)^-1 y."""
+        return np.asarray(self._values - self._noise * self._solved, dtype=np.float64)
 
     def mean(self, cross: Similarities) -> FloatArray:
         """Posterior means, ``(n,)``, of merges by their similarities to :attr:`features`."""
@@ -118,6 +127,7 @@ class GaussianProcess:
         *,
         noise: float = 1.0,
         spread: float = 1.0,
+        values: FloatArray | None = None,
     ) -> "PosteriorPath":
         """Draw one function from the posterior.
 
@@ -127,17 +137,23 @@ class GaussianProcess:
                 posterior, while its mean stays.
             noise: Variance of the noise that their scores will have.
             spread: Multiplies how far the function is from the posterior's mean.
+            values: What the samples' values are taken to be; None: what they are.
         """
+        mean_solved = self._solved
+        if values is None:
+            values = self._values
+        else:
+            mean_solved = cho_solve((self._factor, True), values - self._level, check_finite=False)
         prior = PriorPath(self.features, self._logs, rng)
         noises = np.sqrt(self._noise) * rng.standard_normal(len(self._noise))
-        errors = self._values - self._level - prior(self.features) - noises
+        errors = values - self._level - prior(self.features) - noises
         if pending is None:
             solved = cho_solve((self._factor, True), errors, check_finite=False)
-            return self._path(prior, self.features, solved, spread)
+            return self._path(prior, self.features, solved, mean_solved, spread)
         cross = kernel_matrix(Similarities(self.features, pending), self._logs)
         corner = kernel_matrix(Similarities(pending, pending), self._logs)
         corner[np.diag_indices_from(corner)] += noise
-        expected = cross.T @ self._solved
+        expected = cross.T @ mean_solved
         expected -= prior(pending) + np.sqrt(noise) * rng.standard_normal(len(pending))
         # The factor of all follows from that of the known: [L, 0; B^T, C].
         below = solve_triangular(self._factor, cross, lower=True, check_finite=False)
@@ -149,15 +165,22 @@ class GaussianProcess:
             self._factor, first - below @ tail, lower=True, trans="T", check_finite=False
         )
         solved = np.concatenate([head, tail])
-        return self._path(prior, self.features.followed_by(pending), solved, spread)
+        known = self.features.followed_by(pending)
+        return self._path(prior, known, solved, mean_solved, spread)
 
     def _path(
-        self, prior: PriorPath, known: Features, correction: FloatArray, spread: float
+        self,
+        prior: PriorPath,
+        known: Features,
+        correction: FloatArray,
+        mean_solved: FloatArray,
+        spread: float,
     ) -> "PosteriorPath":
-        # The mean is the kernel times self._solved: a weighted mean of the two is one product.
+        # The mean is the kernel times mean_solved: a weighted mean of the two is one product.
         mixed = spread * correction
-        mixed[: len(self._solved)] += (1.0 - spread) * self._solved
-        return PosteriorPath(prior, known, mixed, self._logs, self._level, spread)
+        mixed[: len(mean_solved)] += (1.0 - spread) * mean_solved
+        product = KernelProduct(known, self._logs, mixed)
+        return PosteriorPath(prior, product, self._level, spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +188,13 @@ class PosteriorPath:
     """One function drawn from a posterior: a prior draw and its correction by the data."""
 
     prior: PriorPath
-    known: Features
-    correction: FloatArray
-    logs: FloatArray
+    correction: KernelProduct
     level: float
     spread: float
 
-    def __call__(self, features: Features, cross: Similarities | None = None) -> FloatArray:
-        """Return the function's values at n merges, ``(n,)``.
-
-        Args:
-            features: Of the merges.
-            cross: Similarities of these and :attr:`known`, where they are there already.
-        """
-        cross = cross or Similarities(features, self.known)
-        values = self.spread * self.prior(features)
-        values += kernel_matrix(cross, self.logs) @ self.correction
+    def __call__(self, features: Features) -> FloatArray:
+        """Return the function's values at n merges, ``(n,)``."""
+        values = self.spread * self.prior(features) + self.correction(features)
         return np.asarray(values + self.level, dtype=np.float64)
 
 

@@ -172,24 +172,31 @@ class SearchSpace:
 
     def encode(self, weights: Matrix, drop_ratios: Matrix | None = None) -> FloatArray:
         """Return the genotype nearest to given weights and drop ratios, clipped to the cube."""
-        array = np.asarray(weights, dtype=np.float64).reshape(self.shape)
-        total = array.sum(axis=0).mean()
-        if self._scale is not None and total > 0:
-            array = array / total
+        array = np.asarray(weights, dtype=np.float64).reshape(1, *self.shape)
+        drops = np.zeros(self.shape) if drop_ratios is None else np.asarray(drop_ratios)
+        genotype: FloatArray = self.encode_all(array, drops.reshape(array.shape))[0]
+        return genotype
+
+    def encode_all(self, weights: FloatArray, drop_ratios: FloatArray) -> FloatArray:
+        """Encode many merges at once: both ``(n, checkpoints, groups)`` -> ``(n, size)``."""
+        count = len(weights)
+        totals = weights.sum(axis=1).mean(axis=1)
+        if self._scale is not None:
+            weights = weights / np.where(totals > 0, totals, 1.0)[:, None, None]
         if self._merge.parametrization == "softmax":
-            logits = np.log(np.maximum(array, 1e-12))
-            middle = (logits.max(axis=0) + logits.min(axis=0)) / 2
+            logits = np.log(np.maximum(weights, 1e-12))
+            middle = (logits.max(axis=1, keepdims=True) + logits.min(axis=1, keepdims=True)) / 2
             genes = 0.5 + (logits - middle) / (2 * _SOFTMAX_RANGE)
         elif self._merge.parametrization == "simplex":
-            genes = array
+            genes = weights
         else:
-            genes = _unscale(array, self._merge.weight)
+            genes = _unscale(weights, self._merge.weight)
+        runs = [genes.reshape(count, -1)]
         if self.has_drops:
-            drops = np.zeros(self.shape) if drop_ratios is None else np.asarray(drop_ratios)
-            genes = np.concatenate([genes.ravel(), _unscale(drops, self._merge.drop_ratio).ravel()])
+            runs.append(_unscale(drop_ratios, self._merge.drop_ratio).reshape(count, -1))
         if self._scale is not None:
-            genes = np.append(genes.ravel(), _unscale(np.array([total]), self._scale))
-        clipped: FloatArray = np.clip(genes.ravel(), 0.0, 1.0)
+            runs.append(_unscale(totals[:, None], self._scale))
+        clipped: FloatArray = np.clip(np.concatenate(runs, axis=1), 0.0, 1.0)
         return clipped
 
     def contains(self, recipe: MergeRecipe) -> bool:

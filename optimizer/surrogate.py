@@ -1,4 +1,4 @@
-"""What a search believes of every merge: one Gaussian process per objective.
+"""What a search believes of every merge: bowls and a Gaussian process per objective.
 
 Everything here is a function of the observations, in their order, and of what is asked.
 """
@@ -17,7 +17,7 @@ from optimizer.strategy import without_nan
 from optimizer.surrogate_kernel import Features, features_of
 from optimizer.surrogate_objective import (
     FIRST_FIT,
-    Hyperparameters,
+    Fits,
     Known,
     ObjectiveModel,
     Query,
@@ -26,7 +26,7 @@ from optimizer.surrogate_objective import (
 )
 
 # Hyper-parameters are fitted again when there are this many times the observations.
-_GROWTH = 1.25
+_GROWTH = 1.1
 # Beyond this many, the best and an even choice of the rest are kept, chosen every so many.
 _MAX_SAMPLES, _CHOICE_STEP = 600, 200
 
@@ -52,7 +52,7 @@ class SurrogateMemory:
         self._num_read = 0
         self._usable: list[Observation] = []
         self._choices: dict[int, list[Observation]] = {}
-        self._fits: dict[tuple[int, int], list[Hyperparameters]] = {}
+        self._fits: dict[tuple[int, int], list[Fits]] = {}
 
     def usable(self, observations: Sequence[Observation]) -> list[Observation]:
         """Return those that a surrogate learns from."""
@@ -67,7 +67,7 @@ class SurrogateMemory:
             self._choices = {settled: _choice(usable[:settled], self._names)}
         return self._choices[settled]
 
-    def fit(self, settled: int, known: "Known") -> list[Hyperparameters]:
+    def fit(self, settled: int, known: "Known") -> list[Fits]:
         """Return the hyper-parameters of every objective, fitted to what is known."""
         key = (settled, len(known.observations))
         if key not in self._fits:
@@ -114,7 +114,7 @@ class Surrogate:
             usable = [*kept, *usable[settled:]]
         self.observations = list(usable)
         self._features = self.features_of_recipes([seen.candidate.recipe for seen in usable])
-        known = Known(self._features, self.observations)
+        self._known = known = Known(self._features, self.observations)
         self._models = [
             ObjectiveModel(name, known, logs)
             for name, logs in zip(
@@ -136,7 +136,7 @@ class Surrogate:
     def predict(self, features: Features) -> Posterior:
         """Posterior of the true scores, in the units of the scores; columns as ``names``."""
         query = Query(features)
-        columns = [moments(*model.mean_and_variance(query), model.scale) for model in self._models]
+        columns = [moments(*model.means_and_variance(query), model.scale) for model in self._models]
         means, deviations = zip(*columns, strict=True)
         return Posterior(np.stack(means, axis=1), np.stack(deviations, axis=1))
 
@@ -149,8 +149,10 @@ class Surrogate:
 
         The median, not the mean: without the variance it costs a tenth.
         """
-        query = Query(self._features)
-        return np.stack([model.scale.scores(model.mean(query)) for model in self._models], axis=1)
+        unscored = self._known.unscored
+        rest = Query(self._features.take(unscored)) if unscored else None
+        middle = [model.scale.scores(model.known_mean(rest)) for model in self._models]
+        return np.stack(middle, axis=1)
 
     def path(
         self,
@@ -172,8 +174,7 @@ class Surrogate:
         paths = [model.path(rng, pending, spread) for model in self._models]
 
         def draw(features: Features) -> FloatArray:
-            query = Query(features)
-            return np.stack([path(query) for path in paths], axis=1)
+            return np.stack([path(features) for path in paths], axis=1)
 
         return draw
 

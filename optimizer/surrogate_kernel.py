@@ -7,14 +7,17 @@ variance, and a Matern 5/2 process for whatever is neither. How much each contri
 the data. With layer groups the quadratic is one of the mean over groups plus one per group.
 """
 
+from copy import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluators.scores import FloatArray
 from optimizer.space import SearchSpace
 
-_ROOT5 = float(np.sqrt(5.0))
+AnyFloats = TypeVar("AnyFloats", NDArray[np.float32], NDArray[np.float64])
 # The level of a score is unknown: prior variance of the constant, in squared logits.
 LEVEL_VARIANCE = 4.0
 _LARGEST_ODDS = 99.0
@@ -92,12 +95,16 @@ class Similarities:
         if groups > 1:
             products = np.einsum("icg,jcg->gij", left.weights, right.weights, optimize=True)
             self.linear.append(((1.0 + products) ** 2).mean(axis=0))
-        if left.companion is not None and right.companion is not None:
-            gap = left.companion[:, None] - right.companion[None]
-            product = left.companion[:, None] * right.companion[None]
-            self.linear.append(product + np.exp(-0.5 * gap**2))
         self.weight_distances = _squared_distances(*flat)
         self.spread_distances = _squared_distances(*spread)
+        if left.companion is not None and right.companion is not None:
+            self.linear.append(_companion_similarity(left.companion, right.companion))
+
+    def with_companions(self, left: FloatArray, right: FloatArray) -> "Similarities":
+        """Return those of the same merges with companion scores ``(n,)`` and ``(m,)``."""
+        new = copy(self)
+        new.linear = [*self.linear, _companion_similarity(left, right)]
+        return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ class Prior:
 
 def kernel_matrix(similarities: Similarities, logs: FloatArray) -> FloatArray:
     """Return the ``(n, m)`` prior covariance for hyper-parameters in the order of the prior."""
-    matern, _ = _matern(similarities, logs)
+    matern = matern_correlations(_scaled_squares(similarities, logs))
     matern *= np.exp(logs[2])
     matern += LEVEL_VARIANCE
     for log_amplitude, part in zip(logs[3:-1], similarities.linear, strict=True):
@@ -160,7 +167,8 @@ def kernel_diagonal(features: Features, logs: FloatArray) -> FloatArray:
 
 def kernel_gradients(similarities: Similarities, logs: FloatArray) -> list[FloatArray]:
     """Return the derivatives of :func:`kernel_matrix` by every hyper-parameter but the noise."""
-    matern, slope = _matern(similarities, logs)
+    matern = matern_correlations(_scaled_squares(similarities, logs))
+    slope = _matern_slope(similarities, logs)
     amplitude = np.exp(logs[2])
     slope *= amplitude
     gradients = [
@@ -175,21 +183,42 @@ def kernel_gradients(similarities: Similarities, logs: FloatArray) -> list[Float
     return gradients
 
 
-def _matern(similarities: Similarities, logs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Matern 5/2 correlations, and their derivative by the log length-scale per squared distance.
+def matern_correlations(squared: AnyFloats) -> AnyFloats:
+    """Matern 5/2, (1 + s + s^2 / 3) exp(-s) with s = sqrt(5) r, of squared distances r^2.
 
-    k = (1 + s + s^2 / 3) exp(-s) with s = sqrt(5) r; dk / d log l = 5/3 r_l^2 (1 + s) exp(-s),
-    where r_l^2 is the part of r^2 that has length-scale l.
+    Takes ``squared`` for itself: it holds something else afterwards.
     """
-    squared = similarities.weight_distances * np.exp(-2 * logs[0])
-    squared += similarities.spread_distances * np.exp(-2 * logs[1])
+    squared *= 5.0
     scaled = np.sqrt(squared)
-    scaled *= _ROOT5
-    decay = np.exp(-scaled)
-    slope = (1.0 + scaled) * decay
-    correlation = slope + squared * decay * (5.0 / 3.0)
-    slope *= 5.0 / 3.0
-    return correlation, slope
+    squared *= 1.0 / 3.0
+    squared += scaled
+    squared += 1.0
+    np.negative(scaled, out=scaled)
+    squared *= np.exp(scaled, out=scaled)
+    return squared
+
+
+def _matern_slope(similarities: Similarities, logs: FloatArray) -> FloatArray:
+    """Return the derivative of the Matern kernel by a log length-scale, per squared distance.
+
+    dk / d log l = 5/3 r_l^2 (1 + s) exp(-s), r_l^2 the part of r^2 with length-scale l.
+    """
+    scaled = np.sqrt(5.0 * _scaled_squares(similarities, logs))
+    slope = np.exp(-scaled)
+    slope *= (5.0 / 3.0) * (1.0 + scaled)
+    return np.asarray(slope, dtype=np.float64)
+
+
+def _scaled_squares(similarities: Similarities, logs: FloatArray) -> FloatArray:
+    squared: FloatArray = similarities.weight_distances * np.exp(-2 * logs[0])
+    squared += similarities.spread_distances * np.exp(-2 * logs[1])
+    return squared
+
+
+def _companion_similarity(left: FloatArray, right: FloatArray) -> FloatArray:
+    gap = left[:, None] - right[None]
+    similarity: FloatArray = left[:, None] * right[None] + np.exp(-0.5 * gap**2)
+    return similarity
 
 
 def _squared_distances(left: FloatArray, right: FloatArray) -> FloatArray:

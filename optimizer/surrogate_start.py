@@ -39,14 +39,16 @@ def start_genotypes(space: SearchSpace) -> list[FloatArray]:
     return [space.encode(tied(space, row)) for row in rows]
 
 
-def draw_merge(space: SearchSpace, rng: np.random.Generator) -> FloatArray:
-    """Draw a genotype: Dirichlet weights times a total, the same in every group; few drops."""
-    shares = rng.dirichlet(np.full(space.shape[0], _CONCENTRATION))
-    total = rng.uniform(_TOTAL_LOW, _TOTAL_HIGH) if space.scales else 1.0
-    drops = rng.beta(1.0, 3.0, size=space.shape[0])
-    if rng.random() >= _DROPPING_SHARE:
-        drops = np.zeros(space.shape[0])
-    return space.encode(tied(space, shares * total), tied(space, drops))
+def draw_merges(space: SearchSpace, count: int, rng: np.random.Generator) -> FloatArray:
+    """Draw genotypes: Dirichlet weights times a total, the same in every group; few drops."""
+    checkpoints = space.shape[0]
+    shares = rng.dirichlet(np.full(checkpoints, _CONCENTRATION), size=count)
+    totals = rng.uniform(_TOTAL_LOW, _TOTAL_HIGH, (count, 1)) if space.scales else 1.0
+    drops = rng.beta(1.0, 3.0, size=shares.shape)
+    drops *= rng.random((count, 1)) < _DROPPING_SHARE
+    shape = (count, *space.shape)
+    weights = np.broadcast_to((shares * totals)[:, :, None], shape)
+    return space.encode_all(weights, np.broadcast_to(drops[:, :, None], shape))
 
 
 def tied(space: SearchSpace, row: FloatArray) -> list[list[float]]:

@@ -22,7 +22,7 @@ from optimizer.space import SearchSpace
 from optimizer.strategy import ask_generator, without_nan
 from optimizer.surrogate import Surrogate, SurrogateMemory
 from optimizer.surrogate_pool import Parents, draw_children, draw_pool
-from optimizer.surrogate_start import draw_merge, start_genotypes, start_size
+from optimizer.surrogate_start import draw_merges, start_genotypes, start_size
 
 ORIGIN = "strategy:surrogate_cma"
 
@@ -30,6 +30,8 @@ ORIGIN = "strategy:surrogate_cma"
 _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
 # The pool's best are bred for so many generations on each drawn function.
 _ELITE, _GENERATIONS = 20, 3
+# Of the pool's last, so many with the largest bounds have their hypervolume gain computed.
+_EXACT = 64
 # Each function lies this much of a Thompson sample's way from the posterior's mean, drawn
 # uniformly: in many dimensions a full sample is best where least is known.
 _SPREAD = (0.5, 1.0)
@@ -117,7 +119,8 @@ class SurrogateStrategy:
         for recipe in self._start:
             if recipe.recipe_id not in known:
                 return self._space.encode(recipe.weights, recipe.drop_ratios)
-        return draw_merge(self._space, rng)
+        drawn: FloatArray = draw_merges(self._space, 1, rng)[0]
+        return drawn
 
     def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
         """Search one function drawn from the posterior for what is best if it were true."""
@@ -139,8 +142,10 @@ class SurrogateStrategy:
         if steered:
             row = int(np.argmax(scores @ self._preference))
         else:
-            row, gain = best_gain(scores, belief.front, belief.reference)
-            row = row if gain > 0 else int(np.argmax(scores @ self._preference))
+            bounds = gain_bounds(scores, belief.front, belief.reference)
+            likely = np.argsort(-bounds, kind="stable")[:_EXACT]
+            place, gain = best_gain(scores[likely], belief.front, belief.reference)
+            row = int(likely[place]) if gain > 0 else int(np.argmax(scores @ self._preference))
         chosen: FloatArray = pool[row]
         return chosen
 

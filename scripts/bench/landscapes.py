@@ -43,7 +43,8 @@ _STIFFNESS_SPREAD = 2.0
 # skills depend on.
 _DROP_VARIANCE = 0.02
 # A companion score is a mean log-likelihood: smooth where items are not solved yet, not quite
-# the same function (it minds directions that the answers do not), and nearly free of noise.
+# the same function (it minds directions that the answers do not), and nearly free of noise; the
+# standard error is that of all items.
 _COMPANION_SCALE, _COMPANION_OTHER, _COMPANION_STDERR = 4.0, 0.15, 0.02
 
 
@@ -68,6 +69,8 @@ SHAPES = {
     "4x6": LandscapeShape(4, groups=6),
     "R8": LandscapeShape(8, ripple=0.06),
     "N8c": LandscapeShape(8, companions=True),
+    "N16c": LandscapeShape(16, companions=True),
+    "4x6c": LandscapeShape(4, groups=6, companions=True),
 }
 
 
@@ -82,7 +85,7 @@ class Landscape:
     def __init__(self, name: str, seed: int = 0) -> None:
         self.name = name
         self.shape = SHAPES[name]
-        # N8c is N8 with companions.
+        # N8c is N8 with companions, and so on.
         rng = np.random.default_rng([seed, *name.removesuffix("c").encode()])
         groups, checkpoints = self.shape.groups, self.shape.checkpoints
         # Axes: group, checkpoint, direction; and objective, group, direction.
@@ -138,6 +141,7 @@ class Landscape:
         *,
         items: int = NUM_ITEMS,
         companions: bool | None = None,
+        previewed: int = NUM_ITEMS,
     ) -> Observation:
         """Score a candidate with binomial noise.
 
@@ -147,8 +151,11 @@ class Landscape:
             items: How many items each objective is scored on; 0 gives companions only.
             companions: Whether every objective has a smooth companion score; None is as the
                 landscape has it.
+            previewed: How many items companions are read on.
         """
         truth = self.truth(candidate.recipe)
+        # Of the same generator's state, whether or not scores are drawn as well.
+        reader = rng.spawn(1)[0]
         scores: Scores = {}
         if items:
             for name, share in zip(OBJECTIVES, truth.tolist(), strict=True):
@@ -160,10 +167,11 @@ class Landscape:
             losses = self._losses(
                 *_parameters(candidate.recipe), self._companion_stiffness, self.shape.ripple
             )
-            noise = rng.normal(0, _COMPANION_STDERR, losses.size)
+            stderr = _COMPANION_STDERR * float(np.sqrt(NUM_ITEMS / previewed))
+            noise = reader.normal(0, stderr, losses.size)
             values = (-_COMPANION_SCALE * losses + noise).tolist()
             smooth = {
-                name: ObjectiveScore(value, _COMPANION_STDERR, items or NUM_ITEMS)
+                name: ObjectiveScore(value, stderr, previewed)
                 for name, value in zip(OBJECTIVES, values, strict=True)
             }
         return Observation(candidate, scores, smooth)

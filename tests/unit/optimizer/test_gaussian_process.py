@@ -14,6 +14,7 @@ from optimizer.surrogate_kernel import (
     kernel_diagonal,
     kernel_matrix,
 )
+from optimizer.surrogate_path import KernelProduct
 
 
 def make_features(rng: np.random.Generator, n: int, *, groups: int = 1, companion: bool = False):
@@ -78,6 +79,14 @@ def test_posterior_equals_the_textbook_formula(samples):
     assert process.mean(cross) == pytest.approx(found[0])
 
 
+def test_kernel_times_a_vector_needs_no_matrix(samples):
+    logs = some_logs(samples)
+    known, query = samples.features.take(slice(0, 20)), samples.features.take(slice(15, 30))
+    vector = np.random.default_rng(1).normal(size=20)
+    product = kernel_matrix(Similarities(query, known), logs) @ vector
+    assert KernelProduct(known, logs, vector)(query) == pytest.approx(product, abs=1e-4)
+
+
 def test_fit_finds_a_likelier_place_than_where_it_starts(samples):
     prior = Prior.of(samples.features)
     similarities = Similarities(samples.features, samples.features)
@@ -115,7 +124,11 @@ def test_a_path_of_no_spread_is_the_mean(samples):
     process = GaussianProcess(samples, some_logs(samples))
     query = samples.features.take([1, 2])
     path = process.path(np.random.default_rng(0), spread=0.0)
-    assert path(query) == pytest.approx(process.mean(Similarities(query, samples.features)))
+    mean = process.mean(Similarities(query, samples.features))
+    # In single precision, of a sum of large numbers.
+    assert path(query) == pytest.approx(mean, abs=1e-4)
+    known = process.mean(Similarities(samples.features, samples.features))
+    assert process.known_mean() == pytest.approx(known, abs=1e-4)
 
 
 def test_equal_merges_with_different_values_are_averaged():

@@ -7,7 +7,7 @@ from optimizer.candidate import Candidate, Observation
 from optimizer.cma_strategy import rank_fitness
 from optimizer.strategies import STRATEGIES, make_strategy
 from scripts.bench.landscapes import Landscape
-from scripts.bench.search import run_search
+from scripts.bench.search_closed import run_search
 from tests.contract.strategy_contract import StrategyContract, score
 
 

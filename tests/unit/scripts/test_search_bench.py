@@ -5,7 +5,8 @@ import pytest
 
 from optimizer.candidate import Candidate
 from scripts.bench.landscapes import OBJECTIVES, SHAPES, Landscape, search_items
-from scripts.bench.search import run_search
+from scripts.bench.search import main
+from scripts.bench.search_closed import CHECKPOINTS, measure_asks, run_search
 from scripts.bench.search_rows import (
     SearchRun,
     TracePoint,
@@ -82,7 +83,7 @@ def test_scores_scatter_binomially_around_the_truth(name):
     )
     candidate = Candidate(0, space.encode(recipe.weights, recipe.drop_ratios), recipe, "x", 0)
     rng = np.random.default_rng(0)
-    seen = [landscape.observe(candidate, rng, items=64) for _ in range(400)]
+    seen = [landscape.observe(candidate, rng, items=64, previewed=64) for _ in range(400)]
     values = np.array([[o.scores[name].value for name in OBJECTIVES] for o in seen])
     truth = landscape.truth(recipe)
     spread = np.sqrt(truth * (1 - truth) / 64)
@@ -108,5 +109,64 @@ def test_a_run_is_reproducible_and_counts_its_items():
     landscape = Landscape("N4")
     runs = [run_search(landscape, "dirichlet", 3, 25) for _ in range(2)]
     assert runs[0].trace == runs[1].trace
-    assert [point.evaluations for point in runs[0].trace] == [12, 25]
+    assert [point.evaluations for point in runs[0].trace] == [12, 16, 20, 25]
     assert runs[0].trace[-1].items == 25 * 3 * 256
+
+
+def test_every_strategy_is_told_the_same_baselines_first():
+    landscape = Landscape("N8")
+    # The base, 8 checkpoints and the soup; three scales follow.
+    firsts = {
+        name: run_search(landscape, name, 0, 13).trace[0] for name in ("dirichlet", "scalar_cma")
+    }
+    assert firsts["dirichlet"] == firsts["scalar_cma"]
+    assert firsts["dirichlet"].evaluations == CHECKPOINTS[0] == 12
+
+
+def test_screening_scores_one_of_a_group_and_pays_for_all_companions():
+    run = run_search(Landscape("N8c"), "screen", 0, 16)
+    # 13 baselines and 3 groups of 6, each with companions of 8 items per objective.
+    scored = 16 * 3 * 256
+    assert run.trace[-1].items == pytest.approx(scored + 0.15 * 24 * (13 + 3 * 6))
+    with pytest.raises(ValueError, match="N8 has no companions"):
+        run_search(Landscape("N8"), "screen", 0, 16)
+
+
+def test_companions_are_the_same_with_and_without_scores():
+    landscape = Landscape("N8c")
+    space = landscape.space(landscape.job("dirichlet"))
+    recipe = space.recipe(np.full(space.shape, 0.2).tolist())
+    candidate = Candidate(0, space.encode(recipe.weights), recipe, "x", 0)
+    looked, scored = (
+        landscape.observe(candidate, np.random.default_rng(7), items=items, previewed=8)
+        for items in (0, 256)
+    )
+    assert looked.companions == scored.companions
+    assert looked.scores == {}
+
+
+def test_times_of_asks_have_their_units_in_their_keys():
+    found = measure_asks(Landscape("N4"), (15, 20), asks=2)
+    assert list(found.ask_ms_at) == list(found.tell_ms_at) == ["15", "20"]
+    assert all(0 < value < 10_000 for value in found.ask_ms_at.values())
+
+
+def test_one_command_prints_rows_and_goes_on_with_its_runs(tmp_path, monkeypatch, capsys):
+    words = "search --json --part closed --landscapes N4 N8c --evaluations 14 --runs"
+    strategies = ["--strategies", "dirichlet", "sobol", "screen"]
+    monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path / "runs"), *strategies])
+    main()
+    first = json.loads(capsys.readouterr().out)
+    assert first["complete"]
+    # There is nothing to screen by on N4.
+    assert [(row["landscape"], row["strategy"]) for row in first["rows"]] == [
+        ("N4", "dirichlet"),
+        ("N4", "sobol"),
+        ("N8c", "dirichlet"),
+        ("N8c", "sobol"),
+        ("N8c", "screen"),
+    ]
+    keys = {"hv_mean", "hv_sd", "evaluations", "items", "items_to_match", "ask_ms"}
+    assert all(keys <= set(row) for row in first["rows"])
+    main()
+    assert json.loads(capsys.readouterr().out) == first
