@@ -9,9 +9,8 @@ A candidate's search is *finished* by its last block, by a failure, or by a stop
 """
 
 import threading
-from pathlib import Path
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 
 from configs.errors import ArchiveError
 from configs.evaluation import SplitName, TaskSpec
@@ -37,6 +36,7 @@ from optimizer.archive_schema import (
 )
 from optimizer.archive_seeds import WarmStart, read_warm_start
 from optimizer.archive_stops import RecordedStop, decode_stop
+from optimizer.archive_store import Store
 from optimizer.archived_search import ArchivedSearch
 from optimizer.candidate import Candidate, Observation
 from workers.outcome import EvaluationKey, Signal
@@ -48,8 +48,8 @@ Part = tuple[str, Signal]
 class OutcomeReader(ArchivedSearch):
     """Proposals, outcomes and stops of one search; safe to use from several threads."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
-        super().__init__(path, engine)
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
         self._refreshing = threading.RLock()
         self._candidates: list[Candidate] = []
         self._recorded: list[RecordedOutcome] = []
@@ -62,6 +62,8 @@ class OutcomeReader(ArchivedSearch):
         self._stops: dict[int, RecordedStop] = {}
         self._observations: list[Observation] = []
         self._finished: set[int] = set()
+        # Proposed by the search and not finished, by index.
+        self._unfinished: dict[int, None] = {}
         self._warm_start: WarmStart | None = None
         self._began_cold = False
         self._finish_sequences: list[int] = []
@@ -80,7 +82,7 @@ class OutcomeReader(ArchivedSearch):
         self._refresh()
         if not 0 <= index < len(self._candidates):
             raise ArchiveError(
-                f"archive {self._path} has no candidate {index}; it holds "
+                f"archive {self.place} has no candidate {index}; it holds "
                 f"{len(self._candidates)}, counted from 0",
                 candidate=index,
             )
@@ -163,15 +165,22 @@ class OutcomeReader(ArchivedSearch):
         with self._transaction() as connection:
             return self._block(connection, split, name)
 
+    def _pending_after(self, seen: int) -> list[int]:
+        """Return which candidates were proposed, but not among the first ``seen`` told."""
+        told = max(0, seen - len(self.seeds()))
+        untold = [observation.candidate for observation in self._observations[told:]]
+        return sorted({*self._unfinished, *(c.index for c in untold if not c.is_attribution)})
+
     def _refresh(self) -> None:
         """Read what was recorded since the last time."""
         with self._refreshing, self._transaction() as connection:
             first = len(self._candidates)
             query = self._of_search(proposals).where(proposals.c.candidate >= first)
-            self._candidates.extend(
-                decode_candidate(row._asdict())
-                for row in connection.execute(query.order_by(proposals.c.candidate))
-            )
+            for row in connection.execute(query.order_by(proposals.c.candidate)):
+                candidate = decode_candidate(row._asdict())
+                self._candidates.append(candidate)
+                if not candidate.is_attribution:
+                    self._unfinished[candidate.index] = None
             waiting = self._new_stops(connection)
             for outcome in self._new_outcomes(connection):
                 while waiting and waiting[0].sequence < outcome.sequence:
@@ -210,6 +219,7 @@ class OutcomeReader(ArchivedSearch):
         if candidate in self._finished:
             return
         self._finished.add(candidate)
+        self._unfinished.pop(candidate, None)
         self._finish_sequences.append(len(self._recorded) - 1)
         found: Scores = {}
         if scores is not None:
@@ -253,7 +263,7 @@ class OutcomeReader(ArchivedSearch):
             found = connection.execute(self._of_search(blocks, query)).scalar_one_or_none()
             if found is None:
                 raise ArchiveError(
-                    f"archive {self._path} knows no block `{name}` of split `{split}`; record "
+                    f"archive {self.place} knows no block `{name}` of split `{split}`; record "
                     "a block before it is sent to a worker"
                 )
             self._blocks[split, name] = json_to_block(found)
