@@ -16,7 +16,19 @@ DEFAULT_SEARCH = "default"
 SCHEMES = ("postgresql", "postgres")
 
 CONNECTION_OPTIONS = frozenset(
-    ["application_name", "connect_timeout", "host", "port", "service", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert", "target_session_attrs"]
+    {
+        "application_name",
+        "connect_timeout",
+        "host",
+        "port",
+        "service",
+        "sslcert",
+        "sslcrl",
+        "sslkey",
+        "sslmode",
+        "sslrootcert",
+        "target_session_attrs",
+    }
 )
 """What a URL may say beside the search, as libpq reads it."""
 

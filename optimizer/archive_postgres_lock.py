@@ -235,7 +235,7 @@ def _named(connection: Connection, search_id: int) -> Owner | None:
 
 def _taken_over(place: DatabasePlace, owner: Owner | None) -> ArchiveLockedError:
     advice = (
-        "this process was silent for so long, or cut off, that it counted as gone. What it recorded "
-        "is safe; stop it"
+        "this process was silent for so long, or cut off, that it counted as gone. What it "
+        "recorded is safe; stop it"
     )
     return locked(place, owner, advice=advice)

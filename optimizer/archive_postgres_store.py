@@ -32,6 +32,8 @@ from optimizer.archive_schema import METADATA, searches
 from optimizer.archive_store import Backend, Fill, Store
 
 _MAX_NAMES = 10
+_MAY_USE = text(f"SELECT has_schema_privilege(to_regnamespace('{SCHEMA}')::oid, 'USAGE')")
+"""NULL where there is no such schema."""
 
 
 class PostgresStore(Store):
@@ -77,7 +79,7 @@ class PostgresBackend(Backend):
     def exists(self) -> bool:
         """Whether the database has a search of that name."""
         with self._looking() as connection:
-            return _version(connection) is not None and self._found(connection) is not None
+            return self._version(connection) is not None and self._found(connection) is not None
 
     def refuse_existing(self) -> None:
         """Refuse to make a search where there is one."""
@@ -88,8 +90,9 @@ class PostgresBackend(Backend):
         """Make the search, and the tables where it is the first of the database."""
         with self._writer() as (engine, session), session.transaction() as connection:
             serialize(connection)
-            if _version(connection) is None:
-                if not _has_schema(connection):
+            if self._version(connection) is None:
+                self._refuse_encoding(connection)
+                if not connection.execute(_MAY_USE).scalar_one_or_none():
                     connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
                 create_tables(connection)
             else:
@@ -165,7 +168,7 @@ class PostgresBackend(Backend):
 
     def _checked(self, connection: Connection, *, writable: bool) -> int:
         """Return the number of the search, whose tables this mergefront can use."""
-        version = _version(connection)
+        version = self._version(connection)
         if version is None:
             raise self._not_found("its database holds no search")
         check_version(self.place, *version, writable=writable)
@@ -174,13 +177,36 @@ class PostgresBackend(Backend):
             raise self._not_found(f"its database holds {_names(connection)}")
         return found
 
+    def _version(self, connection: Connection) -> tuple[int, str] | None:
+        """Return the schema of the database; None where there are no tables of ours."""
+        may_use = connection.execute(_MAY_USE).scalar_one_or_none()
+        if may_use is False:
+            user = connection.exec_driver_sql("SELECT current_user").scalar_one()
+            raise ArchiveError(
+                f"archive {self.place} cannot be used by user `{user}`: it may not use the schema "
+                f"`{SCHEMA}`; its owner can GRANT that",
+                path=str(self.place),
+            )
+        return found_version(connection) if may_use else None
+
+    def _refuse_encoding(self, connection: Connection) -> None:
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding != "UTF8":
+            name = self.place.connection.get("dbname", "NAME")
+            raise ArchiveError(
+                f"archive {self.place} cannot be made: its database has the encoding {encoding}, "
+                "which does not hold every text; make another, `createdb --encoding=UTF8 "
+                f"--template=template0 {name}-utf8`",
+                path=str(self.place),
+            )
+
     def _found(self, connection: Connection) -> int | None:
         query = select(searches.c.search_id).where(searches.c.name == self.place.search)
         return connection.execute(query).scalar()
 
     def _bring_up_to_date(self, connection: Connection, besides: int = 0) -> tuple[str, ...]:
         """Apply what is missing in the tables, unless an older mergefront is writing there."""
-        version = _version(connection)
+        version = self._version(connection)
         if version is None or version[0] == schema_version():
             return ()
         check_version(self.place, *version, writable=True)
@@ -189,8 +215,9 @@ class PostgresBackend(Backend):
             query = select(searches.c.name).where(searches.c.search_id.in_(others))
             names = ", ".join(sorted(connection.execute(query).scalars()))
             raise ArchiveLockedError(
-                f"the tables of {self.place.database} have schema {version[0]} and must be brought "
-                f"up to {schema_version()}, while {names} are being written; wait until they end",
+                f"the tables of {self.place.database} have schema {version[0]} and cannot be "
+                f"brought to {schema_version()} while others are written: {names}; wait until "
+                "they end",
                 path=str(self.place),
             )
         return tuple(migrate(connection))
@@ -209,15 +236,6 @@ class PostgresBackend(Backend):
             "`mergefront run JOB.yaml`",
             path=str(self.place),
         )
-
-
-def _has_schema(connection: Connection) -> bool:
-    query = text("SELECT to_regnamespace(:name) IS NOT NULL")
-    return bool(connection.execute(query, {"name": SCHEMA}).scalar_one())
-
-
-def _version(connection: Connection) -> tuple[int, str] | None:
-    return found_version(connection) if _has_schema(connection) else None
 
 
 def _names(connection: Connection) -> str:

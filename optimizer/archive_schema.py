@@ -261,7 +261,9 @@ _SQLITE_BODY = "BEGIN SELECT RAISE(ABORT, '{table} is append-only: {change} refu
 _POSTGRES_BODY = "FOR EACH {each} EXECUTE FUNCTION refuse_change()"
 _POSTGRES_FUNCTION = """
 CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP; END $$
+BEGIN
+    RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only: ' || TG_OP || ' refused';
+END $$
 """
 
 

@@ -2,8 +2,9 @@
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
 ``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_read`` (what
-only reads an archive) and ``optimizer.cli_archive`` (its upkeep); the arguments that several commands take are in ``optimizer.cli_options``.
-What they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
+only reads an archive) and ``optimizer.cli_archive`` (its upkeep); the arguments that several
+commands take are in ``optimizer.cli_options``, how commands end in ``optimizer.cli_guard``. What
+they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
 Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
 those of ``configs.errors``.
 """

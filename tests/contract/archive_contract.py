@@ -8,6 +8,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ class ArchiveContract:
         yield create
         for archive in opened:
             archive.close()
+
+    @pytest.fixture
+    def open_reader(self, location):
+        with ExitStack() as opened:
+            yield lambda: opened.enter_context(Archive.open(location))
 
     @pytest.fixture
     def archive(self, create) -> Archive:

@@ -16,7 +16,7 @@ class TestPostgresArchive(
 ):
     @pytest.fixture
     def database(self, postgres: PostgresServer) -> str:
-        return postgres.new_database()
+        return postgres.empty_database()
 
     @pytest.fixture
     def location(self, postgres: PostgresServer, database: str) -> str:

@@ -60,7 +60,7 @@ class Writer:
 
 @pytest.fixture
 def url(postgres) -> str:
-    url = postgres.url(postgres.new_database(), "search")
+    url = postgres.url(postgres.empty_database(), "search")
     example_archive(url).close()
     return url
 
@@ -91,12 +91,10 @@ def test_second_writer_is_admitted_when_the_first_was_killed(url, writer) -> Non
         assert second.record_outcome(completed(1))
 
 
-def test_writer_that_hangs_loses_its_archive_and_cannot_write_again(
-    postgres, url, writer
-) -> None:
+def test_writer_that_hangs_loses_its_archive_and_cannot_write_again(postgres, url, writer) -> None:
     """As a machine that lost power, or a network that was cut, looks to the server."""
     writer.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(ArchiveLockedError, match="last sign of life 0 s ago"):
+    with pytest.raises(ArchiveLockedError, match=r"last sign of life \d s ago"):
         Archive.open(url, writable=True)
     postgres.execute("UPDATE owners SET heartbeat_s = heartbeat_s - 61", database_of(url))
     with Archive.open(url, writable=True) as second:
@@ -157,16 +155,19 @@ def test_writer_says_so_when_the_server_stays_away(mortal_postgres, monkeypatch)
 def test_connection_that_is_lost_in_a_transaction_writes_nothing(postgres, url) -> None:
     with Archive.open(url, writable=True) as archive:
         archive.record_proposal(example_candidate(0))
-        with (
-            pytest.raises(ArchiveError, match=r"was lost: .*Everything recorded before is safe"),
-            archive._store.writing() as connection,
-        ):
-            connection.exec_driver_sql("INSERT INTO meta VALUES ('half', 'x')")
-            postgres.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
-                f"'{database_of(url)}' AND pid <> pg_backend_pid()"
-            )
-            connection.exec_driver_sql("INSERT INTO meta VALUES ('whole', 'x')")
+
+        def write() -> None:
+            with archive._store.writing() as connection:
+                connection.exec_driver_sql("INSERT INTO meta VALUES ('half', 'x')")
+                postgres.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                    database_of(url),
+                )
+                connection.exec_driver_sql("INSERT INTO meta VALUES ('whole', 'x')")
+
+        with pytest.raises(ArchiveError, match=r"was lost: .*Everything recorded before is safe"):
+            write()
         rows = postgres.execute("SELECT key FROM meta", database_of(url))
         assert ("half",) not in rows
         assert archive.record_outcome(completed(0))
