@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Archive", "RecordedOutcome"]
 
+_BEAT_S = 1.0
+"""Outcomes in quick succession count as one sign of life."""
+
 
 class Archive(ArchiveRecorder):
     """One search on disk. Made by ``create`` or ``open``; a context manager that closes.
@@ -41,6 +44,7 @@ class Archive(ArchiveRecorder):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._run: Run | None = None
+        self._beaten_s = 0.0
 
     @classmethod
     def create(
@@ -121,7 +125,7 @@ class Archive(ArchiveRecorder):
             query = self._of_search(runs, select(func.count()).select_from(runs))
             number = int(connection.execute(query).scalar_one())
             self._insert(connection, runs, [run_row(number)])
-        self._run = Run(number, earlier_s, time.monotonic())
+        self._run, self._beaten_s = Run(number, earlier_s, time.monotonic()), 0.0
 
     def heartbeat(self) -> None:
         """Record how long this run has lasted; recording an outcome does so too.
@@ -132,7 +136,7 @@ class Archive(ArchiveRecorder):
         if self._run is None:
             raise ValueError("there is no run to keep alive; call begin_run first")
         with self._writing() as connection:
-            self._beat(connection)
+            self._write_beat(connection, self._run)
 
     def close(self) -> None:
         """Close the archive and let the next writer in; a second call does nothing."""
@@ -148,9 +152,13 @@ class Archive(ArchiveRecorder):
         self.close()
 
     def _beat(self, connection: Connection) -> None:
-        if self._run is not None:
-            connection.execute(
-                runs.update()
-                .where(runs.c.search_id == self._search_id, runs.c.run == self._run.number)
-                .values(heartbeat_at=utc_now(), elapsed_s=self._run.lasted_s)
-            )
+        if self._run is not None and self._run.lasted_s >= self._beaten_s + _BEAT_S:
+            self._write_beat(connection, self._run)
+
+    def _write_beat(self, connection: Connection, run: Run) -> None:
+        self._beaten_s = run.lasted_s
+        connection.execute(
+            runs.update()
+            .where(runs.c.search_id == self._search_id, runs.c.run == run.number)
+            .values(heartbeat_at=utc_now(), elapsed_s=self._beaten_s)
+        )

@@ -5,7 +5,8 @@ may call them.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from sqlalchemy import Connection, Table, func, select
 
@@ -14,11 +15,15 @@ from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE, block_name, remaining
 from evaluators.scores import Items
 from optimizer.archive_checks import checked_block, checked_scores
+from optimizer.archive_outcomes import Reading
 from optimizer.archive_reader import ArchiveReader
 from optimizer.archive_records import (
     Row,
     Rows,
+    blob_to_floats,
     block_to_json,
+    decode_outcome,
+    floats_to_blob,
     item_rows,
     objective_rows,
     outcome_row,
@@ -40,7 +45,7 @@ from optimizer.archive_schema import (
     warm_starts,
 )
 from optimizer.archive_seeds import WarmStart, seed_rows, warm_start_row
-from optimizer.archive_stops import Stop, stop_row
+from optimizer.archive_stops import Stop, decode_stop, stop_row
 from optimizer.archive_store import Store
 from optimizer.archive_texts import KeptTexts
 from optimizer.candidate import Candidate
@@ -84,6 +89,9 @@ class ArchiveRecorder(ArchiveReader):
         row = proposal_row(candidate, self._pending_after(candidate.seen), utc_now())
         with self._writing() as connection:
             self._insert(connection, proposals, [row])
+        with self._learning():
+            genotype = blob_to_floats(floats_to_blob(candidate.genotype))
+            self._propose(replace(candidate, genotype=genotype), str(row["recipe_id"]))
 
     def record_block(self, split: SplitName, items: Items) -> str:
         """Record which items a block holds, before it is sent; it is on the disk on return.
@@ -144,6 +152,8 @@ class ArchiveRecorder(ArchiveReader):
                 if self._texts.keeps(outcome, candidate, scores, self._recorded):
                     self._insert(connection, texts, text_rows(outcome))
             self._beat(connection)
+        with self._learning() as reading:
+            self._add(reading, decode_outcome(row, scores, self.job))
         return True
 
     def record_stops(self, stopped: Mapping[int, Stop]) -> None:
@@ -168,6 +178,9 @@ class ArchiveRecorder(ArchiveReader):
             rows.append(stop_row(index, number, len(self._recorded) - 1, stop, utc_now()))
         with self._writing() as connection:
             self._insert(connection, stops, rows)
+        with self._learning() as reading:
+            for row in rows:
+                self._stop(reading, decode_stop(row))
 
     def record_warm_start(self, start: WarmStart) -> None:
         """Record what a search knows before its first proposal; it is on the disk on return.
@@ -202,7 +215,7 @@ class ArchiveRecorder(ArchiveReader):
             self._insert(connection, choices, [row])
 
     def _refresh(self) -> None:
-        # Nobody else writes what this process may write: it reads only after it wrote.
+        # Nobody else writes what this process may write, so it reads it once.
         with self._refreshing:
             if self.writable and not self._stale:
                 return
@@ -219,8 +232,26 @@ class ArchiveRecorder(ArchiveReader):
         try:
             with self._store.writing() as connection:
                 yield connection
-        finally:
-            self._stale = True  # after the commit: a thread that reads before it sees the old
+        except BaseException:
+            self._stale = True  # it may have been written all the same
+            raise
+
+    @contextmanager
+    def _learning(self) -> Iterator[Reading]:
+        """Take in what was just written, as reading it would; other threads see it from now on."""
+        with self._refreshing, ExitStack() as stack:
+            opened: list[Connection] = []
+
+            def reading() -> Connection:
+                if not opened:
+                    opened.append(stack.enter_context(self._transaction()))
+                return opened[0]
+
+            try:
+                yield reading
+            except BaseException:
+                self._stale = True
+                raise
 
     def _beat(self, connection: Connection) -> None:
         """Say, in a transaction that writes something else, that the search goes on."""

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -217,8 +217,16 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
 
 def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
     """Encode the score of every objective."""
+    columns = _key_columns(key)
     return [
-        {**_key_columns(key), "objective": name, **asdict(score)} for name, score in scores.items()
+        {
+            **columns,
+            "objective": name,
+            "value": score.value,
+            "stderr": score.stderr,
+            "count": score.count,
+        }
+        for name, score in scores.items()
     ]
 
 
@@ -282,4 +290,9 @@ def same_items(part: TaskScores, usual: Items) -> bool:
 
 
 def _key_columns(key: EvaluationKey) -> Row:
-    return asdict(key)
+    return {
+        "candidate": key.candidate,
+        "split": key.split,
+        "block": key.block,
+        "signal": key.signal,
+    }
