@@ -15,7 +15,7 @@ from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
-    "check", "noise", "run", "resume", "rival", "status", "front", "plot", "report", "export",
+    "archive", "check", "noise", "run", "resume", "rival", "status", "front", "plot", "report", "export",
     "merge", "recipe",
 )  # fmt: skip
 MERGES = (
