@@ -2,7 +2,8 @@
 
 Each change is a function that never changes again, in SQL of its own time. A database keeps the
 names of those that are in it; opening it for writing applies the others, in one transaction, so
-that it has the old tables or the new ones. ``optimizer.archive_schema`` describes the tables after all of them.
+that it has the old tables or the new ones. ``optimizer.archive_schema`` describes the tables after
+all of them.
 
 Schema 3 is the oldest that can follow. Schema 1 had no blocks and no companions, and item scores
 without compression; schema 2 had no stops, and companions only beside scores.

@@ -160,7 +160,7 @@ class WriterSession:
         if time.monotonic() - self._used_at < PING_AFTER_S:
             return
         try:
-            if not self._connection.invalidated:
+            if not (self._connection.closed or self._connection.invalidated):
                 with self._connection.begin():
                     self._connection.exec_driver_sql("SELECT 1")
                 return

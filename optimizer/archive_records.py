@@ -140,7 +140,7 @@ def proposal_row(candidate: Candidate, pending: Sequence[int], proposed_at: str)
     }
 
 
-def decode_candidate(row: Mapping[str, Any]) -> Candidate:
+def decode_candidate(row: Mapping[Any, Any]) -> Candidate:
     """Build a candidate from its row.
 
     Raises:
@@ -162,7 +162,7 @@ def decode_candidate(row: Mapping[str, Any]) -> Candidate:
     )
 
 
-def decode_outcome(row: Mapping[str, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
+def decode_outcome(row: Mapping[Any, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
     """Build an outcome from its row and its scores, which take the order of the job."""
     in_order = {name: scores[name] for name in job.objectives if name in scores}
     return RecordedOutcome(

@@ -277,7 +277,7 @@ def merge(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one merge without a search, from a recipe or a mergekit YAML."""
+    """Make one merge without a search, of a recipe or mergekit YAML."""
     from optimizer import cli_merge
 
     cli_merge.merge(

@@ -28,7 +28,7 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="TO", help="Where there is none yet.")],
     as_json: AsJson = False,
 ) -> None:
-    """Copy an archive, also between files and PostgreSQL, and compare row for row."""
+    """Copy an archive, to a file or PostgreSQL, and compare each row."""
     from optimizer.archive_copy import copy_archive
     from optimizer.cli_read import print_json
 
@@ -44,7 +44,7 @@ def copy(
 
 @_command
 def verify(archive: ArchivePlace, as_json: AsJson = False) -> None:
-    """Check that everything in an archive fits together; change nothing."""
+    """Check that everything in an archive fits together."""
     from optimizer.archive_verify import verify_archive
     from optimizer.cli_read import print_json
 
@@ -84,7 +84,7 @@ def compact(archive: ArchivePlace, as_json: AsJson = False) -> None:
 
 @_command
 def migrate(archive: ArchivePlace, as_json: AsJson = False) -> None:
-    """Bring an archive of an older version up to date, as resuming it does."""
+    """Bring an archive of an older version up to date."""
     from optimizer.archive_store import backend_of
     from optimizer.cli_read import print_json
 

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +241,7 @@ def measure(directory: Path, count: int, repeats: int, postgres: str | None) -> 
     }
     if postgres is not None:
         name = f"benchmark-{os.getpid()}-{int(time.time())}"
-        found = record(str(replace(read_place(postgres), search=name)), count)
+        found = record(read_place(postgres).beside(name), count)
         report["postgres_outcomes_per_s"] = found.outcomes_per_s
         report["postgres_evaluations_per_s"] = found.evaluations_per_s
     for num_items in (NUM_ITEMS, 334):

@@ -187,7 +187,7 @@ def test_create_that_fails_leaves_nothing(postgres, database, url) -> None:
         raise ArchiveError("no")
 
     for _ in range(2):
-        with pytest.raises(ArchiveError, match="^no$"):
+        with pytest.raises(ArchiveError, match=r"^no$"):
             backend_of(url).begin(fill)
     assert not Archive.exists(url)
     example_archive(url).close()

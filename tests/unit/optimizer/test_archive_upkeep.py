@@ -153,7 +153,7 @@ def test_copy_that_differs_is_not_kept(path, tmp_path, monkeypatch) -> None:
         return copied(rows, new, table, search)
 
     monkeypatch.setattr(archive_copy, "_copy_table", loses_a_bit)
-    with pytest.raises(ArchiveError, match="copy of table `objective_scores` differs .* in row 0"):
+    with pytest.raises(ArchiveError, match=r"copy of table `objective_scores` differs .* in row 0"):
         copy_archive(path, tmp_path / "copy.sqlite")
     assert not (tmp_path / "copy.sqlite").exists()
 
@@ -198,7 +198,7 @@ def test_sound_archive_is_said_to_be_sound(path) -> None:
             "candidate 0", "holds what is no number",
         ),
         ("DELETE FROM proposals WHERE candidate = 1", "candidate 2", "comes where candidate 1"),
-        ("DELETE FROM proposals WHERE candidate = 1", "outcomes", "1 rows refer to no row of `prop"),
+        ("DELETE FROM proposals WHERE candidate = 1", "outcomes", "1 rows refer to no row of `p"),
         (
             "UPDATE blocks SET items = replace(items, 'search-mbpp-2', 'search-mbpp-4')",
             f"block {block_name(BLOCK)} of search", "its items are those of block",
@@ -220,7 +220,7 @@ def test_sound_archive_is_said_to_be_sound(path) -> None:
             "DELETE FROM objective_scores WHERE split = 'report' AND objective = 'math'",
             "candidate 0 on report", "has scores of `code`, `instruct`, and items of",
         ),
-        ("DELETE FROM item_scores WHERE split = 'report'", "candidate 0 on report", "has no scores"),
+        ("DELETE FROM item_scores WHERE split = 'report'", "candidate 0 on report", "no scores"),
         (
             "UPDATE item_scores SET values_zlib = x'00' WHERE split = 'report' AND task = 'mbpp'",
             "candidate 0 on report, item_scores of `mbpp`", "cannot be read",
@@ -291,7 +291,11 @@ def test_compact_gives_space_back_and_keeps_every_row(path) -> None:
         file.execute("DROP TABLE ballast")
     before, size = everything(path), path.stat().st_size
     record = json.loads(mergefront("archive", "compact", path, "--json").stdout)
-    assert record == {"archive": str(path), "bytes_before": size, "bytes_after": path.stat().st_size}
+    assert record == {
+        "archive": str(path),
+        "bytes_before": size,
+        "bytes_after": path.stat().st_size,
+    }
     assert path.stat().st_size < size - 400_000
     assert everything(path) == before
     assert "->" in mergefront("archive", "compact", path).stdout
