@@ -165,7 +165,7 @@ class WriterSession:
                     self._connection.exec_driver_sql("SELECT 1")
                 return
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not (error.connection_invalidated and self._search_id):
                 raise
         self._take_again()
 
