@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.evaluation import EvaluationSettings, Objective
 from configs.groups import GroupRule, GroupRules, check_rest
 from configs.local_paths import exists
+from configs.place import read_place
 from configs.racing import Gates, Racing, Screening
 from configs.section import Section
 
@@ -271,7 +272,13 @@ class JobConfig(Section):
     workers: WorkerSettings = WorkerSettings()
     """Number and resources of the workers."""
     archive: str
-    """Path of the SQLite file that records the search."""
+    """What records the search: an SQLite file, or ``postgresql://USER@HOST/DB?search=NAME``."""
+
+    @field_validator("archive")
+    @classmethod
+    def _a_place(cls, text: str) -> str:
+        read_place(text)
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

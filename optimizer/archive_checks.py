@@ -1,9 +1,4 @@
-"""What an archive refuses to record: blocks and scores that do not fit its job.
-
-And what it leaves out: texts that nobody will ask for.
-"""
-
-from collections.abc import Iterable
+"""What an archive refuses to record: blocks and scores that do not fit its job."""
 
 import numpy as np
 
@@ -12,11 +7,7 @@ from configs.evaluation import SplitName
 from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, ordered
 from evaluators.scores import Items, Scores, TaskScores, aggregate
-from optimizer.archive_records import RecordedOutcome, covered_objectives, same_items
-from optimizer.candidate import Candidate
-from optimizer.gates import repetitive_share
-from optimizer.pareto import non_dominated
-from optimizer.scalarize import score_matrix
+from optimizer.archive_records import covered_objectives, same_items
 from workers.outcome import Completed
 
 
@@ -104,30 +95,3 @@ def _problem_of(part: TaskScores, usual: Items, where: str, *, whole: bool) -> s
     if whole and (missing := set(usual[part.task]).difference(part.item_ids)):
         return f"was not scored on `{min(missing)}`, which is in this block"
     return ""
-
-
-def keeps_texts(
-    outcome: Completed,
-    candidate: Candidate,
-    scores: Scores,
-    before: Iterable[RecordedOutcome],
-    repetition: float | None,
-) -> bool:
-    """Whether generated texts are kept: of held-out evaluations, of baselines, of rivals.
-
-    A rival is a candidate that none dominates of those scored on the same items before it. Texts
-    of which a share of ``repetition`` or more only repeat themselves are kept too: they say why
-    the candidate is stopped, and a driver that is started again asks them.
-    """
-    key = outcome.key
-    if key.split != "search" or candidate.is_baseline:
-        return True
-    if repetition is not None and repetitive_share(outcome.texts) >= repetition:
-        return True
-    rivals = [
-        found.scores
-        for found in before
-        if (found.key.split, found.key.block) == (key.split, key.block) and found.scores
-    ]
-    points = score_matrix([*rivals, scores], tuple(scores))
-    return bool(scores) and bool(non_dominated(points)[-1])

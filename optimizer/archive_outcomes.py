@@ -9,12 +9,13 @@ A candidate's search is *finished* by its last block, by a failure, or by a stop
 """
 
 import threading
-from pathlib import Path
+from collections.abc import Callable
+from functools import cached_property
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 
 from configs.errors import ArchiveError
-from configs.evaluation import SplitName, TaskSpec
+from configs.evaluation import Objective, SplitName, TaskSpec
 from evaluators.blocks import WHOLE, remaining, union
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive_records import (
@@ -37,6 +38,7 @@ from optimizer.archive_schema import (
 )
 from optimizer.archive_seeds import WarmStart, read_warm_start
 from optimizer.archive_stops import RecordedStop, decode_stop
+from optimizer.archive_store import Store
 from optimizer.archived_search import ArchivedSearch
 from optimizer.candidate import Candidate, Observation
 from workers.outcome import EvaluationKey, Signal
@@ -44,14 +46,18 @@ from workers.outcome import EvaluationKey, Signal
 Part = tuple[str, Signal]
 """A block, and what was asked of it."""
 
+Reading = Callable[[], Connection]
+"""Lends a transaction to who needs one: most outcomes are taken in without."""
+
 
 class OutcomeReader(ArchivedSearch):
     """Proposals, outcomes and stops of one search; safe to use from several threads."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
-        super().__init__(path, engine)
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
         self._refreshing = threading.RLock()
         self._candidates: list[Candidate] = []
+        self._recipe_ids: list[str] = []
         self._recorded: list[RecordedOutcome] = []
         # Of whole splits: recorded so, completed by a block, or failed on a block.
         self._outcomes: list[RecordedOutcome] = []
@@ -62,6 +68,8 @@ class OutcomeReader(ArchivedSearch):
         self._stops: dict[int, RecordedStop] = {}
         self._observations: list[Observation] = []
         self._finished: set[int] = set()
+        # Proposed by the search and not finished, by index.
+        self._unfinished: dict[int, None] = {}
         self._warm_start: WarmStart | None = None
         self._began_cold = False
         self._finish_sequences: list[int] = []
@@ -70,6 +78,11 @@ class OutcomeReader(ArchivedSearch):
         """Return every proposal, by index."""
         self._refresh()
         return list(self._candidates)
+
+    def recipe_ids(self) -> list[str]:
+        """Return the id of every proposal's recipe, by index; to compute them again takes long."""
+        self._refresh()
+        return list(self._recipe_ids)
 
     def candidate(self, index: int) -> Candidate:
         """Return one proposal.
@@ -80,7 +93,7 @@ class OutcomeReader(ArchivedSearch):
         self._refresh()
         if not 0 <= index < len(self._candidates):
             raise ArchiveError(
-                f"archive {self._path} has no candidate {index}; it holds "
+                f"archive {self.place} has no candidate {index}; it holds "
                 f"{len(self._candidates)}, counted from 0",
                 candidate=index,
             )
@@ -145,7 +158,7 @@ class OutcomeReader(ArchivedSearch):
         """Return what is known of a candidate from its companions alone."""
         found = self.candidate(candidate)
         with self._transaction() as connection:
-            return Observation(found, {}, self._companion_means(connection, candidate))
+            return Observation(found, {}, self._companion_means(lambda: connection, candidate))
 
     def is_finished(self, candidate: int) -> bool:
         """Whether a candidate's search is over: complete, failed or stopped."""
@@ -163,24 +176,35 @@ class OutcomeReader(ArchivedSearch):
         with self._transaction() as connection:
             return self._block(connection, split, name)
 
+    def _pending_after(self, seen: int) -> list[int]:
+        """Return which candidates were proposed, but not among the first ``seen`` told."""
+        told = max(0, seen - len(self.seeds()))
+        untold = [observation.candidate for observation in self._observations[told:]]
+        return sorted({*self._unfinished, *(c.index for c in untold if not c.is_attribution)})
+
     def _refresh(self) -> None:
         """Read what was recorded since the last time."""
         with self._refreshing, self._transaction() as connection:
             first = len(self._candidates)
             query = self._of_search(proposals).where(proposals.c.candidate >= first)
-            self._candidates.extend(
-                decode_candidate(row._asdict())
-                for row in connection.execute(query.order_by(proposals.c.candidate))
-            )
+            for row in connection.execute(query.order_by(proposals.c.candidate)).all():
+                self._propose(decode_candidate(row._mapping), row.recipe_id)
             waiting = self._new_stops(connection)
             for outcome in self._new_outcomes(connection):
                 while waiting and waiting[0].sequence < outcome.sequence:
-                    self._stop(connection, waiting.pop(0))
-                self._add(connection, outcome)
+                    self._stop(lambda: connection, waiting.pop(0))
+                self._add(lambda: connection, outcome)
             for stop in waiting:
-                self._stop(connection, stop)
+                self._stop(lambda: connection, stop)
 
-    def _add(self, connection: Connection, outcome: RecordedOutcome) -> None:
+    def _propose(self, candidate: Candidate, recipe_id: str) -> None:
+        """Take a proposal in."""
+        self._candidates.append(candidate)
+        self._recipe_ids.append(recipe_id)
+        if not candidate.is_attribution:
+            self._unfinished[candidate.index] = None
+
+    def _add(self, reading: Reading, outcome: RecordedOutcome) -> None:
         """Take an outcome in, and see what it completes."""
         key = outcome.key
         self._recorded.append(outcome)
@@ -190,7 +214,7 @@ class OutcomeReader(ArchivedSearch):
         if key.signal == "scores" and key.block == WHOLE:
             whole = outcome
         elif not failed and key.signal == "scores":
-            whole = self._completed_by(connection, outcome)
+            whole = self._completed_by(reading, outcome)
         elif failed and key.split == "search" and key.candidate not in self._finished:
             whole = outcome
         if whole is None:
@@ -198,40 +222,43 @@ class OutcomeReader(ArchivedSearch):
         self._outcomes.append(whole)
         self._by_key[whole.key] = whole
         if key.split == "search":
-            self._finish(connection, key.candidate, whole.scores)
+            self._finish(reading, key.candidate, whole.scores)
 
-    def _stop(self, connection: Connection, recorded: RecordedStop) -> None:
+    def _stop(self, reading: Reading, recorded: RecordedStop) -> None:
         self._stops[recorded.candidate] = recorded
-        self._finish(connection, recorded.candidate, recorded.stop.scores, recorded.stop.reason)
+        self._finish(reading, recorded.candidate, recorded.stop.scores, recorded.stop.reason)
 
     def _finish(
-        self, connection: Connection, candidate: int, scores: Scores | None, stopped: str = ""
+        self, reading: Reading, candidate: int, scores: Scores | None, stopped: str = ""
     ) -> None:
         if candidate in self._finished:
             return
         self._finished.add(candidate)
+        self._unfinished.pop(candidate, None)
         self._finish_sequences.append(len(self._recorded) - 1)
         found: Scores = {}
         if scores is not None:
-            found = self._companion_means(connection, candidate)
+            found = self._companion_means(reading, candidate)
         self._observations.append(Observation(self._candidates[candidate], scores, found, stopped))
 
-    def _companion_means(self, connection: Connection, candidate: int) -> Scores:
-        """Aggregate the companions of the objectives whose tasks all have one."""
-        objectives = {
+    @cached_property
+    def _with_companions(self) -> dict[str, Objective]:
+        """The objectives whose tasks all have companions."""
+        return {
             name: objective
             for name, objective in self.job.objectives.items()
             if all(isinstance(spec, TaskSpec) and spec.companion for spec in objective.tasks)
         }
-        if not objectives:
-            return {}
-        parts = self._read_parts(connection, companion_scores, candidate, "search")
-        scores = self._together(parts, "search")
-        return aggregate(covered_objectives(objectives, scores), scores)
 
-    def _completed_by(
-        self, connection: Connection, last: RecordedOutcome
-    ) -> RecordedOutcome | None:
+    def _companion_means(self, reading: Reading, candidate: int) -> Scores:
+        """Aggregate the companions of the objectives whose tasks all have one."""
+        if not self._with_companions:
+            return {}
+        parts = self._read_parts(reading(), companion_scores, candidate, "search")
+        scores = self._together(parts, "search")
+        return aggregate(covered_objectives(self._with_companions, scores), scores)
+
+    def _completed_by(self, reading: Reading, last: RecordedOutcome) -> RecordedOutcome | None:
         """Return the outcome of a whole split whose last items came with a block, else None."""
         candidate, split = last.key.candidate, last.key.split
         if EvaluationKey(candidate, split) in self._by_key:
@@ -240,11 +267,11 @@ class OutcomeReader(ArchivedSearch):
         parts.append(last)
         done: dict[str, list[str]] = {}
         for part in parts:
-            for task, ids in self._block(connection, split, part.key.block).items():
+            for task, ids in self._block(reading(), split, part.key.block).items():
                 done.setdefault(task, []).extend(ids)
         if remaining(self.manifest.items(split), done):
             return None
-        found = self._together(self._read_parts(connection, item_scores, candidate, split), split)
+        found = self._together(self._read_parts(reading(), item_scores, candidate, split), split)
         return whole_outcome(parts, aggregate(self.job.objectives, found))
 
     def _block(self, connection: Connection, split: SplitName, name: str) -> Items:
@@ -253,7 +280,7 @@ class OutcomeReader(ArchivedSearch):
             found = connection.execute(self._of_search(blocks, query)).scalar_one_or_none()
             if found is None:
                 raise ArchiveError(
-                    f"archive {self._path} knows no block `{name}` of split `{split}`; record "
+                    f"archive {self.place} knows no block `{name}` of split `{split}`; record "
                     "a block before it is sent to a worker"
                 )
             self._blocks[split, name] = json_to_block(found)
@@ -301,19 +328,15 @@ class OutcomeReader(ArchivedSearch):
 
     def _new_outcomes(self, connection: Connection) -> list[RecordedOutcome]:
         is_new = outcomes.c.sequence >= len(self._recorded)
-        scores: dict[EvaluationKey, Scores] = {}
-        query = select(objective_scores).join(outcomes)
-        for row in connection.execute(self._of_search(outcomes, query).where(is_new)):
-            key = EvaluationKey(row.candidate, row.split, row.block, row.signal)
-            # Not row.count: a row is a tuple, and that is a method of it.
-            score = ObjectiveScore(row.value, row.stderr, row._mapping["count"])
-            scores.setdefault(key, {})[row.objective] = score
+        scores: dict[int, Scores] = {}
+        columns = (objective_scores.c[name] for name in ("objective", "value", "stderr", "count"))
+        query = select(outcomes.c.sequence, *columns).join_from(outcomes, objective_scores)
+        scored = self._of_search(outcomes, query).where(is_new)
+        for sequence, objective, value, stderr, count in connection.execute(scored).all():
+            found = ObjectiveScore(value, stderr, count)
+            scores.setdefault(sequence, {})[objective] = found
         query = self._of_search(outcomes).where(is_new).order_by(outcomes.c.sequence)
         return [
-            decode_outcome(
-                row._asdict(),
-                scores.get(EvaluationKey(row.candidate, row.split, row.block, row.signal), {}),
-                self.job,
-            )
-            for row in connection.execute(query)
+            decode_outcome(row._mapping, scores.get(row.sequence, {}), self.job)
+            for row in connection.execute(query).all()
         ]

@@ -152,7 +152,7 @@ class ArchiveReader(OutcomeReader):
             if outcome.key.candidate == candidate and outcome.weights_digest is not None:
                 return outcome.weights_digest
         raise ArchiveError(
-            f"candidate {candidate} of archive {self._path} was never scored, so there is no "
+            f"candidate {candidate} of archive {self.place} was never scored, so there is no "
             "digest of its tensors",
             candidate=candidate,
         )
@@ -171,7 +171,7 @@ class ArchiveReader(OutcomeReader):
         if outcome is None or outcome.scores is None:
             found = "it was not evaluated there" if outcome is None else "its evaluation failed"
             raise ArchiveError(
-                f"candidate {candidate} of archive {self._path} has no scores on split "
+                f"candidate {candidate} of archive {self.place} has no scores on split "
                 f"`{split}`: {found}",
                 candidate=candidate,
                 split=split,

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,7 +140,7 @@ def proposal_row(candidate: Candidate, pending: Sequence[int], proposed_at: str)
     }
 
 
-def decode_candidate(row: Mapping[str, Any]) -> Candidate:
+def decode_candidate(row: Mapping[Any, Any]) -> Candidate:
     """Build a candidate from its row.
 
     Raises:
@@ -162,7 +162,7 @@ def decode_candidate(row: Mapping[str, Any]) -> Candidate:
     )
 
 
-def decode_outcome(row: Mapping[str, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
+def decode_outcome(row: Mapping[Any, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
     """Build an outcome from its row and its scores, which take the order of the job."""
     in_order = {name: scores[name] for name in job.objectives if name in scores}
     return RecordedOutcome(
@@ -217,8 +217,16 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
 
 def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
     """Encode the score of every objective."""
+    columns = _key_columns(key)
     return [
-        {**_key_columns(key), "objective": name, **asdict(score)} for name, score in scores.items()
+        {
+            **columns,
+            "objective": name,
+            "value": score.value,
+            "stderr": score.stderr,
+            "count": score.count,
+        }
+        for name, score in scores.items()
     ]
 
 
@@ -282,4 +290,9 @@ def same_items(part: TaskScores, usual: Items) -> bool:
 
 
 def _key_columns(key: EvaluationKey) -> Row:
-    return asdict(key)
+    return {
+        "candidate": key.candidate,
+        "split": key.split,
+        "block": key.block,
+        "signal": key.signal,
+    }

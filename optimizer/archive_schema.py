@@ -1,26 +1,23 @@
-"""The tables of an archive, and their version.
+"""The tables of an archive; how they changed is in ``optimizer.archive_migrations``.
 
 Every row belongs to a search (``search_id``), so that one database can hold several of them; an
-archive file holds exactly one. All tables but ``meta`` and ``runs`` are append-only: triggers
+archive file holds exactly one. What a search proposed and what came of it is append-only: triggers
 abort every UPDATE and DELETE. Floats are 8-byte IEEE columns or blobs of float64, so what is read
 back is bit for bit what was recorded; times are UTC ISO-8601 texts.
-
-Version 1 had no blocks and no companions, and item scores without compression; version 2 had no
-stops, and companions only beside scores. An archive of another version than this is refused
-(``optimizer.archive_sqlite.check_file``).
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlalchemy import (
-    DDL,
     CheckConstraint,
     Column,
     Connection,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -28,12 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    event,
-    inspect,
 )
-
-SCHEMA_VERSION = 3
-"""Counts changes of the tables or of what is in them."""
 
 METADATA = MetaData()
 
@@ -44,6 +36,15 @@ meta = Table(
     Column("value", Text, nullable=False),
 )
 """``schema_version``, ``created_at`` and ``mergefront_version`` of the database."""
+
+migrations = Table(
+    "migrations",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("applied_at", String, nullable=False),
+    Column("mergefront_version", String, nullable=False),
+)
+"""Changes of the tables that are in this database, be it since it was made."""
 
 searches = Table(
     "searches",
@@ -56,7 +57,22 @@ searches = Table(
     Column("working_directory", Text, nullable=False, doc="JSON: what relative paths start from"),
     Column("sources", Text, nullable=False, doc="JSON: name, directory and digest per checkpoint"),
     Column("manifest", Text, nullable=False, doc="JSON: item ids per split and task"),
+    Column("name", String, doc="in a database of several; NULL in a file"),
+    Index("searches_name", "name", unique=True),
 )
+
+owners = Table(
+    "owners",
+    METADATA,
+    Column("search_id", ForeignKey("searches.search_id"), primary_key=True),
+    Column("token", String, nullable=False, doc="of the session that may write, drawn at random"),
+    Column("host", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", String, nullable=False),
+    Column("heartbeat_s", Double, nullable=False, doc="seconds since 1970 by the server's clock"),
+    info={"dialect": "postgresql"},
+)
+"""Who writes a search in a database, or did last; of a file its lock says so."""
 
 runs = Table(
     "runs",
@@ -240,17 +256,30 @@ APPEND_ONLY = (
 )
 """Tables whose rows never change and never go."""
 
-for _table in APPEND_ONLY:
-    for _change in ("UPDATE", "DELETE"):
-        event.listen(
-            _table,
-            "after_create",
-            DDL(  # type: ignore[no-untyped-call] # only its __init__ lacks types
-                f"CREATE TRIGGER {_table.name}_no_{_change.lower()} BEFORE {_change} "
-                f"ON {_table.name} BEGIN SELECT RAISE(ABORT, "
-                f"'{_table.name} is append-only: {_change} refused'); END"
-            ).execute_if(dialect="sqlite"),
-        )
+_REFUSAL = "CREATE TRIGGER {table}_no_{name} BEFORE {change} ON {table} "
+_SQLITE_BODY = "BEGIN SELECT RAISE(ABORT, '{table} is append-only: {change} refused'); END"
+_POSTGRES_BODY = "FOR EACH {each} EXECUTE FUNCTION refuse_change()"
+_POSTGRES_FUNCTION = """
+CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only: ' || TG_OP || ' refused';
+END $$
+"""
+
+
+def make_append_only(connection: Connection, tables: Iterable[Table]) -> None:
+    """Let the database abort every change of rows of these tables."""
+    is_postgres = connection.dialect.name == "postgresql"
+    if is_postgres:
+        connection.exec_driver_sql(_POSTGRES_FUNCTION)
+    for table in tables:
+        for change in ("UPDATE", "DELETE", *(["TRUNCATE"] if is_postgres else [])):
+            body = _POSTGRES_BODY if is_postgres else _SQLITE_BODY
+            each = "STATEMENT" if change == "TRUNCATE" else "ROW"
+            statement = (_REFUSAL + body).format(
+                table=table.name, name=change.lower(), change=change, each=each
+            )
+            connection.exec_driver_sql(statement)
 
 
 def utc_now() -> str:
@@ -264,32 +293,3 @@ def mergefront_version() -> str:
         return version("mergefront")
     except PackageNotFoundError:
         return "source tree"
-
-
-def create_tables(connection: Connection) -> None:
-    """Create every table in an empty database, and say of which version they are."""
-    METADATA.create_all(connection, checkfirst=False)
-    connection.execute(
-        meta.insert(),
-        [
-            {"key": "schema_version", "value": str(SCHEMA_VERSION)},
-            {"key": "created_at", "value": utc_now()},
-            {"key": "mergefront_version", "value": mergefront_version()},
-        ],
-    )
-
-
-def found_version(connection: Connection) -> tuple[int, str] | None:
-    """Return the schema version of a database and the mergefront that made it.
-
-    None when the database is not an archive.
-    """
-    if not inspect(connection).has_table(meta.name):
-        return None
-    columns = {column["name"] for column in inspect(connection).get_columns(meta.name)}
-    if not columns >= {"key", "value"}:
-        return None
-    found = {row.key: row.value for row in connection.execute(meta.select())}
-    if not str(found.get("schema_version", "")).isdecimal():
-        return None
-    return int(found["schema_version"]), str(found.get("mergefront_version", "unknown"))

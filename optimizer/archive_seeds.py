@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -35,7 +34,7 @@ class WarmStart:
     ``left_out`` maps reasons to the number of outcomes that were not taken because of them.
     """
 
-    archive: Path
+    archive: str
     seeds: tuple[Seed, ...]
     left_out: Mapping[str, int]
 
@@ -43,7 +42,7 @@ class WarmStart:
 def warm_start_row(start: WarmStart, recorded_at: str) -> Row:
     """Encode all of a warm start but its seeds."""
     return {
-        "archive": json.dumps(str(start.archive)),
+        "archive": json.dumps(start.archive),
         "left_out": json.dumps(dict(start.left_out)),
         "recorded_at": recorded_at,
     }
@@ -78,7 +77,7 @@ def read_warm_start(connection: Connection, search_id: int) -> WarmStart | None:
         select(seeds).where(seeds.c.search_id == search_id).order_by(seeds.c.seed)
     )
     return WarmStart(
-        archive=Path(json.loads(row.archive)),
+        archive=json.loads(row.archive),
         seeds=tuple(_seed(part._asdict()) for part in found),
         left_out=json.loads(row.left_out),
     )

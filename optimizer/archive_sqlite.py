@@ -1,7 +1,7 @@
 """SQLite as the place of an archive: connections, durability, and what its errors mean.
 
-Everything that is true of SQLite only stands here (and in the triggers of
-``optimizer.archive_schema``).
+Everything that is true of SQLite only stands here, in ``optimizer.archive_sqlite_store`` and in the
+triggers of ``optimizer.archive_schema``.
 
 Never open an archive's file with anything but SQLite, not even to look at its first bytes: when
 a process closes any descriptor of a file, the kernel drops all locks that the process holds on
@@ -19,8 +19,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from configs.errors import ArchiveError, ArchiveNotFoundError, SchemaVersionError
-from optimizer.archive_schema import SCHEMA_VERSION, found_version
+from configs.errors import ArchiveError, ArchiveNotFoundError
+from configs.place import FilePlace
+from optimizer.archive_migrations import check_version, found_version
 
 APPLICATION_ID = 0x6D67_6672
 """``mgfr`` in the header of the file, so that ``file`` and we know whose database it is."""
@@ -111,8 +112,12 @@ def resolved(path: Path) -> Path:
         raise OSError(errno.EINVAL, str(error), str(path)) from error
 
 
-def check_file(path: Path) -> None:
-    """Check that ``path`` is an archive, whole, and of the version that this mergefront reads.
+def check_file(path: Path, *, writable: bool = False) -> None:
+    """Check that ``path`` is an archive, whole, and of a version that this mergefront can use.
+
+    Args:
+        path: Resolved.
+        writable: Whether an older version will be brought up to date.
 
     Raises:
         ArchiveNotFoundError: There is nothing.
@@ -148,7 +153,7 @@ def check_file(path: Path) -> None:
         )
     if found is None:
         raise _not_an_archive(path, "an SQLite database of something else")
-    _check_version(path, *found)
+    check_version(FilePlace(path), *found, writable=writable)
 
 
 def _not_an_archive(path: Path, found: str) -> ArchiveError:
@@ -157,17 +162,6 @@ def _not_an_archive(path: Path, found: str) -> ArchiveError:
         "of the job",
         path=str(path),
     )
-
-
-def _check_version(path: Path, number: int, made_by: str) -> None:
-    if number != SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"archive {path} has schema {number}, this mergefront reads {SCHEMA_VERSION}; "
-            f"use the mergefront that made it ({made_by}), or start a new archive",
-            path=str(path),
-            found=number,
-            expected=SCHEMA_VERSION,
-        )
 
 
 @contextmanager
@@ -226,3 +220,12 @@ def publish_file(new: Path, path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def compact_file(path: Path) -> None:
+    """Write a file anew without gaps; its caller holds the lock, and has it open for writing."""
+    with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)) as file:
+        file.execute("PRAGMA synchronous = FULL")
+        file.execute("VACUUM")
+        # What was written is in the log until then; a reader that stays keeps it there.
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")

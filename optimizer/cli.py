@@ -1,25 +1,23 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (what
-only reads an archive); the arguments that several commands take are in ``optimizer.cli_options``.
-What they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
+``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_read`` (what
+only reads an archive) and ``optimizer.cli_archive`` (its upkeep); the arguments that several
+commands take are in ``optimizer.cli_options``, how commands end in ``optimizer.cli_guard``. What
+they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
 Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
 those of ``configs.errors``.
 """
 
-import functools
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
 
-from configs.errors import MergefrontError
+from optimizer.cli_archive import archive_app
+from optimizer.cli_guard import registered_on
 from optimizer.cli_options import (
-    ArchiveFile,
+    ArchivePlace,
     AsJson,
     AtLeast,
     Dtype,
@@ -49,44 +47,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
-Command = TypeVar("Command", bound=Callable[..., None])
+_command = registered_on(app)
+app.add_typer(archive_app, name="archive")
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _fail(error: MergefrontError, *, as_json: bool) -> NoReturn:
-    """End the command as an error says: text on stderr, and JSON on stdout where asked for."""
-    if as_json:
-        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__.removesuffix("Error"))
-        found: Any = getattr(error, "problems", None) or error.context.get("problems") or []
-        problems = [{"path": problem.path, "message": problem.message} for problem in found]
-        record = {"type": kind.lower(), "message": error.message, "problems": problems}
-        typer.echo(json.dumps({"error": record}, indent=2))
-    typer.echo(f"error: {error.message}", err=True)
-    raise typer.Exit(error.exit_code)
-
-
-def _command(function: Command) -> Command:
-    """Register a command whose errors end it with their own text and exit code."""
-
-    @functools.wraps(function)
-    def guarded(**arguments: Any) -> None:  # noqa: ANN401 - typer passes what the command declares
-        try:
-            function(**arguments)
-        except MergefrontError as error:
-            _fail(error, as_json=bool(arguments.get("as_json")))
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
-    app.command()(guarded)
-    return function
 
 
 def _print_version(wanted: bool) -> None:
@@ -176,7 +143,7 @@ def run(
 @_command
 def resume(
     *,
-    archive: ArchiveFile,
+    archive: ArchivePlace,
     job: Annotated[
         Path | None,
         typer.Option("--job", metavar="JOB.yaml", help="Job file; default: the one archived."),
@@ -205,7 +172,7 @@ def resume(
 
 
 @_command
-def rival(archive: ArchiveFile, settings: Settings = None, plain: Plain = False) -> None:
+def rival(archive: ArchivePlace, settings: Settings = None, plain: Plain = False) -> None:
     """Run random search at the same budget and compare."""
     from optimizer import cli_search
 
@@ -213,7 +180,7 @@ def rival(archive: ArchiveFile, settings: Settings = None, plain: Plain = False)
 
 
 @_command
-def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
+def status(archive: ArchivePlace, as_json: AsJson = False) -> None:
     """Say how far a search is, running or not."""
     from optimizer import cli_read
 
@@ -223,7 +190,7 @@ def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
 @_command
 def front(
     *,
-    archive: ArchiveFile,
+    archive: ArchivePlace,
     split: Annotated[str, typer.Option(help="Whose scores: search, select or report.")] = "search",
     prefer: Prefer = None,
     at_least: AtLeast = None,
@@ -241,7 +208,7 @@ def front(
 
 @_command
 def plot(
-    archive: ArchiveFile,
+    archive: ArchivePlace,
     out: Annotated[
         Path | None,
         typer.Option(help="FILE.png, FILE.html, or a name for both. [default: beside ARCHIVE]"),
@@ -254,7 +221,7 @@ def plot(
 
 
 @_command
-def report(archive: ArchiveFile, as_json: AsJson = False) -> None:
+def report(archive: ArchivePlace, as_json: AsJson = False) -> None:
     """Print the chosen merge, the baselines, and whether it won."""
     from optimizer import cli_read
 
@@ -264,7 +231,7 @@ def report(archive: ArchiveFile, as_json: AsJson = False) -> None:
 @_command
 def export(
     *,
-    archive: ArchiveFile,
+    archive: ArchivePlace,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
     prefer: Prefer = None,
     at_least: AtLeast = None,
@@ -309,7 +276,7 @@ def merge(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one merge without a search, from a recipe or a mergekit YAML."""
+    """Make one merge without a search, of a recipe or mergekit YAML."""
     from optimizer import cli_merge
 
     cli_merge.merge(
@@ -327,7 +294,7 @@ def merge(
 def recipe(
     *,
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="ARCHIVE|FILE", help="An archive, a recipe.json, or a mergekit YAML."
         ),

@@ -24,7 +24,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 def export(
-    path: Path,
+    place: str,
     *,
     out: Path,
     prefer: str | None,
@@ -52,7 +52,7 @@ def export(
         )
     # Told before anything is scored.
     refuse_used(out.expanduser().absolute())
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
         if choice.split == "search":
             _note(

@@ -83,7 +83,7 @@ def _print_plan(recipe: MergeRecipe, record: dict[str, object]) -> None:
 
 
 def recipe(
-    path: Path,
+    file: str,
     *,
     recipe_id: str | None,
     directories: Sequence[Path],
@@ -95,10 +95,11 @@ def recipe(
         raise _wrong("--format", f"`{form}` is no format; there are {', '.join(FORMATS)}")
     if out is not None and out.exists():
         raise _wrong("--out", f"{out} already exists; choose another name")
-    if _is_archive(path):
+    path = Path(file)
+    if "://" in file or _is_archive(path):
         if directories:
             raise _wrong("--source", "an archive knows its models; leave it out")
-        text = _of_archive(path, recipe_id, form)
+        text = _of_archive(file, recipe_id, form)
     elif recipe_id is not None:
         raise _wrong("--id", f"{path} is no archive: it holds one recipe; leave --id out")
     else:
@@ -113,14 +114,14 @@ def recipe(
     sys.stdout.write(f"{out}\n")
 
 
-def _of_archive(path: Path, recipe_id: str | None, form: str) -> str:
+def _of_archive(place: str, recipe_id: str | None, form: str) -> str:
     from optimizer.archive import Archive  # noqa: PLC0415 - heavy
     from optimizer.export import recipe_json  # noqa: PLC0415 - heavy
     from optimizer.mergekit_export import mergekit_yaml  # noqa: PLC0415 - heavy
     from optimizer.recipe_file import read_layout, spelled_as  # noqa: PLC0415 - heavy
     from optimizer.select import choose  # noqa: PLC0415 - heavy
 
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         choice = choose(archive, recipe_id=recipe_id)
         if form == "json":
             return recipe_json(archive, choice)

@@ -30,9 +30,9 @@ def noise(
         from optimizer.cli_search import score_singles  # noqa: PLC0415 - heavy
 
         score_singles(job_path, overrides=overrides)
-    elif not Path(job.archive).exists():
+    elif not Archive.exists(job.archive):
         raise _nothing_scored(job_path, job)
-    with Archive.open(Path(job.archive)) as archive:
+    with Archive.open(job.archive) as archive:
         report = noise_of(archive, job, difference)
     if as_json:
         print_json(noise_record(report))

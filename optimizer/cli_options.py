@@ -8,7 +8,12 @@ import typer
 from configs.errors import ConfigError, Problem
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-ArchiveFile = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive of a search.")]
+ArchivePlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCHIVE", help="The archive: a file, or postgresql://USER@HOST/DB?search=NAME."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
 Settings = Annotated[
@@ -30,7 +35,7 @@ Raw = Annotated[
     bool, typer.Option("--raw", help="Rank by raw search scores, not by the posterior.")
 ]
 StartFrom = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--from", metavar="ARCHIVE", help="Begin with what another search learnt."),
 ]
 

@@ -3,21 +3,19 @@
 They take no lock and may run beside the search that writes.
 """
 
-import fcntl
 import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.evaluation import SPLITS, SplitName
 from optimizer.archive import Archive
+from optimizer.archive_store import backend_of
 from optimizer.front_view import (
     ScoredCandidate,
     front_of,
@@ -42,9 +40,9 @@ def print_json(content: object) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def status(path: Path, *, as_json: bool) -> None:
+def status(place: str, *, as_json: bool) -> None:
     """Print how far a search is."""
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         record = _status_record(archive)
     if as_json:
         print_json(record)
@@ -65,19 +63,20 @@ def _status_record(archive: Archive) -> dict[str, Any]:
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
     num_told = len(archive.observations())
     choice = archive.choice()
-    writer = writer_of(archive.path)
+    writer = backend_of(archive.place).owner()
     if writer is not None:
-        state, advice = "running", f"process {writer}"
+        where = "" if writer.is_here else f" on {writer.host}"
+        state, advice = "running", f"process {writer.pid}{where}"
     elif choice is not None and choice in archive.scores("report"):
-        state, advice = "finished", f"see it with `mergefront report {archive.path}`"
+        state, advice = "finished", f"see it with `mergefront report {archive.place}`"
     else:
-        state, advice = "interrupted", f"continue with `mergefront resume {archive.path}`"
+        state, advice = "interrupted", f"continue with `mergefront resume {archive.place}`"
     budget = archive.job.budget.evaluations
     return {
         "name": archive.job.name,
         "state": state,
         "advice": advice,
-        "archive": str(archive.path),
+        "archive": str(archive.place),
         "job": None if archive.job_path is None else str(archive.job_path),
         "created_at": archive.created_at,
         "evaluations": {
@@ -90,7 +89,8 @@ def _status_record(archive: Archive) -> dict[str, Any]:
         "elapsed": format_duration(archive.elapsed_s),
         "elapsed_s": archive.elapsed_s,
         "choice": choice,
-        "writer": writer,
+        "writer": None if writer is None else writer.pid,
+        "writer_host": None if writer is None else writer.host,
         "verdict": _verdict(archive),
     }
 
@@ -108,32 +108,6 @@ def _verdict(archive: Archive) -> dict[str, object] | None:
     return None if found is None else verdict_record(found)
 
 
-def writer_of(path: Path) -> int | None:
-    """Return the process on this machine that writes an archive; None when none does.
-
-    The lock is tried, which could keep a driver out that starts in that instant, only when the
-    process that it was last given to is alive.
-    """
-    lock = path.with_name(path.name + ".lock")
-    try:
-        owner = json.loads(lock.read_text(encoding="utf-8"))
-        pid, taken_at = int(owner["pid"]), datetime.fromisoformat(owner["started_at"]).timestamp()
-        # A process that began after the lock was taken only has the same number.
-        is_alive = psutil.Process(pid).create_time() <= taken_at
-        return pid if is_alive and _is_locked(lock) else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return None
-
-
-def _is_locked(lock: Path) -> bool:
-    with lock.open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class FrontWish:
     """What ``front`` was asked for: texts of ``--prefer`` and ``--at-least``, and flags."""
@@ -144,14 +118,14 @@ class FrontWish:
     raw: bool = False
 
 
-def front(path: Path, *, split: str, wish: FrontWish, as_json: bool, as_csv: bool) -> None:
+def front(place: str, *, split: str, wish: FrontWish, as_json: bool, as_csv: bool) -> None:
     """Print the front on a split, what is wanted most first."""
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         name = _split(split)
         rows, rule = _front_rows(archive, name, wish)
         objectives = list(archive.job.objectives)
         header = {
-            "archive": str(archive.path),
+            "archive": str(archive.place),
             "split": name,
             "objectives": objectives,
             "preference": archive.job.preference,
@@ -201,15 +175,15 @@ def _split(text: str) -> SplitName:
     return text  # type: ignore[return-value]  # just looked up among the names
 
 
-def plot(path: Path, *, out: Path | None) -> None:
+def plot(place: str, *, out: Path | None) -> None:
     """Draw the pictures and print where they are."""
     from optimizer.plot import Picture, write_png  # noqa: PLC0415 - matplotlib and plotly
     from optimizer.plot_html import write_html  # noqa: PLC0415 - heavy
 
-    target = out or path.with_name(f"{path.stem}-front")
-    suffix = target.suffix.lower()
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         picture = Picture.of(archive)
+        target = out or archive.place.output("front")
+    suffix = target.suffix.lower()
     written = []
     if suffix != ".html":
         written.append(target if suffix == ".png" else target.with_name(f"{target.name}.png"))
@@ -220,11 +194,11 @@ def plot(path: Path, *, out: Path | None) -> None:
     sys.stdout.write("".join(f"{file}\n" for file in written))
 
 
-def report(path: Path, *, as_json: bool) -> None:
+def report(place: str, *, as_json: bool) -> None:
     """Print the report of a search."""
     from optimizer.report import render, report_of, report_record  # noqa: PLC0415 - the verdict
 
-    with Archive.open(path) as archive:
+    with Archive.open(place) as archive:
         found = report_of(archive)
     if as_json:
         print_json(report_record(found))

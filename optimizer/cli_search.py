@@ -22,7 +22,7 @@ from configs.load import job_of, load_job
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive import Archive
 from optimizer.archive_seeds import WarmStart
-from optimizer.cli import INTERRUPTED
+from optimizer.cli_guard import INTERRUPTED
 from optimizer.cli_read import print_json, stdout_console
 from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.job_changes import changed_keys
@@ -52,7 +52,7 @@ def run(
     job_path: Path,
     *,
     overrides: Mapping[str, object],
-    start_from: Path | None = None,
+    start_from: str | None = None,
     plain: bool,
 ) -> None:
     """Start a search, with what another archive knows where one is named, to its end."""
@@ -62,7 +62,7 @@ def run(
     _warn(console, prepared)
     start = None if start_from is None else _warm_start(start_from, prepared, console)
     archive = Archive.create(
-        Path(job.archive),
+        job.archive,
         job=job,
         job_path=_job_path_of(job_path, job),
         sources=prepared.sources,
@@ -74,11 +74,11 @@ def run(
         _search(archive, prepared, console, plain=plain, options=_options(overrides))
 
 
-def _warm_start(path: Path, prepared: Prepared, console: Console) -> WarmStart:
+def _warm_start(place: str, prepared: Prepared, console: Console) -> WarmStart:
     """Take from an archive what means something in a new search, and say what that is."""
     from optimizer.warm_start import describe, warm_start_from  # noqa: PLC0415 - only here
 
-    with Archive.open(path) as earlier:
+    with Archive.open(place) as earlier:
         start = warm_start_from(earlier, prepared.job, prepared.space, prepared.manifest)
     for line in describe(start):
         _say(console, line, style="dim")
@@ -96,14 +96,13 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
     console = _stderr_console()
     announce = partial(_say, console, style="dim")
     job = load_job(job_path, overrides)
-    path = Path(job.archive)
     prepared = None
-    if path.exists():
-        archive = Archive.open(path, writable=True)
+    if Archive.exists(job.archive):
+        archive = Archive.open(job.archive, writable=True)
     else:
         prepared = prepare(job, announce=announce)
         archive = Archive.create(
-            path,
+            job.archive,
             job=job,
             job_path=_job_path_of(job_path, job),
             sources=prepared.sources,
@@ -113,19 +112,21 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
         if len(archive.outcomes("search")) >= num_singles(archive.job):
             return
         if changes := changed_keys(archive.job, job):
-            raise JobChangedError(f"{job_path} searches something else than {path}:", changes)
+            raise JobChangedError(
+                f"{job_path} searches something else than {archive.place}:", changes
+            )
         if prepared is None:
             prepared = prepare(job, archive=archive, announce=announce)
         _warn(console, prepared)
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=True)
-        command = f"mergefront resume {shlex.quote(str(path))}{_options(overrides)}"
+        command = f"mergefront resume {shlex.quote(str(archive.place))}{_options(overrides)}"
         with _resumable(archive, job, command), view, RayPool(spec) as pool:
             run_singles(archive, pool, prepared.space, job=job, on_event=view.on_event)
 
 
 def resume(
-    path: Path,
+    place: str,
     *,
     job_path: Path | None,
     archived_job: bool,
@@ -135,7 +136,7 @@ def resume(
 ) -> None:
     """Go on with a search and see it to its end."""
     console = _stderr_console()
-    with Archive.open(path, writable=True) as archive:
+    with Archive.open(place, writable=True) as archive:
         job = _job_to_resume(archive, job_path, archived_job, overrides, console)
         prepared = prepare(job, archive=archive, announce=partial(_say, console, style="dim"))
         _warn(console, prepared)
@@ -147,7 +148,7 @@ def resume(
         _search(archive, prepared, console, plain=plain, options=options)
 
 
-def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
+def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
     """Run random search at the budget of a finished search, beside its archive, and compare."""
     from optimizer.remembered import RememberingPool  # noqa: PLC0415 - with what it wraps
     from optimizer.rival import rival_job  # noqa: PLC0415 - only here
@@ -156,7 +157,7 @@ def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
 
     console = _stderr_console()
     with ExitStack() as stack:
-        searched = stack.enter_context(Archive.open(path))
+        searched = stack.enter_context(Archive.open(place))
         here = _job_to_resume(searched, None, False, overrides, console)
         # Nobody exports the rival's choice, so what matters in it is not asked.
         validation = here.validation.model_copy(update={"leave_one_out": False})
@@ -164,10 +165,10 @@ def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
         job = rival_job(searched).model_copy(update=changes)
         archive, prepared = _rival_archive(job, console)
         stack.enter_context(archive)
-        _say(console, f"archive {archive.path}", style="dim")
+        _say(console, f"archive {archive.place}", style="dim")
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=plain)
-        command = f"mergefront rival {shlex.quote(str(path))}{_options(overrides)}"
+        command = f"mergefront rival {shlex.quote(place)}{_options(overrides)}"
         pool = RememberingPool(RayPool(spec), searched)
         with _resumable(archive, job, command), view, pool:
             run_search(archive, pool, prepared.space, job=job, on_event=view.on_event)
@@ -177,8 +178,8 @@ def rival(path: Path, *, overrides: Mapping[str, object], plain: bool) -> None:
 def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]:
     """Open the archive of a random search for writing, or begin it."""
     announce = partial(_say, console, style="dim")
-    place = Path(job.archive)
-    if not place.exists():
+    place = job.archive
+    if not Archive.exists(place):
         prepared = prepare(job, announce=announce)
         archive = Archive.create(
             place,
@@ -209,14 +210,17 @@ def _search(
     from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
-    _say(console, f"archive {archive.path}", style="dim")
+    _say(console, f"archive {archive.place}", style="dim")
     view = make_view(archive, console, plain=plain)
-    command = f"mergefront resume {shlex.quote(str(archive.path))}{options}"
+    command = f"mergefront resume {shlex.quote(str(archive.place))}{options}"
     with _resumable(archive, prepared.job, command), view, RayPool(spec) as pool:
         result = run_search(archive, pool, prepared.space, job=prepared.job, on_event=view.on_event)
     _say(console, f"search ended: {result.reason}\n")
     stdout_console().print(render(report_of(archive)))
-    _say(console, f"\nexport the chosen merge: mergefront export {archive.path} --out DIR")
+    _say(
+        console,
+        f"\nexport the chosen merge: mergefront export {shlex.quote(str(archive.place))} --out DIR",
+    )
 
 
 @contextmanager
@@ -274,7 +278,7 @@ def _job_to_resume(
     job = load_job(path, overrides, directory=archive.working_directory)
     if changes := changed_keys(archive.job, job):
         raise JobChangedError(
-            f"{path} searches something else than {archive.path}; start a new search with "
+            f"{path} searches something else than {archive.place}; start a new search with "
             "another `archive`, or go on as archived with --archived-job. Changed:",
             changes,
         )

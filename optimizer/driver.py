@@ -174,7 +174,7 @@ class _Search:
         chosen = choose_preferred(selected, preference)
         if chosen is None:
             raise SearchError(
-                f"archive {self._archive.path}: no candidate could be scored on the select split, "
+                f"archive {self._archive.place}: no candidate could be scored on the select split, "
                 f"of {len(self.observations)} outcomes of the search; see `mergefront status` for "
                 "the failures"
             )
@@ -326,7 +326,7 @@ class _Search:
                 f"{failed} of {total} candidates failed, more than search.max_failed_share = "
                 f"{limit}. The last failure, candidate {last.key.candidate} at stage "
                 f"{last.stage}: {last.error_class}: {last.message}. "
-                f"Mend the cause, then `mergefront resume {self._archive.path}`.",
+                f"Mend the cause, then `mergefront resume {self._archive.place}`.",
                 failed=failed,
                 total=total,
             )

@@ -62,14 +62,15 @@ def scored_candidates(archive: "Archive", split: SplitName) -> list[ScoredCandid
     Of proposals of one and the same recipe only the first is kept: its scores are theirs.
     """
     preference = archive.job.preference
-    choice = archive.choice()
-    candidates = {candidate.index: candidate for candidate in archive.candidates()}
-    chosen_id = None if choice is None else candidates[choice].recipe.recipe_id
+    # Before the candidates: more may be recorded in between.
+    choice, completed = archive.choice(), archive.scores(split)
+    candidates, ids = archive.candidates(), archive.recipe_ids()
+    chosen_id = None if choice is None else ids[choice]
     rows: dict[str, ScoredCandidate] = {}
-    for index, scores in sorted(archive.scores(split).items()):
+    for index, scores in sorted(completed.items()):
         if candidates[index].is_attribution:
             continue
-        recipe_id = candidates[index].recipe.recipe_id
+        recipe_id = ids[index]
         if recipe_id not in rows:
             rows[recipe_id] = ScoredCandidate(
                 candidate=candidates[index],

@@ -5,11 +5,11 @@ Of a cluster that a job joins only the disk is looked at, which is still the one
 
 import os
 import shutil
-from pathlib import Path
 
 import psutil
 
 from configs.errors import ConfigError
+from configs.place import read_place
 from configs.schema import JobConfig
 from optimizer.estimate import Estimate, format_bytes
 
@@ -90,7 +90,8 @@ def check_memory(job: JobConfig, cost: Estimate) -> list[str]:
 
 def disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
     """Say so where an export would not fit beside the archive."""
-    parent = next(folder for folder in Path(job.archive).absolute().parents if folder.exists())
+    output = read_place(job.archive).output("export").absolute()
+    parent = next(folder for folder in output.parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free > cost.model_bytes:
         return []

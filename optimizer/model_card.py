@@ -108,7 +108,7 @@ def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, obj
         "num_evaluations": report.num_outcomes,
         "num_failed": sum(report.failures.values()),
         "weights_digest": archive.weights_digest(candidate.index),
-        "archive_name": archive.path.name,
+        "archive_name": archive.place.public_name,
         "job_name": "JOB.yaml" if archive.job_path is None else archive.job_path.name,
         "job_digest": job.digest,
         "version": mergefront_version(),

@@ -126,10 +126,10 @@ def noise_of(archive: Archive, job: JobConfig, difference: float) -> NoiseReport
     scored = {label: tasks for label, tasks in found.items() if tasks}
     if not scored:
         raise ArchiveError(
-            f"no baseline was scored in archive {archive.path} yet; `mergefront noise JOB.yaml "
+            f"no baseline was scored in archive {archive.place} yet; `mergefront noise JOB.yaml "
             "--run` scores base and checkpoints, or go on with "
-            f"`mergefront resume {archive.path}`",
-            path=str(archive.path),
+            f"`mergefront resume {archive.place}`",
+            path=str(archive.place),
         )
     names = [spec.task for objective in job.objectives.values() for spec in objective.tasks]
     tasks = {
@@ -295,7 +295,7 @@ def _check_same_scores(archive: Archive, job: JobConfig) -> None:
     ]
     if problems:
         raise JobChangedError(
-            f"the job does not score what {archive.path} was scored on; name another `archive` "
+            f"the job does not score what {archive.place} was scored on; name another `archive` "
             "and score its baselines with --run",
             problems,
         )

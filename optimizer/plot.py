@@ -68,8 +68,8 @@ class Picture:
         rows = scored_candidates(archive, "search")
         if not rows:
             raise ArchiveError(
-                f"{archive.path}: nothing was scored yet, so there is nothing to draw; continue "
-                f"with `mergefront resume {archive.path}`"
+                f"{archive.place}: nothing was scored yet, so there is nothing to draw; continue "
+                f"with `mergefront resume {archive.place}`"
             )
         front = front_of(rows)
         on_front = {row.candidate.index for row in front}

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from configs.errors import (
@@ -22,9 +21,10 @@ from configs.errors import (
     Problem,
 )
 from configs.evaluation import SPLITS
+from configs.place import FilePlace
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
-from optimizer.archived_search import refuse_existing
+from optimizer.archive_store import backend_of
 from optimizer.dry_run import try_prompts, try_scorers
 from optimizer.estimate import (
     Estimate,
@@ -240,8 +240,11 @@ def _check_architecture(job: JobConfig, sources: Sources) -> bool:
 
 
 def _check_archive_path(job: JobConfig) -> None:
-    path = Path(job.archive)
-    refuse_existing(path)
+    backend = backend_of(job.archive)
+    backend.refuse_existing()
+    if not isinstance(backend.place, FilePlace):
+        return
+    path = backend.place.path
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError.single("archive", f"{path} cannot be made: {parent} is not writable")
@@ -277,7 +280,7 @@ def _check_unchanged(archive: "Archive", sources: Sources, suite: "JobSuite") ->
     ]
     if problems:
         raise JobChangedError(
-            f"the tasks are not those that {archive.path} was scored on; put the task files back, "
+            f"the tasks are not those that {archive.place} was scored on; put the task files back, "
             "or start a new search",
             problems,
         )

@@ -288,7 +288,7 @@ def report_record(report: Report) -> dict[str, object]:
         "warm_start": None
         if report.warm_start is None
         else {
-            "archive": str(report.warm_start.archive),
+            "archive": report.warm_start.archive,
             "used": len(report.warm_start.seeds),
             "exact": sum(seed.is_exact for seed in report.warm_start.seeds),
             "left_out": dict(report.warm_start.left_out),

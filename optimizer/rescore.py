@@ -170,7 +170,7 @@ def _check_bits(archive: "Archive", index: int, searched: Completed) -> None:
     expected = archive.weights_digest(index)
     if searched.weights_digest != expected:
         raise CheckpointError(
-            f"candidate {index} of {archive.path} merges to weights digest "
+            f"candidate {index} of {archive.place} merges to weights digest "
             f"{searched.weights_digest} here, but {expected} was scored; nothing was exported. "
             "Score on the kind of device and with the version of torch that searched (device "
             f"`{archive.job.workers.device}`)",

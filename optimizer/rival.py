@@ -1,16 +1,17 @@
 """Random search at the same budget: what a strategy has to beat, besides the baselines.
 
 The rival is a search like any other, by strategy ``dirichlet``, in an archive of its own beside
-the first (``run.sqlite``: ``run.random.sqlite``), so it resumes exactly and can be read by every
-command. It is the last to run, when the first search says what the budget was; what the first
-archive has scored already, the baselines above all, is not scored again.
+the first (``run.sqlite``: ``run.random.sqlite``; ``search=run``: ``search=run.random``), so it
+resumes exactly and can be read by every command. It is the last to run, when the first search says
+what the budget was; what the first archive has scored already, the baselines above all, is not
+scored again.
 """
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from configs.errors import SearchError
+from configs.place import Place
 from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.remembered import same_scores
@@ -28,7 +29,7 @@ class RivalResult:
     caught up with the search. ``gap`` is chosen minus rival, None where both chose one merge.
     """
 
-    archive: Path
+    archive: Place
     evaluations: int
     budget: int
     chosen: int
@@ -56,9 +57,9 @@ class RivalResult:
         return f"{who} did as well: chosen merge - its choice is {numbers} {test}."
 
 
-def rival_path(path: Path) -> Path:
+def rival_place(archive: Archive) -> Place:
     """Return where the archive of the random search beside an archive is."""
-    return path.with_name(f"{path.stem}.random{path.suffix}")
+    return archive.place.beside("random")
 
 
 def rival_job(archive: Archive) -> JobConfig:
@@ -72,13 +73,13 @@ def rival_job(archive: Archive) -> JobConfig:
     """
     if archive.job.search.strategy == STRATEGY:
         raise SearchError(
-            f"archive {archive.path} is a random search itself (strategy `{STRATEGY}`); there is "
+            f"archive {archive.place} is a random search itself (strategy `{STRATEGY}`); there is "
             "nothing to compare it with"
         )
     if archive.choice() is None:
         raise SearchError(
-            f"archive {archive.path}: the search has not ended, so there is no budget to compare "
-            f"with; continue with `mergefront resume {archive.path}`"
+            f"archive {archive.place}: the search has not ended, so there is no budget to compare "
+            f"with; continue with `mergefront resume {archive.place}`"
         )
     job = archive.job
     search = {"strategy": STRATEGY, "preference": job.search.preference}
@@ -87,7 +88,7 @@ def rival_job(archive: Archive) -> JobConfig:
         "name": f"{job.name} (random search)",
         "search": type(job.search).model_validate(search),
         "budget": budget,
-        "archive": str(rival_path(archive.path)),
+        "archive": str(rival_place(archive)),
     }
     return job.model_copy(update=changed)
 
@@ -109,16 +110,16 @@ def rival_of(archive: Archive) -> RivalResult | None:
     Raises:
         ArchiveError: The archive beside it cannot be read.
     """
-    path = rival_path(archive.path)
+    place = rival_place(archive)
     chosen = archive.choice()
     if (
         archive.job.search.strategy == STRATEGY
-        or not path.is_file()
         or chosen is None
         or chosen not in archive.scores("report")
+        or not Archive.exists(place)
     ):
         return None
-    with Archive.open(path) as rival:
+    with Archive.open(place) as rival:
         theirs = rival.choice()
         if theirs is None or theirs not in rival.scores("report"):
             return None
@@ -134,7 +135,7 @@ def rival_of(archive: Archive) -> RivalResult | None:
                 rival.task_scores(theirs, "report"),
             )
         return RivalResult(
-            archive=path,
+            archive=place,
             evaluations=spent(rival),
             budget=spent(archive),
             chosen=theirs,

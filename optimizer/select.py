@@ -110,8 +110,8 @@ def _believed(archive: "Archive") -> tuple[list[ScoredCandidate], SplitName]:
         rows, split = scored_candidates(archive, "select"), "select"
     if not rows:
         raise ArchiveError(
-            f"{archive.path}: no candidate was scored yet; continue with "
-            f"`mergefront resume {archive.path}`"
+            f"{archive.place}: no candidate was scored yet; continue with "
+            f"`mergefront resume {archive.place}`"
         )
     return rows, split
 
@@ -203,7 +203,7 @@ def _by_id(archive: "Archive", prefix: str) -> Candidate:
     hint = f"did you mean `{close[0]}`? " if close else ""
     raise _wrong_id(
         f"no scored recipe begins with `{prefix}`; {hint}"
-        f"`mergefront front {archive.path}` lists ids such as "
+        f"`mergefront front {archive.place}` lists ids such as "
         + (", ".join(name[:SHORT_ID] for name in list(known)[:3]) or "none yet")
     )
 

@@ -60,7 +60,7 @@ def warm_start_from(
     seeds: list[Seed] = []
     if reason := _foreign_objective(archive, job, manifest):
         left_out[reason] = len(archive.observations())
-        return WarmStart(archive.path, (), dict(left_out))
+        return WarmStart(str(archive.place), (), dict(left_out))
     for seen in archive.observations():
         candidate = seen.candidate
         if not seen.scores or seen.stopped:
@@ -77,7 +77,7 @@ def warm_start_from(
         origin = f"{SEED}{candidate.origin}"
         seed = Candidate(-1 - len(seeds), genotype, carried.recipe, origin, 0)
         seeds.append(Seed(Observation(seed, scores), candidate.index, is_exact))
-    return WarmStart(archive.path, tuple(seeds), dict(left_out))
+    return WarmStart(str(archive.place), tuple(seeds), dict(left_out))
 
 
 def describe(start: WarmStart) -> list[str]:

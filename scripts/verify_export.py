@@ -51,7 +51,7 @@ _COMMAND = (
 
 
 def main(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of the search.")],
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of the search.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The exported checkpoint.")],
     split: Annotated[str, typer.Option(help="Whose items: search, select or report.")] = "report",
 ) -> None:
@@ -68,7 +68,7 @@ def main(
     raise typer.Exit(1 if differing else 0)
 
 
-def verify(archive_path: Path, directory: Path, split: str) -> tuple[list[str], int]:
+def verify(place: str, directory: Path, split: str) -> tuple[list[str], int]:
     """Compare an exported checkpoint with its archive.
 
     Returns:
@@ -81,7 +81,7 @@ def verify(archive_path: Path, directory: Path, split: str) -> tuple[list[str], 
     """
     if split not in SPLITS:
         raise ArchiveError(f"there is no split `{split}`; there are {', '.join(SPLITS)}")
-    with Archive.open(archive_path) as archive:
+    with Archive.open(place) as archive:
         candidate = _candidate_of(archive, directory)
         ours = archive.task_scores(candidate, split)
         job, manifest = archive.job, archive.manifest
@@ -195,7 +195,7 @@ def _candidate_of(archive: Archive, directory: Path) -> int:
         if candidate.recipe.recipe_id == recipe_id:
             return candidate.index
     raise CheckpointError(
-        f"{path}: recipe {recipe_id[:12]} is not in {archive.path}; give the archive that the "
+        f"{path}: recipe {recipe_id[:12]} is not in {archive.place}; give the archive that the "
         "checkpoint was exported from"
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from configs.schema import JobConfig
+    from tests.postgres_server import PostgresServer
 
 DATA_VARIABLE = "MERGEFRONT_DATA"
 
@@ -164,6 +165,19 @@ def local_ray() -> Iterator[None]:
 
     with ray_session(WorkerSettings(count=4, cpus=1.0)):
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A PostgreSQL server for all tests of the session; each test makes databases of its own."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from tests.postgres_server import PostgresServer, find_programs
+
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed here; `apt-get install postgresql` has it")
+    with PostgresServer(programs) as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,6 +44,24 @@ apt_install() {
     die "$2, but $1 is missing: run \`sudo apt-get install $1\` and start again"
 }
 
+# Installs the programs of PostgreSQL, for tests that start a server of their own; no cluster is
+# made or started. Without them these tests are skipped, and say so.
+install_postgres() {
+    local programs=(/usr/lib/postgresql/*/bin/initdb) settings=/etc/postgresql-common
+    [ ! -x "${programs[0]}" ] || return 0
+    if ! command -v apt-get >/dev/null || ! as_root true; then
+        say "PostgreSQL is not installed; its tests are skipped"
+        return
+    fi
+    # Read when the package is installed: it would make a cluster and start it.
+    as_root mkdir -p "$settings"
+    [ -e "$settings/createcluster.conf" ] ||
+        printf 'create_main_cluster = false\n' |
+        as_root tee "$settings/createcluster.conf" >/dev/null
+    (apt_install postgresql "a server is started in tests") ||
+        say "PostgreSQL cannot be installed; its tests are skipped"
+}
+
 # Prints a Python of version 3.11 or later.
 find_python() {
     local candidate found=""

@@ -97,11 +97,11 @@ class ArchiveBlockContract:
         assert record(raced, 0, second) is True
         assert record(raced, 1, first) is True
 
-    def test_part_of_a_split_is_no_outcome_of_it(self, raced, location) -> None:
+    def test_part_of_a_split_is_no_outcome_of_it(self, raced, open_reader) -> None:
         first, _ = partition(SPLIT, (1, 1))
         record(raced, 1, first)
 
-        for opened in (raced, Archive.open(location)):
+        for opened in (raced, open_reader()):
             assert opened.outcomes("search") == []
             assert opened.observations() == []
             assert opened.scores("search") == {}
@@ -116,14 +116,16 @@ class ArchiveBlockContract:
         assert raced.pending(3) == (0, 1, 2)
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_blocks_in_any_order_make_the_outcome_of_the_split(self, raced, location, seed) -> None:
+    def test_blocks_in_any_order_make_the_outcome_of_the_split(
+        self, raced, open_reader, seed
+    ) -> None:
         blocks = partition(SPLIT, (1, 2, 3, 1))
         jobs = list(itertools.product((0, 1), blocks))
         random.Random(seed).shuffle(jobs)
         for candidate, items in jobs:
             record(raced, candidate, items)
 
-        for opened in (raced, Archive.open(location)):
+        for opened in (raced, open_reader()):
             last = {o.key.candidate: o for o in opened.evaluations("search")}
             by_end = sorted(last.values(), key=lambda outcome: outcome.sequence)
             assert [o.key.candidate for o in opened.outcomes("search")] == [

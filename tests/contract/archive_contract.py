@@ -8,6 +8,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,12 @@ class ArchiveContract:
     """Inherit and give the fixtures ``location`` and ``execute``."""
 
     @pytest.fixture
-    def location(self, tmp_path: Path) -> Path:
+    def location(self, tmp_path: Path) -> Path | str:
         """Where an archive can be made; nothing is there yet."""
         raise NotImplementedError
 
     @pytest.fixture
-    def execute(self, location: Path) -> Callable[[str], None]:
+    def execute(self, location: Path | str) -> Callable[[str], None]:
         """Run one SQL statement past the archive's own code."""
         raise NotImplementedError
 
@@ -64,6 +65,11 @@ class ArchiveContract:
         yield create
         for archive in opened:
             archive.close()
+
+    @pytest.fixture
+    def open_reader(self, location):
+        with ExitStack() as opened:
+            yield lambda: opened.enter_context(Archive.open(location))
 
     @pytest.fixture
     def archive(self, create) -> Archive:
@@ -114,7 +120,7 @@ class ArchiveContract:
         execute(f"UPDATE meta SET value = '{found}' WHERE key = 'schema_version'")  # noqa: S608 - our own text
         execute("UPDATE meta SET value = '7.8.9' WHERE key = 'mergefront_version'")
 
-        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 3; .*7\.8\.9"):
+        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 4; .*7\.8\.9"):
             Archive.open(location, writable=writable)
 
     # Proposals
@@ -299,7 +305,7 @@ class ArchiveContract:
         seed = dataclasses.replace(example_candidate(0), index=-1, origin="seed:strategy:cma")
         known = Observation(seed, {})
         with create() as archive:
-            archive.record_warm_start(WarmStart(Path("old"), (Seed(known, 3, is_exact=True),), {}))
+            archive.record_warm_start(WarmStart("old", (Seed(known, 3, is_exact=True),), {}))
             archive.record_proposal(example_candidate(0))
             archive.record_outcome(with_companion(completed(0)))
             archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})

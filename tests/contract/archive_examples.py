@@ -56,7 +56,7 @@ def example_manifest() -> Manifest:
     )
 
 
-def example_archive(path: Path, job_path: Path | None = None) -> Archive:
+def example_archive(path: Path | str, job_path: Path | None = None) -> Archive:
     """The archive of a search that was just begun, open for writing."""
     return Archive.create(
         path,

@@ -127,7 +127,7 @@ class ArchiveStopContract:
         assert proposed.scores("search") == {}
 
     def test_companions_are_asked_for_alone_and_completed_later(
-        self, create_with_companion, location
+        self, create_with_companion, open_reader
     ) -> None:
         with create_with_companion() as archive:
             archive.record_proposal(example_candidate(0))
@@ -148,7 +148,7 @@ class ArchiveStopContract:
 
             rest = TaskScores("gsm8k", ids[3:], values[3:])
             archive.record_outcome(dataclasses.replace(completed(0), companions={"gsm8k": rest}))
-            for opened in (archive, Archive.open(location)):
+            for opened in (archive, open_reader()):
                 (observation,) = opened.observations()
                 assert observation.companions["math"].value == pytest.approx(values.mean())
                 assert observation.companions["math"].count == len(ids)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 
 from configs.errors import ArchiveError, ArchiveLockedError
-from optimizer.archive_lock import ArchiveLock
+from optimizer.archive_lock import ArchiveLock, owner_of_file
+from optimizer.archive_owner import SILENT_S, Heartbeat
 
 
 @pytest.fixture
@@ -50,3 +53,56 @@ def test_lock_says_so_when_its_file_cannot_be_made(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ArchiveError, match=r"cannot be locked for writing: .*make its directory"):
         ArchiveLock(tmp_path / "file" / "search.sqlite")
+
+
+def test_owner_is_who_holds_the_lock(archive) -> None:
+    ArchiveLock(archive).release()
+    assert owner_of_file(archive) is None  # this process lives, and let go
+    with ArchiveLock(archive) as lock:
+        assert owner_of_file(archive).pid == os.getpid()
+        owner = json.loads(lock.path.read_text())
+        for text in (
+            # A later process with the same number; none with the number; half a text.
+            json.dumps({**owner, "started_at": "2001-01-01T00:00:00+00:00"}),
+            json.dumps({**owner, "pid": 2**22 + 1}),
+            "{",
+        ):
+            lock.path.write_text(text)
+            assert owner_of_file(archive) is None
+
+
+def test_asking_who_writes_keeps_no_writer_out(archive) -> None:
+    ArchiveLock(archive).release()
+    assert owner_of_file(archive) is None
+    ArchiveLock(archive).release()
+
+
+def test_owner_on_another_machine_counts_as_long_as_it_gives_signs_of_life(archive) -> None:
+    """Where the file is shared by machines that do not see each other's locks."""
+    text = {"pid": 1, "host": "another", "started_at": "2026-01-01T00:00:00+00:00"}
+    lock_file = archive.with_name("search.sqlite.lock")
+    lock_file.write_text(json.dumps(text))
+    assert owner_of_file(archive).host == "another"
+    silent_since = time.time() - SILENT_S - 1
+    os.utime(lock_file, (silent_since, silent_since))
+    assert owner_of_file(archive) is None
+
+
+def test_holder_gives_signs_of_life(archive) -> None:
+    with ArchiveLock(archive) as lock:
+        os.utime(lock.path, (0, 0))
+        lock._beat()
+        with pytest.raises(ArchiveLockedError, match=r"last sign of life 0 s ago"):
+            ArchiveLock(archive)
+
+
+def test_heartbeat_beats_until_it_is_stopped() -> None:
+    beats = threading.Semaphore(0)
+    heartbeat = Heartbeat(beats.release, every_s=0.001)
+    for _ in range(3):
+        assert beats.acquire(timeout=30)
+    heartbeat.stop()
+    while beats.acquire(blocking=False):
+        pass
+    assert not beats.acquire(timeout=0.05)
+    heartbeat.stop()

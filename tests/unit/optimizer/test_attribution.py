@@ -205,6 +205,6 @@ def test_checkpoint_whose_loss_shows_nothing_is_named(judge):
 def test_variant_can_be_chosen_by_its_id(judge):
     found, _, archive = judge(SCORES)
     variant = found.effects[0]
-    with Archive.open(archive.path) as reader:
+    with Archive.open(archive.place) as reader:
         choice = choose(reader, recipe_id=variant.variant.recipe.recipe_id[:12])
     assert choice.candidate.index == variant.candidate

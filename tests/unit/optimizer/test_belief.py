@@ -195,19 +195,19 @@ def test_chance_is_that_of_normal_variables(observe):
 
 
 def test_front_command_answers_wishes(archive):
-    plain = json.loads(mergefront("front", archive.path, "--json").stdout)
+    plain = json.loads(mergefront("front", archive.place, "--json").stdout)
     assert plain["rule"] is None
     assert all(row["posterior"] is not None for row in plain["front"])
-    raw = json.loads(mergefront("front", archive.path, "--raw", "--json").stdout)
+    raw = json.loads(mergefront("front", archive.place, "--raw", "--json").stdout)
     assert all(row["posterior"] is None for row in raw["front"])
     wish = ["--prefer", "math=2,code=1", "--at-least", "instruct=0.1"]
-    found = json.loads(mergefront("front", archive.path, *wish, "--json").stdout)
+    found = json.loads(mergefront("front", archive.place, *wish, "--json").stdout)
     chosen = choose(archive, prefer={"math": 2, "code": 1}, floors={"instruct": 0.1})
     assert found["front"][0]["candidate"] == chosen.candidate.index
     assert found["rule"] == chosen.rule
-    knee = mergefront("front", archive.path, "--knee")
+    knee = mergefront("front", archive.place, "--knee")
     assert "is first: knee of the front" in knee.stderr
-    refused = mergefront("front", archive.path, "--raw", "--knee")
+    refused = mergefront("front", archive.place, "--raw", "--knee")
     assert refused.exit_code == 2
-    header = mergefront("front", archive.path, "--csv").stdout.splitlines()[0]
+    header = mergefront("front", archive.place, "--csv").stdout.splitlines()[0]
     assert "math.posterior,math.posterior_stderr" in header

@@ -1,7 +1,6 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
     "check", "noise", "run", "resume", "rival", "status", "front", "plot", "report", "export",
-    "merge", "recipe",
+    "merge", "recipe", "archive",
 )  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
@@ -246,25 +245,3 @@ def test_wishes_are_read_as_name_and_number():
 def test_wishes_that_cannot_be_read_are_refused(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
         cli_export.numbers("--prefer", text)
-
-
-def test_writer_is_who_holds_the_lock(archive):
-    assert cli_read.writer_of(archive) is None  # this process wrote it, lives, and let go
-    with Archive.open(archive, writable=True):
-        assert cli_read.writer_of(archive) == os.getpid()
-        lock = archive.with_name("a.sqlite.lock")
-        owner = json.loads(lock.read_text())
-        for text in (
-            # A later process with the same number; none with the number; half a text.
-            json.dumps({**owner, "started_at": "2001-01-01T00:00:00+00:00"}),
-            json.dumps({**owner, "pid": 2**22 + 1}),
-            "{",
-        ):
-            lock.write_text(text)
-            assert cli_read.writer_of(archive) is None
-
-
-def test_asking_who_writes_keeps_no_writer_out(archive):
-    cli_read.writer_of(archive)
-    with Archive.open(archive, writable=True) as opened:
-        assert opened.writable

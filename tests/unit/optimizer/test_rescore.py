@@ -126,10 +126,11 @@ def test_what_has_no_report_scores_is_scored_as_searched_too(runner_and_archive)
 
 
 def test_rescoring_leaves_the_archive_as_it_was(archive):
-    before = archive.path.read_bytes(), len(archive.candidates()), len(archive.outcomes("report"))
+    file = archive.place.path
+    before = file.read_bytes(), len(archive.candidates()), len(archive.outcomes("report"))
     choice = chosen(archive, 1)
     rescore(archive, choice, in_dtype(choice, "bfloat16"))
-    after = archive.path.read_bytes(), len(archive.candidates()), len(archive.outcomes("report"))
+    after = file.read_bytes(), len(archive.candidates()), len(archive.outcomes("report"))
     assert before == after
 
 

@@ -10,11 +10,15 @@ from optimizer.driver import run_search
 from optimizer.remembered import WORKER, RememberingPool
 from optimizer.report import report_of, report_record
 from optimizer.resume import verify_replay
-from optimizer.rival import rival_job, rival_of, rival_path, spent
+from optimizer.rival import rival_job, rival_of, spent
 from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.test_report import text_of
+
+
+def rival_path(path):
+    return path.with_name("run.random.sqlite")
 
 
 class CountingPool(ScriptedPool):
