@@ -1,8 +1,10 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe) and ``optimizer.cli_read`` (what
-only reads an archive); the arguments that several commands take are in ``optimizer.cli_options``.
+``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
+logs, stop, list) and ``optimizer.cli_read`` (what only reads an archive); the arguments that
+several commands take are in ``optimizer.cli_options``, those of clusters in
+``optimizer.cli_cluster``.
 What they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
 Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
 those of ``configs.errors``.
@@ -18,6 +20,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from configs.errors import MergefrontError
+from optimizer import cli_cluster
 from optimizer.cli_options import (
     ArchiveFile,
     AsJson,
@@ -51,6 +54,9 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -71,8 +77,8 @@ def _fail(error: MergefrontError, *, as_json: bool) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-def _command(function: Command) -> Command:
-    """Register a command whose errors end it with their own text and exit code."""
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """Let errors end a command with their own text and exit code."""
 
     @functools.wraps(function)
     def guarded(**arguments: Any) -> None:  # noqa: ANN401 - typer passes what the command declares
@@ -84,7 +90,12 @@ def _command(function: Command) -> Command:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
-    app.command()(guarded)
+    return guarded
+
+
+def _command(function: Command) -> Command:
+    """Register a command."""
+    app.command()(_guarded(function))
     return function
 
 
@@ -211,12 +222,7 @@ def rival(archive: ArchiveFile, settings: Settings = None, plain: Plain = False)
     cli_search.rival(archive, overrides=read_overrides(settings), plain=plain)
 
 
-@_command
-def status(archive: ArchiveFile, as_json: AsJson = False) -> None:
-    """Say how far a search is, running or not."""
-    from optimizer import cli_read
-
-    cli_read.status(archive, as_json=as_json)
+cli_cluster.add_commands(app, _guarded)
 
 
 @_command

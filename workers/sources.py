@@ -97,6 +97,24 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
     return Sources(base, tuple(resolved))
 
 
+def missing_directories(models: Models) -> list[tuple[str, str]]:
+    """Return name and path of the models that are directories elsewhere, but none here.
+
+    Hub ids are none of them: a node downloads what it needs.
+    """
+    pool = {BASE_NAME: models.base} if models.base else {}
+    return [
+        (name, source.path)
+        for name, source in (pool | models.checkpoints).items()
+        if _names_directory(source) and not Path(source.path).expanduser().is_dir()
+    ]
+
+
+def _names_directory(source: ModelSource) -> bool:
+    path = Path(source.path).expanduser()
+    return path.exists() or path.is_absolute() or not _HUB_ID.fullmatch(source.path)
+
+
 def _open(
     name: str,
     directory: Path,
@@ -149,7 +167,7 @@ def _directory_of(name: str, source: ModelSource) -> Path:
         raise CheckpointNotFoundError(
             f"model `{name}`: {path} is a file; name the directory that holds it", path=str(path)
         )
-    if path.is_absolute() or not _HUB_ID.fullmatch(source.path):
+    if _names_directory(source):
         raise CheckpointNotFoundError(
             f"model `{name}`: {path}: no such directory; check the path", path=str(path)
         )
