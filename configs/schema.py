@@ -42,7 +42,8 @@ class ModelSource(Section):
     """
 
     path: str = Field(min_length=1)
-    """Directory with safetensors weights, or a hub id such as ``org/name``."""
+    """Directory with safetensors weights, a hub id such as ``org/name``, or a URL that fsspec reads
+    (``s3://bucket/model``; every machine fetches it once)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; None is the default branch. Ignored for a directory."""
 

@@ -20,7 +20,8 @@ import ray.exceptions
 
 from configs.errors import WorkerError, WorkerLostError, WorkerTimeoutError
 from workers.attempts import MOST_ATTEMPTS, POISONING_ERRORS, Assignment, Patience
-from workers.job import JobRunner, RunnerFactory, WorkerSpec, failure_of
+from workers.job import RunnerFactory, WorkerSpec, failure_of
+from workers.node_runner import build_runner
 from workers.outcome import EvaluationRequest, Failed, Outcome, Stage
 from workers.pool import WorkerState
 from workers.ray_fleet import Arrived, Fleet, Slot, is_of_node, reason_of
@@ -52,7 +53,7 @@ class RayPool:
         WorkerError: Ray cannot be started or joined, or lacks what the job asks for.
     """
 
-    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = JobRunner) -> None:
+    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = build_runner) -> None:
         self._settings = spec.job.workers
         self._patience = Patience(self._settings.hang_factor, self._settings.hang_floor_s)
         self._fleet = Fleet(spec, make_runner)

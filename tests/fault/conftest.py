@@ -50,3 +50,17 @@ def copy_of(tmp_path) -> Callable[[Path], Path]:
 def start(request) -> Callable[[Path], Result]:
     """Check a job, or try to run it."""
     return lambda path: mergefront(request.param, path)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A head, and two hosts with room for two small workers each, for the tests of a module."""
+    from tests.fault.hosts import HostsUnavailableError, Network
+
+    try:
+        made = Network("head", "one", "two")
+    except HostsUnavailableError as reason:
+        pytest.skip(f"no network namespaces here: {reason}")
+    with made:
+        made.turn_on()
+        yield made

@@ -22,7 +22,6 @@ from optimizer.pareto import non_dominated
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
 from tests.fault import cluster_search
-from tests.fault.hosts import HostsUnavailableError, Network
 from tests.fault.scripted_pool import scripted_outcome
 from tests.fault.scripted_search import make_manifest, whole_request
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
@@ -32,44 +31,26 @@ pytestmark = pytest.mark.slow
 LIMIT_S = 120
 
 
-@pytest.fixture(scope="module")
-def network():
-    """A head without CPUs of its own, and two hosts with room for two workers each."""
-    try:
-        made = Network("head", "one", "two", PYTHONPATH=str(Path(__file__).parents[2]))
-    except HostsUnavailableError as reason:
-        pytest.skip(f"no network namespaces here: {reason}")
-    with made:
-        turn_on(made)
-        yield made
-
-
-def turn_on(network):
-    """Start every host that is off, and wait until all are there."""
-    for host in network.hosts.values():
-        if not host.is_on:
-            host.turn_on(num_cpus=0 if host is network.head else 1)
-            if host is network.head:
-                network.wait_for_nodes(1)
-    network.wait_for_nodes(len(network.hosts))
-
-
 class Search:
     """A search whose driver runs on the head, watched line by line."""
 
     def __init__(self, network, archive, **workers):
         self.archive = archive
         self._network, self._workers = network, workers
+        self.driver = None
         self.start()
 
     def start(self):
+        if self.driver is not None:
+            self.kill()
         address = f"{self._network.head.address}:6379"
         settings = json.dumps({"address": address, **self._workers})
         self.driver = self._network.head.start(
             "python", "-m", "tests.fault.cluster_search", str(self.archive), settings
         )
         self._lines = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(self.driver.stdout,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.driver.stdout,))
+        self._reader.start()
 
     def _read(self, stream):
         for line in stream:
@@ -94,6 +75,9 @@ class Search:
         for process in self._network.head.processes("cluster_search"):
             process.kill()
         self.driver.wait()
+        self._reader.join(timeout=10)
+        self.driver.stdout.close()
+        self.driver.stderr.close()
 
     def begun(self):
         text = Path(f"{self.archive}.begun").read_text()
@@ -151,7 +135,7 @@ def search(network, tmp_path):
     searches = []
 
     def start(**workers):
-        turn_on(network)
+        network.turn_on()
         searches.append(Search(network, tmp_path / "archive.sqlite", **workers))
         return searches[-1]
 
@@ -228,6 +212,6 @@ def test_head_that_is_lost_is_replaced_and_the_archive_goes_on(network, search):
     for host in network.hosts.values():
         host.turn_off()
     running.driver.wait(timeout=30)
-    turn_on(network)
+    network.turn_on()
     running.start()
     running.end()
