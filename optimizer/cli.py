@@ -174,13 +174,18 @@ def run(
     settings: Settings = None,
     evaluations: Evaluations = None,
     start_from: StartFrom = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Go on with the archive where there is one.")
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """Search until the budget is spent, then validate and choose."""
     from optimizer import cli_search
 
     overrides = read_overrides(settings, evaluations)
-    cli_search.run(job, overrides=overrides, start_from=start_from, plain=plain)
+    cli_search.run(
+        job, overrides=overrides, start_from=start_from, or_resume=or_resume, plain=plain
+    )
 
 
 @_command

@@ -54,11 +54,27 @@ def run(
     *,
     overrides: Mapping[str, object],
     start_from: Path | None = None,
+    or_resume: bool = False,
     plain: bool,
 ) -> None:
-    """Start a search, with what another archive knows where one is named, to its end."""
+    """Start a search, with what another archive knows where one is named, to its end.
+
+    ``or_resume`` goes on with the archive where it is there already, for schedulers that start a
+    job again.
+    """
     console = _stderr_console()
     job = load_job(job_path, overrides)
+    if or_resume and (place := Path(job.archive)).exists():
+        kept = {key: value for key, value in overrides.items() if key != "archive"}
+        resume(
+            place,
+            job_path=job_path,
+            archived_job=False,
+            overrides=kept,
+            verify=False,
+            plain=plain,
+        )
+        return
     prepared = prepare(job, announce=partial(_say, console, style="dim"))
     _warn(console, prepared)
     start = None if start_from is None else _warm_start(start_from, prepared, console)
