@@ -24,8 +24,8 @@ import psutil
 ROOT = Path(__file__).parents[2]
 TOKEN = secrets.token_hex(16)
 
-# Losses show after about ten seconds instead of a minute, but not where a busy machine answers late.
-# A node that was cut off is left to itself, so that its old actors run on for a while.
+# Losses show after about ten seconds instead of a minute, but not where a busy machine answers
+# late. A node that was cut off is left to itself, so that its old actors run on for a while.
 _FAST_DETECTION = {
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "1500",
@@ -36,6 +36,12 @@ _FAST_DETECTION = {
 # Of a worker that imports no torch; Ray asks for at least 75 MB.
 _OBJECT_STORE_BYTES = 80_000_000
 _START_S = 240
+# Every host has its ports to itself. A raylet gives up after 15 s where it waits for agents to
+# choose theirs.
+_PORTS = (
+    "--dashboard-agent-listen-port=52365 --dashboard-agent-grpc-port=52366 "
+    "--metrics-export-port=52367 --runtime-env-agent-port=52368"
+)
 
 
 class HostsUnavailableError(Exception):
@@ -125,7 +131,7 @@ class Host:
         self._again = num_cpus, before
         head = self._network.head
         where = (
-            "--head --port=6379 --dashboard-host=0.0.0.0 --dashboard-port=8265 "
+            "--head --port=6379 --no-monitor --dashboard-host=0.0.0.0 --dashboard-port=8265 "
             "--ray-client-server-port=10001"
             if head is self
             else f"--address={head.address}:6379"
@@ -135,7 +141,8 @@ class Host:
             f"exec {sys.executable} -m ray.scripts.scripts start "
             f"{where} --node-ip-address={self.address} --num-cpus={num_cpus} "
             f"--temp-dir={self.directory}/ray "
-            f"--object-store-memory={_OBJECT_STORE_BYTES} --disable-usage-stats --block"
+            f"--object-store-memory={_OBJECT_STORE_BYTES} --disable-usage-stats --block "
+            f"--include-log-monitor=false {_PORTS}"
         )
         with (self.directory / "start.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -168,11 +175,10 @@ class Host:
         """Start a program on the running host, beside its Ray."""
         assert self._process is not None
         (first,) = psutil.Process(self._process.pid).children()
-        enter = ["nsenter", "-t", str(first.pid), "-m", "-u", "-p", "-n"]
+        enter = ["nsenter", "-t", str(first.pid), "-m", "-u", "-p", "-n", "env", "-C", str(ROOT)]
         return subprocess.Popen(
             [*enter, *arguments],
             env=self.environment(**variables),
-            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
