@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -88,12 +89,24 @@ def _join(address: str, stack: ExitStack) -> None:
     try:
         _require_answer(address)
         stack.callback(ray.shutdown)
-        _init(address=address)
+        _init(address=address, **_code_for(address))
     except Exception as error:
         raise WorkerError(
             f"cannot join Ray at `{address}`: {error}. Check `workers.address`, and that Ray runs "
             "there (`ray status`)"
         ) from error
+
+
+def _code_for(address: str) -> dict[str, Any]:
+    """Return what brings this code to a cluster that is joined from outside, over ``ray://``.
+
+    Elsewhere it is installed, or comes with the job that this process is part of.
+    """
+    if not address.startswith("ray://"):
+        return {}
+    home = Path(__file__).parents[1]
+    packages = [str(home / name) for name in ("configs", "evaluators", "workers")]
+    return {"runtime_env": {"py_modules": packages}}
 
 
 def _init(**options: Any) -> None:  # noqa: ANN401 - Ray's own options

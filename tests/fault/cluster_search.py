@@ -27,6 +27,8 @@ from workers.outcome import EvaluationRequest, Outcome
 from workers.ray_pool import RayPool
 
 EVALUATIONS = 44
+# Evaluations take that much longer while there is a file ARCHIVE.slow.
+_SLOW_S = 5.0
 CHANGES = {
     # Proposals that depend on what was told, and on nothing else.
     "search": {"strategy": "cma", "population_size": 6},
@@ -49,7 +51,8 @@ class ScriptedRunner:
         }  # fmt: skip
         with Path(f"{self._spec.job.archive}.begun").open("a") as file:
             file.write(json.dumps(begun) + "\n")
-        time.sleep(duration_s(request))
+        is_slow = Path(f"{self._spec.job.archive}.slow").exists()
+        time.sleep(duration_s(request) + (_SLOW_S if is_slow else 0.0))
         outcome = scripted_outcome(self._spec.job, self._spec.manifest, request)
         return replace(outcome, attempt=attempt, worker=self._worker)
 

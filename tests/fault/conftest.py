@@ -53,12 +53,16 @@ def start(request) -> Callable[[Path], Result]:
 
 
 @pytest.fixture(scope="module")
-def network():
-    """A head, and two hosts with room for two small workers each, for the tests of a module."""
+def network(request):
+    """A head, and two hosts with room for two small workers each, for the tests of a module.
+
+    With the dashboard, which serves the Jobs API, where the module says ``NEEDS_DASHBOARD``.
+    """
     from tests.fault.hosts import HostsUnavailableError, Network
 
     try:
-        made = Network("head", "one", "two")
+        has_dashboard = getattr(request.module, "NEEDS_DASHBOARD", False)
+        made = Network("head", "one", "two", has_dashboard=has_dashboard)
     except HostsUnavailableError as reason:
         pytest.skip(f"no network namespaces here: {reason}")
     with made:

@@ -7,7 +7,6 @@ iproute2. What Ray does when a host, a link or the head fails, it does here as o
 
 import contextlib
 import http.client
-import json
 import os
 import secrets
 import shutil
@@ -67,11 +66,23 @@ class Host:
         self._network = network
         self._process: subprocess.Popen[bytes] | None = None
         self._again: tuple[int, str] = (0, "true")
+        self._log_start = 0
 
     @property
     def is_on(self) -> bool:
         """Whether it was turned on, and not off again."""
         return self._process is not None
+
+    @property
+    def log(self) -> str:
+        """What Ray has said since the host was turned on."""
+        path = self.directory / "start.log"
+        return path.read_bytes()[self._log_start :].decode() if path.exists() else ""
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the Ray node is part of the cluster."""
+        return self.is_on and "Ray runtime started." in self.log
 
     def wire(self) -> None:
         """Make the namespace and its link to the bridge."""
@@ -130,21 +141,26 @@ class Host:
         """
         self._again = num_cpus, before
         head = self._network.head
+        dashboard = (
+            "--dashboard-host=0.0.0.0 --dashboard-port=8265 --ray-client-server-port=10001"
+            if self._network.has_dashboard
+            else "--include-dashboard=false"
+        )
         where = (
-            "--head --port=6379 --no-monitor --dashboard-host=0.0.0.0 --dashboard-port=8265 "
-            "--ray-client-server-port=10001"
+            f"--head --port=6379 --no-monitor {dashboard}"
             if head is self
             else f"--address={head.address}:6379"
         )
         start = (
             f"hostname {self.name}; mount -t tmpfs tmpfs /dev/shm; {before}; "
-            f"exec {sys.executable} -m ray.scripts.scripts start "
+            f"exec {os.environ.get('NODEPY', sys.executable)} -m ray.scripts.scripts start "
             f"{where} --node-ip-address={self.address} --num-cpus={num_cpus} "
             f"--temp-dir={self.directory}/ray "
             f"--object-store-memory={_OBJECT_STORE_BYTES} --disable-usage-stats --block "
             f"--include-log-monitor=false {_PORTS}"
         )
         with (self.directory / "start.log").open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [*self._inside(), *_OWN_PROCESSES, "sh", "-c", start],
                 env=self.environment(),
@@ -228,7 +244,8 @@ class Network:
         HostsUnavailableError: Namespaces, bridges or links cannot be made here.
     """
 
-    def __init__(self, *names: str, **variables: str) -> None:
+    def __init__(self, *names: str, has_dashboard: bool = False, **variables: str) -> None:
+        self.has_dashboard = has_dashboard
         self.tag = f"mf{secrets.token_hex(2)}"
         self.bridge = f"{self.tag}b"
         self.prefix = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(250)}"
@@ -268,8 +285,7 @@ class Network:
                 is_last = number == len(self.hosts)
                 hide = f"mount -t tmpfs tmpfs {self.hidden}" if is_last else "true"
                 host.turn_on(num_cpus=0 if host is self.head else 1, before=hide)
-                self.wait_for_nodes(number)
-        self.wait_for_nodes(len(self.hosts))
+                self.wait_until_started()
 
     def close(self) -> None:
         """Turn everything off and remove it."""
@@ -281,33 +297,31 @@ class Network:
             _ip("link", "del", self.bridge)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def wait_for_nodes(self, number: int) -> None:
-        """Wait until the cluster has so many nodes alive, and the Jobs API answers."""
+    def wait_until_started(self) -> None:
+        """Wait until every host that is on is part of the cluster, and the Jobs API answers."""
         end = time.monotonic() + _START_S
-        while (found := self.num_alive()) != number:
+        while not all(host.has_started for host in self.hosts.values() if host.is_on):
             if time.monotonic() > end:
-                logs = "\n".join(
-                    (host.directory / "start.log").read_text()[-2000:]
-                    for host in self.hosts.values()
-                    if (host.directory / "start.log").exists()
-                )
-                raise TimeoutError(f"{found} of {number} nodes after {_START_S} s\n{logs}")
+                logs = [f"{name}: {host.log[-1500:]}" for name, host in self.hosts.items()]
+                raise TimeoutError("\n".join([f"not started after {_START_S} s", *logs]))
             for host in self.hosts.values():
                 host.see_to_it()
             time.sleep(0.3)
+        while self.has_dashboard and not self._answers():
+            if time.monotonic() > end:
+                raise TimeoutError(f"no dashboard after {_START_S} s")
+            time.sleep(0.5)
 
-    def num_alive(self) -> int:
-        """Ask the dashboard how many nodes are alive; 0 while it does not answer."""
-        connection = http.client.HTTPConnection(self.head.address, 8265, timeout=2)
+    def _answers(self) -> bool:
+        """Whether the Jobs API is there."""
+        connection = http.client.HTTPConnection(self.head.address, 8265, timeout=5)
         try:
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            connection.request("GET", "/nodes?view=summary", headers=headers)
-            nodes = json.load(connection.getresponse())["data"]["summary"]
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
-            return 0
+            connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
         finally:
             connection.close()
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from optimizer.archive import Archive
 from tests.fault.hosts import ROOT, TOKEN
 
 pytestmark = pytest.mark.slow
+NEEDS_DASHBOARD = True
 
 
 class Mergefront:
