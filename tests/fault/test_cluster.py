@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from configs.evaluation import SPLITS
@@ -76,10 +77,14 @@ class Search:
             assert time.monotonic() < end, f"not within {LIMIT_S} s"
             time.sleep(0.2)
 
+    def signal(self, number):
+        """Send a signal to the driver, which `nsenter` has started."""
+        if self.driver.poll() is None:
+            for process in psutil.Process(self.driver.pid).children(recursive=True):
+                process.send_signal(number)
+
     def kill(self):
-        self.driver.kill()
-        for process in self._network.head.processes("cluster_search"):
-            process.kill()
+        self.signal(signal.SIGKILL)
         self.driver.wait()
         self._reader.join(timeout=10)
         self.driver.stdout.close()
@@ -198,8 +203,7 @@ def test_killed_driver_goes_on_when_started_again(network, search):
 def test_terminated_driver_finishes_what_is_under_way(network, search):
     running = search(grace_s=15)
     running.wait_for("finished search", 6)
-    (driver,) = network.head.processes("cluster_search")[-1:]
-    driver.send_signal(signal.SIGTERM)
+    running.signal(signal.SIGTERM)
     start = time.monotonic()
     running.wait_for("terminated")
     assert time.monotonic() - start < 15
