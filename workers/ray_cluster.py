@@ -36,11 +36,13 @@ def require_models(job: JobConfig) -> None:
         ClusterError: A node lacks one; every one of them is named. Of a node that does not answer
             in time nothing is known, which is logged.
     """
-    look = ray.remote(missing_directories).options(num_cpus=0, max_retries=0)
+    look = ray.remote(missing_directories)
     nodes = nodes_with_room(job.workers)
     calls = {
         look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote(job.models): node
         for node in nodes
     }

@@ -7,6 +7,7 @@ runs the Ray that is installed here.
 
 import asyncio
 import json
+import logging
 import os
 import ssl
 import time
@@ -121,6 +122,8 @@ class JobClient:
         _check_version(self.address, self._ask_version(access, headers))
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
 
+        # It would say what it uploads; its own logger is below this one, and has a level.
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         with self._our_errors(), _without_variables(_ADDRESS_VARIABLES):
             self._client = JobSubmissionClient(
                 self.address, headers=headers, verify=str(access.ca) if access.ca else access.verify
