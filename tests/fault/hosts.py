@@ -74,12 +74,6 @@ class Host:
         return self._process is not None
 
     @property
-    def _python(self) -> str:
-        if self is self._network.head and self._network.has_dashboard:
-            return sys.executable
-        return os.environ.get("NODEPY", sys.executable)
-
-    @property
     def log(self) -> str:
         """What Ray has said since the host was turned on."""
         path = self.directory / "start.log"
@@ -159,7 +153,7 @@ class Host:
         )
         start = (
             f"hostname {self.name}; mount -t tmpfs tmpfs /dev/shm; {before}; "
-            f"exec {self._python} -m ray.scripts.scripts start "
+            f"exec {sys.executable} -m ray.scripts.scripts start "
             f"{where} --node-ip-address={self.address} --num-cpus={num_cpus} "
             f"--temp-dir={self.directory}/ray "
             f"--object-store-memory={_OBJECT_STORE_BYTES} --disable-usage-stats --block "
