@@ -61,6 +61,10 @@ def launch(
         list[str] | None,
         typer.Option("--env", metavar="NAME[=VALUE]", help="Set a variable there; repeatable."),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(metavar="S", min=0, help="Seconds to wait for what goes wrong at once."),
+    ] = 25.0,
     token_file: TokenFile = None,
     tls_ca: Ca = None,
     tls_insecure: Insecure = False,
@@ -75,6 +79,7 @@ def launch(
         overrides=read_overrides(settings, evaluations),
         python=python,
         environment=cli_launch.read_environment(env),
+        wait_s=wait,
         as_json=as_json,
     )
 

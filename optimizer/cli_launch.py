@@ -17,8 +17,6 @@ from optimizer.cli_read import print_json, stdout_console
 from optimizer.launch import entrypoint, new_job_id, stage
 from workers.ray_jobs import ClusterAccess, JobClient, JobFacts
 
-# How long `launch` waits for what goes wrong at once: another Python, no GPU, no checkpoint.
-_WATCH_S = 25.0
 _POLL_S = 0.5
 _TAIL_LINES = 5
 # What the driver prints once its search is under way.
@@ -33,9 +31,14 @@ def launch(
     overrides: Mapping[str, object],
     python: str,
     environment: Mapping[str, str],
+    wait_s: float,
     as_json: bool,
 ) -> None:
-    """Submit the search of a job to a cluster, and print the id under which it runs there."""
+    """Submit the search of a job to a cluster, and print the id under which it runs there.
+
+    Waits until it is under way, for ``wait_s`` at most: what goes wrong at once (another Python, no
+    GPU, no checkpoint) is an error of this command then.
+    """
     job = load_job(job_path, overrides)
     client = JobClient(access)
     job_id = new_job_id(job.name)
@@ -49,7 +52,7 @@ def launch(
             environment=environment,
         )
     _say(f"submitted {job_id}; its archive is {job.archive} on the head node")
-    facts = _watch(client, job_id)
+    facts = _watch(client, job_id, wait_s)
     if facts.status in {"FAILED", "STOPPED"}:
         _report_failure(facts, client.logs(job_id))
     address = f" --address {client.address}"
@@ -132,9 +135,9 @@ def list_jobs(access: ClusterAccess, *, as_json: bool) -> None:
         _say(f"no search was launched on {client.address}")
 
 
-def _watch(client: JobClient, job_id: str) -> JobFacts:
+def _watch(client: JobClient, job_id: str, wait_s: float) -> JobFacts:
     """Wait until a search is under way or has failed, but not long."""
-    end = time.monotonic() + _WATCH_S
+    end = time.monotonic() + wait_s
     while True:
         facts = client.facts(job_id)
         is_known = facts.has_ended or _UNDER_WAY.search(client.logs(job_id))

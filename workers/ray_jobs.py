@@ -122,8 +122,9 @@ class JobClient:
         _check_version(self.address, self._ask_version(access, headers))
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
 
-        # It would say what it uploads; its own logger is below this one, and has a level.
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        # They would say what they pack and upload.
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._our_errors(), _without_variables(_ADDRESS_VARIABLES):
             self._client = JobSubmissionClient(
                 self.address, headers=headers, verify=str(access.ca) if access.ca else access.verify

@@ -29,6 +29,8 @@ class Mergefront:
         self._environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(directory)}
 
     def __call__(self, *arguments, token=True):
+        # A busy machine takes its time to see what is wrong.
+        arguments += ("--wait", "240") if arguments[0] == "launch" else ()
         options = ["--address", self.network.dashboard]
         options += ["--token-file", str(self.token)] if token else []
         return subprocess.run(
