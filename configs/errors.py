@@ -10,7 +10,8 @@ MergefrontError                    .context: machine-readable fields, all option
 │   └── SandboxUnavailableError    generated code cannot be contained here
 ├── WorkerError                    the machinery around a candidate failed          exit 6
 │   ├── WorkerLostError            the process died; tried again elsewhere
-│   └── WorkerTimeoutError         the evaluation outlasted its limit
+│   ├── WorkerTimeoutError         the evaluation outlasted its limit
+│   └── ClusterError               a Ray cluster cannot be reached or used
 ├── ArchiveError                   the record of a search cannot be used            exit 4
 │   ├── ArchiveNotFoundError       no archive at that path
 │   ├── ArchiveExistsError         a new search would overwrite an old one
@@ -139,6 +140,10 @@ class WorkerLostError(WorkerError):
 
 class WorkerTimeoutError(WorkerError):
     """The evaluation outlasted its limit."""
+
+
+class ClusterError(WorkerError):
+    """A Ray cluster cannot be reached, refuses us, or lacks what a job needs."""
 
 
 class ArchiveError(MergefrontError):

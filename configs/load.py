@@ -130,6 +130,8 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
         return os.path.normpath(start.absolute() / path)
 
     def resolved(source: ModelSource) -> ModelSource:
+        if "://" in source.path:
+            return source
         local = exists(absolute(source.path)) or not _HUB_ID.fullmatch(source.path)
         return source.model_copy(update={"path": absolute(source.path)}) if local else source
 

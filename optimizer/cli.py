@@ -1,10 +1,11 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_read`` (what
-only reads an archive) and ``optimizer.cli_archive`` (its upkeep); the arguments that several
-commands take are in ``optimizer.cli_options``, how commands end in ``optimizer.cli_guard``. What
-they do is imported inside the commands, so that ``mergefront --help`` needs neither torch nor
+``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
+logs, stop, list), ``optimizer.cli_read`` (what only reads an archive) and ``optimizer.cli_archive``
+(its upkeep); the arguments that several commands take are in ``optimizer.cli_options``, those of
+clusters in ``optimizer.cli_cluster``, how commands end in ``optimizer.cli_guard``. What they do is
+imported inside the commands, so that ``mergefront --help`` needs neither torch nor
 Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
 those of ``configs.errors``.
 """
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from optimizer import cli_cluster
 from optimizer.cli_archive import archive_app
 from optimizer.cli_guard import registered_on
 from optimizer.cli_options import (
@@ -131,13 +133,18 @@ def run(
     settings: Settings = None,
     evaluations: Evaluations = None,
     start_from: StartFrom = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Go on with the archive where there is one.")
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """Search until the budget is spent, then validate and choose."""
     from optimizer import cli_search
 
     overrides = read_overrides(settings, evaluations)
-    cli_search.run(job, overrides=overrides, start_from=start_from, plain=plain)
+    cli_search.run(
+        job, overrides=overrides, start_from=start_from, or_resume=or_resume, plain=plain
+    )
 
 
 @_command
@@ -179,12 +186,7 @@ def rival(archive: ArchivePlace, settings: Settings = None, plain: Plain = False
     cli_search.rival(archive, overrides=read_overrides(settings), plain=plain)
 
 
-@_command
-def status(archive: ArchivePlace, as_json: AsJson = False) -> None:
-    """Say how far a search is, running or not."""
-    from optimizer import cli_read
-
-    cli_read.status(archive, as_json=as_json)
+cli_cluster.add_commands(app)
 
 
 @_command

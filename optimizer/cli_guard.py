@@ -13,10 +13,13 @@ from configs.errors import MergefrontError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def registered_on(app: typer.Typer) -> Callable[[Command], Command]:
+def registered_on(app: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
     """Return what registers commands whose errors end them with their own text and exit code."""
 
     def register(function: Command) -> Command:
@@ -30,7 +33,7 @@ def registered_on(app: typer.Typer) -> Callable[[Command], Command]:
                 typer.echo("interrupted", err=True)
                 raise typer.Exit(INTERRUPTED) from None
 
-        app.command()(guarded)
+        app.command(name)(guarded)
         return function
 
     return register

@@ -22,7 +22,7 @@ from configs.load import job_of, load_job
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive import Archive
 from optimizer.archive_seeds import WarmStart
-from optimizer.cli_guard import INTERRUPTED
+from optimizer.cli_guard import INTERRUPTED, TERMINATED
 from optimizer.cli_read import print_json, stdout_console
 from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.job_changes import changed_keys
@@ -31,6 +31,7 @@ from optimizer.preflight import Prepared, prepare
 from optimizer.preflight_view import prepared_record, render_prepared
 from optimizer.report import render, report_of
 from optimizer.resume import verify_replay
+from optimizer.termination import Terminated, finishing_on_sigterm
 
 
 def check(
@@ -53,11 +54,27 @@ def run(
     *,
     overrides: Mapping[str, object],
     start_from: str | None = None,
+    or_resume: bool = False,
     plain: bool,
 ) -> None:
-    """Start a search, with what another archive knows where one is named, to its end."""
+    """Start a search, with what another archive knows where one is named, to its end.
+
+    ``or_resume`` goes on with the archive where it is there already, for schedulers that start a
+    job again.
+    """
     console = _stderr_console()
     job = load_job(job_path, overrides)
+    if or_resume and Archive.exists(job.archive):
+        kept = {key: value for key, value in overrides.items() if key != "archive"}
+        resume(
+            job.archive,
+            job_path=job_path,
+            archived_job=False,
+            overrides=kept,
+            verify=False,
+            plain=plain,
+        )
+        return
     prepared = prepare(job, announce=partial(_say, console, style="dim"))
     _warn(console, prepared)
     start = None if start_from is None else _warm_start(start_from, prepared, console)
@@ -163,7 +180,8 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         validation = here.validation.model_copy(update={"leave_one_out": False})
         changes = {"workers": here.workers, "validation": validation}
         job = rival_job(searched).model_copy(update=changes)
-        archive, prepared = _rival_archive(job, console)
+        refusal = "it is the random search of another search; move it away"
+        archive, prepared = _open_or_begin(job, console, refusal)
         stack.enter_context(archive)
         _say(console, f"archive {archive.place}", style="dim")
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
@@ -175,8 +193,36 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         stdout_console().print(render(report_of(searched)))
 
 
-def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]:
-    """Open the archive of a random search for writing, or begin it."""
+def run_or_resume(job: JobConfig) -> None:
+    """Run the search of a job on the cluster that it names, from wherever its archive stands.
+
+    What can be wrong with the cluster is found before anything is read or scored.
+
+    Raises:
+        ClusterError: The cluster cannot be joined, or a node lacks a checkpoint.
+        JobChangedError: Another search is in the archive.
+    """
+    from workers.ray_cluster import require_models  # noqa: PLC0415 - imports Ray: only now
+    from workers.ray_session import ray_session, require_resources  # noqa: PLC0415 - as above
+
+    console = _stderr_console()
+    with ray_session(job.workers):
+        require_resources(job.workers)
+        require_models(job)
+        refusal = "launch the job with another `archive`, or as it was"
+        archive, prepared = _open_or_begin(job, console, refusal)
+        with archive:
+            _warn(console, prepared)
+            again = "mergefront launch, with the same job"
+            _search(archive, prepared, console, plain=True, options="", command=again)
+
+
+def _open_or_begin(job: JobConfig, console: Console, refusal: str) -> tuple[Archive, Prepared]:
+    """Open the archive of a job for writing, or begin it.
+
+    Raises:
+        JobChangedError: It is that of another search; ``refusal`` says what to do then.
+    """
     announce = partial(_say, console, style="dim")
     place = job.archive
     if not Archive.exists(place):
@@ -194,8 +240,7 @@ def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]
         on_error.enter_context(archive)
         if changed := changed_keys(archive.job, job):
             raise JobChangedError(
-                f"{place} is the random search of another search; move it away. It differs:",
-                changed,
+                f"archive {place} holds another search: {refusal}. It differs:", changed
             )
         prepared = prepare(job, archive=archive, announce=announce)
         on_error.pop_all()
@@ -203,18 +248,33 @@ def _rival_archive(job: JobConfig, console: Console) -> tuple[Archive, Prepared]
 
 
 def _search(
-    archive: Archive, prepared: Prepared, console: Console, *, plain: bool, options: str
+    archive: Archive,
+    prepared: Prepared,
+    console: Console,
+    *,
+    plain: bool,
+    options: str,
+    command: str = "",
 ) -> None:
-    """Run the search of an archive; ``options`` are those of the command that continues it."""
+    """Run the search of an archive; ``options`` are those of the command that continues it.
+
+    ``command`` is that command where it is another one than ``resume``.
+    """
     from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
     from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
     _say(console, f"archive {archive.place}", style="dim")
     view = make_view(archive, console, plain=plain)
-    command = f"mergefront resume {shlex.quote(str(archive.place))}{options}"
-    with _resumable(archive, prepared.job, command), view, RayPool(spec) as pool:
-        result = run_search(archive, pool, prepared.space, job=prepared.job, on_event=view.on_event)
+    command = command or f"mergefront resume {shlex.quote(str(archive.place))}{options}"
+    grace_s = prepared.job.workers.grace_s
+    with (
+        _resumable(archive, prepared.job, command),
+        view,
+        RayPool(spec) as pool,
+        finishing_on_sigterm(pool, view.on_event, grace_s) as on_event,
+    ):
+        result = run_search(archive, pool, prepared.space, job=prepared.job, on_event=on_event)
     _say(console, f"search ended: {result.reason}\n")
     stdout_console().print(render(report_of(archive)))
     _say(
@@ -228,13 +288,15 @@ def _resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[None]
     """End a search that is interrupted with the command that continues it."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, Terminated)
+        what = "terminated" if is_terminated else "interrupted"
         typer.echo(
-            f"\ninterrupted: {len(archive.observations())} of "
-            f"{job.budget.evaluations} evaluations are recorded; continue with\n  {command}",
+            f"\n{what}: {len(archive.observations())} of {job.budget.evaluations} evaluations are "
+            f"recorded; continue with\n  {command}",
             err=True,
         )
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(TERMINATED if is_terminated else INTERRUPTED) from None
 
 
 def _options(overrides: Mapping[str, object]) -> str:

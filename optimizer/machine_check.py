@@ -12,6 +12,7 @@ from configs.errors import ConfigError
 from configs.place import read_place
 from configs.schema import JobConfig
 from optimizer.estimate import Estimate, format_bytes
+from workers.pool_size import local_count
 
 
 def check_sandbox(job: JobConfig) -> None:
@@ -47,11 +48,11 @@ def check_device(job: JobConfig) -> None:
             "is `cuda`, but torch finds no CUDA device here; use `cpu`, install a build of torch "
             f"with CUDA (this one is {torch.__version__}), or name a cluster in workers.address",
         )
-    found = torch.cuda.device_count()
-    if workers.count * workers.gpus > found:
+    found, count = torch.cuda.device_count(), local_count(workers)
+    if count * workers.gpus > found:
         raise ConfigError.single(
             "workers.gpus",
-            f"{workers.count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
+            f"{count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
             "workers.count or workers.gpus",
         )
 
@@ -65,19 +66,20 @@ def check_memory(job: JobConfig, cost: Estimate) -> list[str]:
     workers = job.workers
     if workers.address is not None:
         return []
+    count = local_count(workers)
     if workers.device == "cuda":
         import torch  # noqa: PLC0415 - heavy
 
         if not torch.cuda.is_available():
             return []  # check_device has said so
         total = torch.cuda.get_device_properties(0).total_memory
-        per_device = cost.model_bytes * max(1, int(1 / workers.gpus))
+        per_device = int(cost.model_bytes / max(1.0, workers.gpus)) * max(1, int(1 / workers.gpus))
         free, kind, needed = total, "GPU memory", per_device
     else:
         memory = psutil.virtual_memory()
         total, free, kind = memory.total, memory.available, "memory"
-        needed = workers.count * cost.worker_bytes
-    text = f"{workers.count} workers need {format_bytes(needed)} of {kind} for their models"
+        needed = count * cost.worker_bytes
+    text = f"{count} workers need {format_bytes(needed)} of {kind} for their models"
     if needed > total:
         raise ConfigError.single(
             "workers.count",
@@ -103,11 +105,11 @@ def disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
 
 def core_warnings(job: JobConfig) -> list[str]:
     """Say so where the threads of all workers are more than the cores of this machine."""
-    cores = len(os.sched_getaffinity(0))
-    wanted = job.workers.count * job.workers.threads
+    cores, count = len(os.sched_getaffinity(0)), local_count(job.workers)
+    wanted = count * job.workers.threads
     if job.workers.address is not None or job.workers.device != "cpu" or wanted <= cores:
         return []
     return [
-        f"{job.workers.count} workers x {job.workers.threads} threads share {cores} cores; "
+        f"{count} workers x {job.workers.threads} threads share {cores} cores; "
         "lower workers.count or workers.threads"
     ]

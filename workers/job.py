@@ -236,7 +236,7 @@ def load_live_model(
         config: What to build instead of what ``config.json`` says, such as fewer layers.
 
     Returns:
-        The model in eval mode, without gradients, on the job's device.
+        The model in eval mode, without gradients, on the job's device or spread over its GPUs.
 
     Raises:
         CheckpointError: Transformers cannot load the model or the tokenizer.
@@ -255,9 +255,13 @@ def load_live_model(
     home = companion(spec.sources, vocabulary).directory
     with CheckpointReader(directory) as reader:
         content = reader.config
+    workers = spec.job.workers
+    # Of several GPUs each gets some of the layers, by accelerate.
+    spread = {"device_map": "auto"} if workers.device == "cuda" and workers.gpus > 1 else {}
     try:
         model: PreTrainedModel = model_class(content).from_pretrained(
             directory,
+            **spread,
             **({} if config is None else {"config": config}),
             dtype="auto" if dtype is None else getattr(torch, dtype),
             trust_remote_code=False,
@@ -270,7 +274,8 @@ def load_live_model(
         raise _loading_error(directory, kind, error) from error
     if vocabulary is not None:
         fit_live_model(model, directory, home, vocabulary)
-    torch.nn.Module.to(model, torch.device(spec.job.workers.device))
+    if not spread:
+        torch.nn.Module.to(model, torch.device(workers.device))
     model.requires_grad_(requires_grad=False)
     model.train(mode=False)
     return LiveModel(model=model, tokenizer=tokenizer)

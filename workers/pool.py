@@ -6,7 +6,8 @@ from typing import Literal, Protocol, Self
 from workers.job import failure_of
 from workers.outcome import EvaluationRequest, Outcome, Stage
 
-WorkerState = Literal["starting", "idle", "busy", "lost"]
+WorkerState = Literal["waiting", "starting", "idle", "busy", "lost"]
+"""``waiting`` is for room on a cluster."""
 
 
 class WorkerPool(Protocol):

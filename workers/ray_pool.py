@@ -1,9 +1,11 @@
 """Workers as Ray actors: each a process of its own with one live model in it.
 
-Nothing that Ray tells is trusted to come once or in order. The pool waits for at most one call
-per worker; a worker that died, hangs or cannot be reached is killed and replaced, the reference
-to its call is dropped with it, and an outcome that it may still produce surfaces nowhere.
-Beside ``workers.ray_session`` this is the only module that imports ray.
+Nothing that Ray tells is trusted to come once or in order. The pool waits for at most one
+evaluation per worker; a worker that died, hangs or cannot be reached is killed and replaced, the
+reference to its call is dropped with it, and an outcome of another attempt than the last is dropped
+wherever it comes from: the old processes of a node that was cut off may run on beside their
+replacements. What is tried again is decided in ``workers.attempts``, where workers are in
+``workers.ray_fleet``.
 """
 
 import logging
@@ -11,60 +13,27 @@ import math
 import time
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
 import ray.exceptions
 
 from configs.errors import WorkerError, WorkerLostError, WorkerTimeoutError
-from workers.job import JobRunner, RunnerFactory, WorkerSpec, failure_of
+from workers.attempts import MOST_ATTEMPTS, POISONING_ERRORS, Assignment, Patience
+from workers.job import RunnerFactory, WorkerSpec, failure_of
+from workers.node_runner import build_runner
 from workers.outcome import EvaluationRequest, Failed, Outcome, Stage
 from workers.pool import WorkerState
+from workers.ray_fleet import Arrived, Fleet, Slot, is_of_node, reason_of
 from workers.ray_session import ray_session, require_resources
-from workers.worker_process import NotStarted, Started, WorkerProcess
+from workers.worker_process import NotStarted, Started
 
 logger = logging.getLogger(__name__)
 
 # Deadlines are looked at, and signals answered, at least this often.
 _POLL_S = 0.5
-# What idle workers have to end their own processes before they are killed.
-_CLOSE_S = 5.0
-# A process that dies while it starts may have been unlucky (memory, a lost node), but not thrice.
-_MAX_FAILED_STARTS = 3
-# After these the accelerator context of the process is broken for every later candidate.
-_POISONING_ERRORS = frozenset({"AcceleratorError"})
-
-
-@dataclass(slots=True)
-class _Assignment:
-    """A request on its way to an outcome; ``attempt`` counts the workers that took it."""
-
-    request: EvaluationRequest
-    attempt: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """The place of one worker, whose process may be replaced.
-
-    ``deadline`` is in seconds of ``time.monotonic``; ``held`` is the id of the recipe that the
-    worker was given last, whose tensors its model may still hold.
-    """
-
-    name: str
-    state: WorkerState = "starting"
-    actor: Any = None
-    process: Started | None = None
-    assignment: _Assignment | None = None
-    held: str = ""
-    deadline: float = math.inf
-    failed_starts: int = 0
-
-    @property
-    def title(self) -> str:
-        """Name for outcomes: slot, and host and pid once they are known."""
-        return self.process.name if self.process else self.name
+# A worker whose recipes fail one after another is broken, more likely than they are.
+_MAX_FAILED_RUNNING = 3
 
 
 class RayPool:
@@ -84,39 +53,37 @@ class RayPool:
         WorkerError: Ray cannot be started or joined, or lacks what the job asks for.
     """
 
-    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = JobRunner) -> None:
-        self._spec = spec
+    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = build_runner) -> None:
         self._settings = spec.job.workers
-        self._make_runner = make_runner
-        self._slots = [_Slot(f"worker-{number}") for number in range(1, self._settings.count + 1)]
-        # The calls whose answers count. Oldest first, since ray.wait prefers the front.
-        self._calls: dict[ray.ObjectRef[Any], _Slot] = {}
-        self._waiting: deque[_Assignment] = deque()
+        self._patience = Patience(self._settings.hang_factor, self._settings.hang_floor_s)
+        self._fleet = Fleet(spec, make_runner)
+        self._waiting: deque[Assignment] = deque()
         self._settled: deque[Outcome] = deque()
         self._num_pending = 0
-        self._has_started_once = False
-        self._start_failure = ""
+        self._is_draining = False
+        # Recipe id -> why it is not given to a worker any more.
+        self._deadly: dict[str, str] = {}
         self._exit = ExitStack()
         try:
             self._exit.enter_context(ray_session(self._settings))
             require_resources(self._settings)
-            self._actor_class = ray.remote(WorkerProcess).options(
-                num_cpus=self._settings.cpus,
-                num_gpus=self._settings.gpus,
-                max_restarts=0,
-                max_task_retries=0,
-            )
-            for slot in self._slots:
-                self._start(slot)
+            self._fleet.fill()
         except BaseException:
             self.close()
             raise
 
     @property
     def num_free(self) -> int:
-        """How many more requests may be submitted now: workers less pending requests."""
-        usable = sum(slot.state != "lost" for slot in self._slots)
-        return max(0, usable - self._num_pending)
+        """How many more requests may be submitted now: workers less pending requests.
+
+        Workers that wait for room on the cluster do not count, unless all do: then one request
+        waits for the first.
+        """
+        if self._is_draining:
+            return 0
+        states = [slot.state for slot in self._fleet.slots]
+        usable = sum(state not in {"lost", "waiting"} for state in states)
+        return max(0, (usable or int("waiting" in states)) - self._num_pending)
 
     @property
     def num_pending(self) -> int:
@@ -131,8 +98,13 @@ class RayPool:
         """
         if self.num_free == 0:
             raise ValueError("no worker is free; take an outcome first")
-        self._waiting.append(_Assignment(request))
         self._num_pending += 1
+        assignment = Assignment(request)
+        if assignment.recipe_id in self._deadly:
+            error = WorkerLostError(self._deadly[assignment.recipe_id])
+            self._settled.append(_failed(error, request, attempt=1, worker="none"))
+            return
+        self._waiting.append(assignment)
         self._dispatch()
 
     def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:
@@ -154,21 +126,21 @@ class RayPool:
         self._num_pending -= 1
         return self._settled.popleft()
 
+    def drain(self) -> None:
+        """Take no further request; what is pending goes on."""
+        self._is_draining = True
+
     def worker_states(self) -> dict[str, WorkerState]:
         """Worker name -> what it did when the pool last looked."""
-        return {slot.name: slot.state for slot in self._slots}
+        return {slot.name: slot.state for slot in self._fleet.slots}
 
     def worker_pids(self) -> dict[str, int]:
         """Worker name -> process id on its node, for the workers that are up."""
-        return {slot.name: slot.process.pid for slot in self._slots if slot.process}
+        return {slot.name: slot.process.pid for slot in self._fleet.slots if slot.process}
 
     def close(self) -> None:
         """End the workers, and Ray if this pool started it; may be called twice."""
-        try:
-            self._let_close()
-        finally:
-            for slot in self._slots:
-                self._kill(slot)
+        self._fleet.close()
         self._waiting.clear()
         self._settled.clear()
         self._num_pending = 0
@@ -180,161 +152,181 @@ class RayPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _start(self, slot: _Slot) -> None:
-        """Create the actor and let it build its runner; neither is waited for."""
-        slot.actor = self._actor_class.remote()
-        self._calls[slot.actor.start.remote(self._spec, self._make_runner, slot.name)] = slot
-        slot.state = "starting"
-
-    def _kill(self, slot: _Slot) -> None:
-        """End a worker's process, and forget the call that it may still answer."""
-        for call in [call for call, owner in self._calls.items() if owner is slot]:
-            del self._calls[call]
-        if slot.actor is not None and ray.is_initialized():
-            ray.kill(slot.actor, no_restart=True)
-        slot.actor = slot.process = slot.assignment = None
-        slot.held = ""
-        slot.deadline = math.inf
-
-    def _let_close(self) -> None:
-        """Let idle workers end what they started: a kill runs no exit handlers."""
-        idle = [slot.actor for slot in self._slots if slot.state == "idle" and slot.actor]
-        if idle and ray.is_initialized():
-            calls = [actor.close.remote() for actor in idle]
-            ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S)
-
-    def _replace(self, slot: _Slot) -> None:
-        self._kill(slot)
-        self._start(slot)
-
     def _dispatch(self) -> None:
         """Send waiting requests to idle workers, in their order.
 
         The next block of a candidate goes to the worker whose model holds its tensors, if that
-        is idle.
+        is idle; what killed a worker, to another node.
         """
         while self._waiting:
-            recipe_id = self._waiting[0].request.recipe.recipe_id
-            idle = [slot for slot in self._slots if slot.state == "idle"]
+            idle = [slot for slot in self._fleet.slots if slot.state == "idle"]
             if not idle:
                 return
-            slot = next((slot for slot in idle if slot.held == recipe_id), idle[0])
-            slot.assignment = self._waiting.popleft()
-            slot.assignment.attempt += 1
-            slot.state, slot.held = "busy", recipe_id
-            slot.deadline = time.monotonic() + (self._settings.timeout_s or math.inf)
-            call = slot.actor.run.remote(slot.assignment.request, slot.assignment.attempt)
-            self._calls[call] = slot
+            assignment = self._waiting.popleft()
+            recipe_id, bad = assignment.recipe_id, assignment.died_on
+            holders = [slot for slot in idle if slot.held == recipe_id]
+            slot = (holders or [slot for slot in idle if slot.node not in bad] or idle)[0]
+            self._fleet.run(slot, assignment)
+            hang_s = self._patience.limit_s(assignment.request, is_first=slot.num_done == 0)
+            limit_s = self._settings.timeout_s or math.inf
+            slot.is_hang_limit = hang_s is not None and hang_s < limit_s
+            slot.deadline = slot.began + min(limit_s, math.inf if hang_s is None else hang_s)
 
     def _collect(self, wait_s: float) -> None:
         """Wait for at most one call to answer, then give up those that outlast their limit."""
-        if not self._calls:
-            raise WorkerError(
-                f"no worker is left: each failed {_MAX_FAILED_STARTS} times to start, "
-                f"the last with: {self._start_failure}"
-            )
-        nearest_s = min(slot.deadline for slot in self._calls.values()) - time.monotonic()
-        ready, _ = ray.wait(
-            list(self._calls), num_returns=1, timeout=max(0.0, min(wait_s, nearest_s))
-        )
+        self._fleet.check()
+        calls = self._fleet.calls
+        nearest_s = min(slot.deadline for slot in calls.values()) - time.monotonic()
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(0.0, min(wait_s, nearest_s)))
         for call in ready:
             self._take(call)
         now = time.monotonic()
-        for call, slot in list(self._calls.items()):
+        for call, slot in list(calls.items()):
             # An answer that is there but not taken yet came in time.
             if slot.deadline <= now and not ray.wait([call], timeout=0)[0]:
                 self._expire(slot)
+        self._fleet.adjust()
 
     def _take(self, call: "ray.ObjectRef[Any]") -> None:
         """Take the answer of a finished call, whatever it is."""
-        slot = self._calls.pop(call)
+        slot = self._fleet.calls.pop(call)
         try:
             answer = ray.get(call)
         except ray.exceptions.RayTaskError as error:
             # The process lives, but its answer could not be sent.
             self._fail(slot, error.cause or error)
         except ray.exceptions.RayError as error:
-            self._lose(slot, _reason_of(error))
+            self._lose(slot, error)
         else:
-            if isinstance(answer, Started):
-                slot.process = answer
-                slot.failed_starts = 0
-                slot.state = "idle"
-                self._has_started_once = True
-            elif isinstance(answer, NotStarted) and not self._has_started_once:
-                slot.state = "lost"
-                raise WorkerError(f"a worker cannot be made from this job: {answer.cause}")
-            elif isinstance(answer, NotStarted):
-                self._fail_start(slot, answer.cause)
+            if isinstance(answer, Arrived | Started | NotStarted):
+                self._fleet.welcome(slot, answer)
             else:
-                self._settle(slot, answer)
+                self._accept(slot, answer)
 
-    def _settle(self, slot: _Slot, outcome: Outcome) -> None:
-        """Keep the outcome of a worker's request, and free the worker."""
+    def _accept(self, slot: Slot, outcome: Outcome) -> None:
+        """Take an outcome if it is that of the slot's request in its last attempt."""
+        assignment = slot.assignment
+        expected = assignment and (assignment.request.key, assignment.attempt)
+        if assignment is None or (outcome.key, outcome.attempt) != expected:
+            logger.warning(
+                "%s: dropped an outcome of attempt %d of %s",
+                slot.title,
+                outcome.attempt,
+                outcome.key,
+            )
+            self._fleet.replace(slot)
+            if assignment is not None:
+                self._waiting.appendleft(assignment)
+            return
+        slot.num_done += 1
+        if not isinstance(outcome, Failed):
+            self._patience.note(assignment.request, time.monotonic() - slot.began)
+        elif assignment.may_pass(outcome):
+            logger.warning("%s: trying again after %s", slot.title, outcome.error_class)
+            assignment.num_passing += 1
+            self._waiting.appendleft(assignment)
+            self._free(slot, outcome)
+            return
         self._settled.append(outcome)
+        self._free(slot, outcome)
+
+    def _free(self, slot: Slot, outcome: Outcome) -> None:
+        """Make a worker idle, or replace it where what it said shows that it is broken."""
         slot.assignment = None
         slot.deadline = math.inf
         slot.state = "idle"
-        if isinstance(outcome, Failed) and outcome.error_class in _POISONING_ERRORS:
-            logger.warning("%s: its accelerator context is broken; replacing it", slot.title)
-            self._replace(slot)
-
-    def _fail(self, slot: _Slot, error: BaseException) -> None:
-        """Settle a worker's request as failed, or its start where it has none."""
-        if slot.assignment is None:
-            self._fail_start(slot, f"{type(error).__name__}: {error}")
+        if not isinstance(outcome, Failed):
+            slot.num_failed = 0
             return
-        request, attempt = slot.assignment.request, slot.assignment.attempt
-        self._settle(
-            slot, failure_of(error, request, attempt, worker=slot.title, stage=Stage.WORKER)
-        )
+        slot.num_failed += 1
+        if outcome.error_class in POISONING_ERRORS:
+            reason = "its accelerator context is broken"
+        elif slot.num_failed >= _MAX_FAILED_RUNNING:
+            reason = f"{slot.num_failed} recipes failed on it one after another"
+        else:
+            return
+        logger.warning("%s on %s is replaced: %s", slot.title, slot.where, reason)
+        self._fleet.replace(slot)
 
-    def _lose(self, slot: _Slot, reason: str) -> None:
-        """Replace a worker whose process died; its request is tried again, but not for ever."""
+    def _fail(self, slot: Slot, error: BaseException) -> None:
+        """Settle a worker's request as failed, or its start where it has none."""
         assignment = slot.assignment
         if assignment is None:
-            self._fail_start(slot, reason)
+            self._fleet.fail_start(slot, f"{type(error).__name__}: {error}")
             return
-        logger.warning("%s is lost: %s", slot.title, reason)
-        if assignment.attempt < self._settings.max_attempts:
+        outcome = _failed(error, assignment.request, attempt=assignment.attempt, worker=slot.title)
+        self._settled.append(outcome)
+        self._free(slot, outcome)
+
+    def _lose(self, slot: Slot, error: ray.exceptions.RayError) -> None:
+        """Replace a worker whose process died; its request is tried again, but not for ever."""
+        assignment, reason = slot.assignment, reason_of(error)
+        is_innocent = is_of_node(error) or self._fleet.is_lost(slot.node)
+        if assignment is None:
+            self._fleet.fail_start(slot, reason, counts=not is_innocent)
+            return
+        logger.warning("%s on %s is lost: %s", slot.title, slot.where, reason)
+        if not is_innocent:
+            assignment.died_on.append(slot.node)
+        self._try_again(
+            slot,
+            WorkerLostError(
+                f"its worker's process died, the last time on {slot.where}: {reason} Look for lack "
+                "of memory (dmesg) or a crash in native code"
+            ),
+        )
+        self._fleet.replace(slot)
+
+    def _try_again(self, slot: Slot, error: WorkerError) -> None:
+        """Give the request of a worker to another one, or fail it where that was done enough."""
+        assignment = slot.assignment
+        assert assignment is not None  # noqa: S101 - both callers have looked
+        kills = assignment.num_kills(self._fleet.is_lost)
+        if kills < self._settings.max_attempts and assignment.attempt < MOST_ATTEMPTS:
             self._waiting.appendleft(assignment)
+            return
+        cause = f"{kills} workers (workers.max_attempts)" if kills else "no worker, but lost nodes"
+        message = (
+            f"given up after attempt {assignment.attempt}, which took {cause}: {error.message}"
+        )
+        if kills:
+            self._deadly[assignment.recipe_id] = message
+        self._settled.append(
+            _failed(
+                type(error)(message),
+                assignment.request,
+                attempt=assignment.attempt,
+                worker=slot.title,
+            )
+        )
+
+    def _expire(self, slot: Slot) -> None:
+        """Give up an evaluation that outlasts its limit; its worker may hang, so it goes too."""
+        assignment = slot.assignment
+        if assignment is not None and slot.is_hang_limit:
+            limit_s = slot.deadline - slot.began
+            logger.warning("%s on %s hangs: no answer in %.0f s", slot.title, slot.where, limit_s)
+            assignment.died_on.append(slot.node)
+            self._try_again(
+                slot,
+                WorkerTimeoutError(
+                    f"no answer within {limit_s:.0f} s, {self._settings.hang_factor:g} times the "
+                    "median of such evaluations (workers.hang_factor), the last time on "
+                    f"{slot.where}"
+                ),
+            )
         else:
             self._fail(
                 slot,
-                WorkerLostError(
-                    f"the worker's process died in attempt {assignment.attempt} of "
-                    f"{self._settings.max_attempts}: {reason} Look for lack of memory (dmesg) or "
-                    "a crash in native code"
+                WorkerTimeoutError(
+                    "the evaluation outlasted workers.timeout_s = "
+                    f"{self._settings.timeout_s:g} s; raise it if candidates may take that long"
                 ),
             )
-        self._replace(slot)
-
-    def _expire(self, slot: _Slot) -> None:
-        """Give up an evaluation that outlasts its limit; its worker may hang, so it goes too."""
-        limit_s = self._settings.timeout_s
-        self._fail(
-            slot,
-            WorkerTimeoutError(
-                f"the evaluation outlasted workers.timeout_s = {limit_s:g} s; "
-                "raise it if candidates may take that long"
-            ),
-        )
-        self._replace(slot)
-
-    def _fail_start(self, slot: _Slot, reason: str) -> None:
-        """Start a worker again that did not come up, a few times."""
-        logger.warning("%s did not start: %s", slot.name, reason)
-        self._start_failure = reason
-        slot.failed_starts += 1
-        self._kill(slot)
-        if slot.failed_starts < _MAX_FAILED_STARTS:
-            self._start(slot)
-        else:
-            slot.state = "lost"
+        self._fleet.replace(slot)
 
 
-def _reason_of(error: ray.exceptions.RayError) -> str:
-    """Return the part of Ray's account of a loss that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1].partition(" Some common causes include")[0] if lines else ""
-    return reason.rpartition("Worker exit detail: ")[2] or type(error).__name__
+def _failed(
+    error: BaseException, request: EvaluationRequest, *, attempt: int, worker: str
+) -> Failed:
+    return failure_of(error, request, attempt, worker=worker, stage=Stage.WORKER)

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ import ray
 from configs.errors import WorkerError
 from configs.schema import WorkerSettings
 from workers.local_session import LocalSession
+from workers.pool_size import local_count, workers_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def _local_ray(settings: WorkerSettings) -> Iterator[None]:
             _init(
                 # Not None, which joins whatever RAY_ADDRESS names.
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(settings.count * settings.cpus)),
+                num_cpus=max(os.cpu_count() or 1, math.ceil(local_count(settings) * settings.cpus)),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 # Ray opens its own directory to everybody; the one around it stays private.
@@ -87,12 +89,24 @@ def _join(address: str, stack: ExitStack) -> None:
     try:
         _require_answer(address)
         stack.callback(ray.shutdown)
-        _init(address=address)
+        _init(address=address, **_code_for(address))
     except Exception as error:
         raise WorkerError(
             f"cannot join Ray at `{address}`: {error}. Check `workers.address`, and that Ray runs "
             "there (`ray status`)"
         ) from error
+
+
+def _code_for(address: str) -> dict[str, Any]:
+    """Return what brings this code to a cluster that is joined from outside, over ``ray://``.
+
+    Elsewhere it is installed, or comes with the job that this process is part of.
+    """
+    if not address.startswith("ray://"):
+        return {}
+    home = Path(__file__).parents[1]
+    packages = [str(home / name) for name in ("configs", "evaluators", "workers")]
+    return {"runtime_env": {"py_modules": packages}}
 
 
 def _init(**options: Any) -> None:  # noqa: ANN401 - Ray's own options
@@ -117,22 +131,17 @@ def require_resources(settings: WorkerSettings) -> None:
         WorkerError: No node is large enough for one worker, or the GPUs of a Ray of our own are
             too few for all of them.
     """
-    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
     known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
     nodes = [node["Resources"] for node in known if node["Alive"]]
-    fits = any(all(node.get(kind, 0) >= need for kind, need in needs.items()) for node in nodes)
-    num_gpus = sum(node.get("GPU", 0) for node in nodes)
-    if settings.address is None:
-        fits = fits and num_gpus >= settings.count * settings.gpus
-    if not fits:
-        found = "; ".join(
-            f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes
-        )
-        raise WorkerError(
-            f"workers: {settings.count} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs) do not "
-            f"fit here, found {found}. Lower workers.count, cpus or gpus, or name another "
-            "workers.address"
-        )
+    count = local_count(settings) if settings.address is None else 1
+    if workers_that_fit(settings, nodes) >= count:
+        return
+    found = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    raise WorkerError(
+        f"workers: {settings.count} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs) do not "
+        f"fit here, found {found}. Lower workers.count, cpus or gpus, or name another "
+        "workers.address"
+    )
 
 
 def _quieten_ray() -> None:

@@ -10,6 +10,7 @@ from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from configs.schema import Models, ModelSource
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
+from workers.fetched import fetch, is_url
 from workers.lora import Adapter, is_adapter
 from workers.tied_weights import check_duplicates
 
@@ -55,9 +56,9 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
     """Find, fetch and check every model of a job.
 
     Directories are taken as they are; hub ids are downloaded into the Hugging Face cache
-    (``HF_HUB_OFFLINE=1`` takes only what is there already). The headers of all weights are
-    checked before any digest is computed. A LoRA adapter becomes the directory of the base with
-    the adapter merged onto it (``workers.lora``).
+    (``HF_HUB_OFFLINE=1`` takes only what is there already), URLs into our own. The headers of all
+    weights are checked before any digest is computed. A LoRA adapter becomes the directory of the
+    base with the adapter merged onto it (``workers.lora``).
 
     Args:
         models: The pool.
@@ -95,6 +96,26 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
         ]
     base = resolved.pop(0) if models.base else None
     return Sources(base, tuple(resolved))
+
+
+def missing_directories(models: Models) -> list[tuple[str, str]]:
+    """Return name and path of the models that are directories elsewhere, but none here.
+
+    Hub ids are none of them: a node downloads what it needs.
+    """
+    pool = {BASE_NAME: models.base} if models.base else {}
+    return [
+        (name, source.path)
+        for name, source in (pool | models.checkpoints).items()
+        if _names_directory(source) and not Path(source.path).expanduser().is_dir()
+    ]
+
+
+def _names_directory(source: ModelSource) -> bool:
+    if is_url(source.path):
+        return False
+    path = Path(source.path).expanduser()
+    return path.exists() or path.is_absolute() or not _HUB_ID.fullmatch(source.path)
 
 
 def _open(
@@ -142,6 +163,8 @@ def _combined(errors: list[CheckpointError]) -> CheckpointError:
 
 
 def _directory_of(name: str, source: ModelSource) -> Path:
+    if is_url(source.path):
+        return fetch(name, source.path, _HUB_PATTERNS)
     path = Path(source.path).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -149,7 +172,7 @@ def _directory_of(name: str, source: ModelSource) -> Path:
         raise CheckpointNotFoundError(
             f"model `{name}`: {path} is a file; name the directory that holds it", path=str(path)
         )
-    if path.is_absolute() or not _HUB_ID.fullmatch(source.path):
+    if _names_directory(source):
         raise CheckpointNotFoundError(
             f"model `{name}`: {path}: no such directory; check the path", path=str(path)
         )

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from configs.schema import Residency, WorkerSettings
+from workers.pool_size import local_count
 
 Tier = Literal["gpu", "host", "disk"]
 Lane = Literal["gpu", "host", "pcie", "disk"]
@@ -109,7 +110,7 @@ def plan_tiers(
     """
     on_gpu = workers.device == "cuda"
     lanes: dict[Tier, Lane] = {"gpu": "gpu", "host": "pcie" if on_gpu else "host", "disk": "disk"}
-    models = bytes_written if on_gpu else workers.count * worker_bytes
+    models = bytes_written if on_gpu else local_count(workers) * worker_bytes
     needed: dict[Tier, int] = {
         "gpu": bytes_read + bytes_written,
         "host": bytes_read + (0 if on_gpu else models),

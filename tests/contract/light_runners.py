@@ -39,14 +39,9 @@ class LightRunner:
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
         verb, _, argument = request.recipe.method.partition(" ")
         if verb == "fail":
-            return Failed(
-                key=request.key,
-                attempt=attempt,
-                worker=self.worker,
-                stage=Stage.EVALUATE,
-                error_class=argument or "EvaluationError",
-                message="logits are nan",
-            )
+            return self._failed(request, attempt, Stage.EVALUATE, argument or "EvaluationError")
+        if verb == "fail_once" and _is_new(argument.split()[0]):
+            return self._failed(request, attempt, Stage.MATERIALIZE, argument.split()[1])
         if verb == "farewell":
             self._farewell = Path(argument)
         texts = _VERBS[verb](argument)
@@ -54,7 +49,8 @@ class LightRunner:
         scores = TaskScores("task", ids, np.array([float(item == "b") for item in ids]))
         return Completed(
             key=request.key,
-            attempt=attempt,
+            # As if it came from a worker that was given up.
+            attempt=attempt - 1 if verb == "stale" and attempt == 1 else attempt,
             worker=self.worker,
             weights_digest="digest",
             task_scores={"task": scores},
@@ -64,6 +60,18 @@ class LightRunner:
     def close(self) -> None:
         if self._farewell is not None:
             self._farewell.touch()
+
+    def _failed(
+        self, request: EvaluationRequest, attempt: int, stage: Stage, error_class: str
+    ) -> Failed:
+        return Failed(
+            key=request.key,
+            attempt=attempt,
+            worker=self.worker,
+            stage=stage,
+            error_class=error_class,
+            message="logits are nan",
+        )
 
 
 class RefusingRunner(LightRunner):
@@ -106,12 +114,25 @@ def _stop(_: str) -> str:
     return ""
 
 
-def _kill_once(marker: str) -> str:
+def _is_new(marker: str) -> bool:
+    """Whether nobody has asked for this marker before."""
     path = Path(marker)
-    if not path.exists():
-        path.touch()
-        _kill("")
-    return ""
+    is_new = not path.exists()
+    path.touch()
+    return is_new
+
+
+def _kill_once(marker: str) -> str:
+    return _kill("") if _is_new(marker) else ""
+
+
+def _kill_twice(marker: str) -> str:
+    return _kill("") if _is_new(marker) or _is_new(f"{marker}-again") else ""
+
+
+def _sleep_once(argument: str) -> str:
+    marker, seconds = argument.split()
+    return _sleep(seconds) if _is_new(marker) else ""
 
 
 def _environment(name: str) -> str:
@@ -125,6 +146,10 @@ _VERBS: dict[str, Callable[[str], str]] = {
     "raise": _raise,
     "kill": _kill,
     "kill_once": _kill_once,
+    "kill_twice": _kill_twice,
+    "sleep_once": _sleep_once,
+    "fail_once": _score,
+    "stale": _score,
     "stop": _stop,
     "environment": _environment,
 }

@@ -50,3 +50,21 @@ def copy_of(tmp_path) -> Callable[[Path], Path]:
 def start(request) -> Callable[[Path], Result]:
     """Check a job, or try to run it."""
     return lambda path: mergefront(request.param, path)
+
+
+@pytest.fixture(scope="module")
+def network(request):
+    """A head, and two hosts with room for two small workers each, for the tests of a module.
+
+    With the dashboard, which serves the Jobs API, where the module says ``NEEDS_DASHBOARD``.
+    """
+    from tests.fault.hosts import HostsUnavailableError, Network
+
+    try:
+        has_dashboard = getattr(request.module, "NEEDS_DASHBOARD", False)
+        made = Network("head", "one", "two", has_dashboard=has_dashboard)
+    except HostsUnavailableError as reason:
+        pytest.skip(f"no network namespaces here: {reason}")
+    with made:
+        made.turn_on()
+        yield made

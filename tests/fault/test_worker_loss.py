@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -58,9 +59,98 @@ def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool):
     assert isinstance(outcome, Failed)
     assert (outcome.stage, outcome.error_class) == (Stage.WORKER, "WorkerLostError")
     assert outcome.attempt == 2
-    assert "died in attempt 2 of 2" in outcome.message
+    assert (
+        "given up after attempt 2, which took 2 workers (workers.max_attempts)" in outcome.message
+    )
     pool.submit(request(1))
     assert isinstance(drain(pool)[0], Completed), "the pool has workers again"
+
+
+def test_recipe_that_killed_two_workers_is_not_tried_again(make_pool, tmp_path):
+    pool = make_pool(count=1)
+    killer = f"kill_twice {tmp_path / 'marker'}"
+    pool.submit(request(0, killer))
+    assert isinstance(drain(pool)[0], Failed)
+    warm_up(pool)
+    before = pool.worker_pids()
+    # It would complete now, but nobody can know that.
+    pool.submit(request(1, killer))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Failed)
+    assert outcome.key.candidate == 1
+    assert "given up after attempt 2" in outcome.message
+    assert pool.worker_pids() == before
+
+
+def test_evaluation_that_hangs_is_tried_on_another_worker(make_pool, tmp_path):
+    pool = make_pool(count=2, hang_factor=3, hang_floor_s=1.0)
+    warm_up(pool)
+    for candidate in range(8):
+        pool.submit(request(candidate, "sleep 0.05"))
+        drain(pool)
+    pool.submit(request(9, f"sleep_once {tmp_path / 'marker'} 60"))
+    start = time.monotonic()
+    (outcome,) = drain(pool)
+    # Of the first evaluation of a process more is borne.
+    assert time.monotonic() - start < 3 * 3.0 + 30
+    assert isinstance(outcome, Completed)
+    assert outcome.attempt == 2
+
+
+def test_evaluation_that_always_hangs_fails(make_pool):
+    pool = make_pool(count=1, hang_factor=2, hang_floor_s=0.3)
+    for candidate in range(8):
+        pool.submit(request(candidate, "sleep 0.05"))
+        drain(pool)
+    pool.submit(request(9, "sleep 60"))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "WorkerTimeoutError"
+    assert "2 times the median of such evaluations (workers.hang_factor)" in outcome.message
+
+
+def test_worker_is_replaced_when_three_recipes_fail_on_it(make_pool, caplog):
+    pool = make_pool(count=1)
+    warm_up(pool)
+    before = pool.worker_pids()["worker-1"]
+    for candidate, method in enumerate(("fail", "fail", "score", "fail", "fail")):
+        pool.submit(request(candidate, method))
+        drain(pool)
+    assert pool.worker_pids()["worker-1"] == before, "never three one after another"
+    pool.submit(request(5, "fail"))
+    drain(pool)
+    assert "is replaced: 3 recipes failed on it one after another" in caplog.text
+    assert f"on node {socket.gethostname()}" in caplog.text
+    pool.submit(request(6))
+    assert isinstance(drain(pool)[0], Completed)
+    assert pool.worker_pids()["worker-1"] != before
+
+
+def test_error_of_the_machine_is_tried_once_more(make_pool, tmp_path):
+    pool = make_pool(count=1)
+    pool.submit(request(0, f"fail_once {tmp_path / 'marker'} OSError"))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    assert outcome.attempt == 2
+
+
+def test_outcome_of_another_attempt_is_dropped(make_pool, caplog):
+    pool = make_pool(count=1)
+    pool.submit(request(0, "stale"))
+    (outcome,) = drain(pool)
+    assert outcome.attempt == 2
+    assert "dropped an outcome of attempt 0" in caplog.text
+
+
+def test_draining_pool_finishes_what_it_has_and_takes_no_more(make_pool):
+    pool = make_pool(count=2)
+    warm_up(pool)
+    pool.submit(request(0, "sleep 0.5"))
+    pool.drain()
+    assert pool.num_free == 0
+    with pytest.raises(ValueError, match="no worker is free"):
+        pool.submit(request(1))
+    assert [outcome.key.candidate for outcome in drain(pool)] == [0]
 
 
 @pytest.mark.parametrize("hang", ["sleep 60", "stop"])

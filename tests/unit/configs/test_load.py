@@ -210,7 +210,13 @@ def test_bad_override_is_a_problem_of_its_key(write, key, value, message) -> Non
         ("merge: {groups: {all: ['(']}}", "merge.groups.all[0]", "`(` is not a regular expression"),
         ("merge: {groups: {}}", "merge.groups", "must have at least 1 entry"),
         ("merge: {groups: {'a b': [x]}}", "merge.groups", "name `a b` may hold letters"),
-        ("workers: {device: cuda}", "workers", "device is `cuda` but gpus is 0"),
+        ("workers: {device: cuda, gpus: 0}", "workers", "device is `cuda` but gpus is 0"),
+        ("workers: {gpus: 1.5}", "workers", "gpus is 1.5; Ray reserves a fraction of one GPU, or"),
+        (
+            "workers: {count: 0}",
+            "workers.count",
+            "must be a whole number >= 1 or `auto`, found `0`",
+        ),
         ("search: {preference: {maths: 1}}", "search.preference", "`maths` is no objective"),
         ("budget: {1: 2}", "budget", "a key must be text, found 1; put quotes around it (line 13)"),
         (
@@ -273,7 +279,7 @@ modles:
 objectives: {math: gsm8k, code: gsm8k}
 serach: {sigma: 2, preference: {mathe: 1}}
 budget: {evaluations: 0, ours: 1}
-workers: {device: cuda, count: yes}
+workers: {device: cuda, gpus: 0, count: yes}
 merge: {drop_ratio: {high: 1}}
 archive: x.sqlite
 """
@@ -282,7 +288,7 @@ archive: x.sqlite
         "serach: unknown key `serach`; did you mean `search`? (line 6)",
         "budget.ours: unknown key `ours`; did you mean `hours`? (line 7)",
         "budget.evaluations: must be >= 1, found 0 (line 7)",
-        "workers.count: must be a number, found true (line 8)",
+        "workers.count: must be a whole number >= 1 or `auto`, found `True` (line 8)",
         "workers: device is `cuda` but gpus is 0; reserve at least a share of a GPU (line 8)",
         "merge.drop_ratio: high must be < 1 (got 1.0): dropping everything leaves nothing to "
         "rescale; use 0.99 (line 9)",

@@ -1,0 +1,154 @@
+"""`mergefront launch` and what follows it, on a cluster of hosts with token authentication."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from configs.errors import ClusterError, JobChangedError
+from optimizer.archive import Archive
+from tests.fault.hosts import ROOT, TOKEN
+
+pytestmark = pytest.mark.slow
+NEEDS_DASHBOARD = True
+
+
+class Mergefront:
+    """The command line of a person beside the cluster."""
+
+    def __init__(self, network, directory):
+        self.network, self.directory = network, directory
+        self.token = directory / "token"
+        self.token.write_text(TOKEN)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self._environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(directory)}
+
+    def __call__(self, *arguments, token=True):
+        # A busy machine takes its time to see what is wrong.
+        arguments += ("--wait", "240") if arguments[0] == "launch" else ()
+        options = ["--address", self.network.dashboard]
+        options += ["--token-file", str(self.token)] if token else []
+        return subprocess.run(
+            [sys.executable, "-m", "optimizer.cli", *map(str, arguments), *options],
+            cwd=self.directory, env=self._environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+
+    def launch(self, job, *options):
+        done = self("launch", job, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def states(self):
+        return {
+            job["job"]: job["status"] for job in json.loads(self("list", "--json").stdout)["jobs"]
+        }
+
+
+@pytest.fixture
+def mergefront(network, tmp_path):
+    network.turn_on()
+    command = Mergefront(network, tmp_path)
+    yield command
+    assert "running" not in command.states().values(), "something was left running"
+
+
+@pytest.fixture
+def job_file(tiny_job, tmp_path):
+    def write(**sections):
+        settings = {
+            "archive": str(tmp_path / "runs" / "archive.sqlite"),
+            "budget": {"evaluations": 18},
+            "validation": {"candidates": 1},
+            "search": {"strategy": "dirichlet"},
+            "workers": {"count": 2, "cpus": 0.5, "threads": 1},
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(tiny_job(**(settings | sections)).model_dump(mode="json")))
+        return path
+
+    return write
+
+
+def test_launched_search_is_followed_stopped_and_launched_again(mergefront, job_file, tmp_path):
+    job, archive = job_file(), tmp_path / "runs" / "archive.sqlite"
+    first = mergefront.launch(job)
+    wait_for_outcomes(archive, 3)
+    assert mergefront.states() == {first: "running"}
+    refused = mergefront("launch", job)
+    assert refused.returncode == 4, refused.stderr
+    assert "is being written by process" in refused.stderr
+    stopped = mergefront("stop", first)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"{first}: stopped" in stopped.stderr
+    second = mergefront.launch(job)
+    followed = mergefront("logs", second, "--follow")
+    assert followed.returncode == 0, followed.stderr
+    assert "of 18 evaluations recorded" in followed.stdout
+    assert "search: 0 of 18" not in followed.stdout
+    assert "search ended: budget of 18 evaluations spent" in followed.stdout
+    assert f"{second}: succeeded" in mergefront("status", second).stdout
+    with Archive.open(archive) as found:
+        keys = [outcome.key.candidate for outcome in found.outcomes("search")]
+        assert sorted(keys) == list(range(18))
+        assert found.choice() in found.scores("report")
+    changed = job_file(seed=7)
+    refused = mergefront("launch", changed)
+    assert refused.returncode == JobChangedError.exit_code, refused.stderr
+    assert f"archive {archive} holds another search" in refused.stderr
+    assert "seed: 0 -> 7" in refused.stderr
+    unknown = mergefront("logs", "mergefront-none-0")
+    assert unknown.returncode == ClusterError.exit_code
+    assert "knows no job `mergefront-none-0`" in unknown.stderr
+
+
+def wait_for_outcomes(path, number):
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        if path.exists():
+            with Archive.open(path) as archive:
+                if len(archive.outcomes("search")) >= number:
+                    return
+        time.sleep(0.5)
+    pytest.fail(f"{path} has no {number} outcomes")
+
+
+def test_what_cannot_run_is_refused_at_once_and_leaves_nothing(
+    mergefront, job_file, tiny_pool, tmp_path
+):
+    job = job_file()
+    assert_refused(mergefront("launch", job, token=False), "wants a token, and there is none")
+    mergefront.token.write_text("wrong")
+    assert_refused(mergefront("launch", job), "refuses the token")
+    mergefront.token.write_text(TOKEN)
+    no_gpu = mergefront("launch", job, "--set", "workers.device=cuda", "--set", "workers.gpus=1")
+    assert_refused(no_gpu, "do not fit here, found 0 CPUs, 0 GPUs; 1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs")
+    hidden = mergefront.network.hidden / "math"
+    shutil.copytree(tiny_pool.checkpoints["math"], hidden, dirs_exist_ok=True)
+    models = {**tiny_pool.models, "checkpoints": {"math": str(hidden)}}
+    lacking = mergefront("launch", job_file(models=models))
+    assert_refused(lacking, "1 of 2 nodes lack checkpoints", "node two (10.", f"`math` ({hidden})")
+    other = mergefront("launch", job, "--python", write_old_python(tmp_path))
+    assert_refused(other, "the cluster has Python 3.9")
+    assert not (tmp_path / "runs").exists()
+
+
+def write_old_python(directory):
+    """A Python that says it is older, and is not."""
+    path = directory / "python3.9"
+    code = "import platform, runpy, sys; platform.python_version_tuple = lambda: ('3', '9', '1')"
+    run = "sys.argv = sys.argv[2:]; runpy.run_module(sys.argv[0], run_name='__main__')"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}; {run}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def assert_refused(done, *texts):
+    assert done.returncode == ClusterError.exit_code, done.stderr
+    for text in texts:
+        assert text in done.stderr

@@ -1,0 +1,80 @@
+"""Which evaluations are tried again, and when one counts as hanging."""
+
+import pytest
+
+from tests.contract.light_runners import request
+from workers.attempts import Assignment, Patience
+from workers.outcome import EvaluationKey, Failed, Stage
+
+
+def failure(stage: Stage, error_class: str) -> Failed:
+    return Failed(
+        key=EvaluationKey(0, "search"),
+        attempt=1,
+        worker="w",
+        stage=stage,
+        error_class=error_class,
+        message="",
+    )
+
+
+def test_workers_that_went_with_their_nodes_are_no_kills():
+    assignment = Assignment(request(0), died_on=["a", "b", "a"])
+    assert assignment.num_kills(lambda node: False) == 3
+    assert assignment.num_kills(lambda node: node == "a") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "error_class", "again"),
+    [
+        (Stage.MATERIALIZE, "OSError", True),
+        (Stage.MATERIALIZE, "TimeoutError", True),
+        (Stage.EVALUATE, "AcceleratorError", True),
+        (Stage.EVALUATE, "OSError", False),
+        (Stage.EVALUATE, "EvaluationError", False),
+        (Stage.MATERIALIZE, "CheckpointError", False),
+        (Stage.EVALUATE, "OutOfMemoryError", False),
+    ],
+)
+def test_errors_of_the_machine_are_tried_once_more(stage, error_class, again):
+    assignment = Assignment(request(0))
+    assert assignment.may_pass(failure(stage, error_class)) is again
+    assignment.num_passing += 1
+    assert not assignment.may_pass(failure(stage, error_class))
+
+
+def test_limit_is_a_multiple_of_the_median_of_enough_evaluations():
+    patience = Patience(4.0, floor_s=1.0)
+    asked = request(0)
+    for seconds in (1.0, 2.0, 90.0, 3.0):
+        patience.note(asked, seconds)
+    assert patience.limit_s(asked, is_first=False) is None
+    patience.note(asked, 2.5)
+    assert patience.limit_s(asked, is_first=False) == pytest.approx(10.0)
+    assert patience.limit_s(asked, is_first=True) == pytest.approx(30.0)
+
+
+def test_limit_knows_blocks_of_other_sizes_apart():
+    patience = Patience(4.0, floor_s=1.0)
+    for _ in range(5):
+        patience.note(request(0), 5.0)
+        patience.note(request(0, items={"task": ("a",)}), 0.1)
+    assert patience.limit_s(request(1), is_first=False) == pytest.approx(20.0)
+    block = request(1, items={"task": ("b",)})
+    assert patience.limit_s(block, is_first=False) == pytest.approx(1.0), "the floor"
+    two = request(1, items={"task": ("a", "b")})
+    assert patience.limit_s(two, is_first=False) is None
+
+
+def test_no_factor_is_no_limit():
+    patience = Patience(None, floor_s=1.0)
+    for _ in range(9):
+        patience.note(request(0), 1.0)
+    assert patience.limit_s(request(0), is_first=False) is None
+
+
+def test_median_follows_what_came_last():
+    patience = Patience(2.0, floor_s=0.1)
+    for seconds in [1.0] * 64 + [3.0] * 40:
+        patience.note(request(0), seconds)
+    assert patience.limit_s(request(0), is_first=False) == pytest.approx(6.0)

@@ -1,0 +1,119 @@
+"""Models behind URLs, and models that every node finds for itself."""
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from configs.load import job_of
+from configs.schema import Models
+from workers import fetched
+from workers.fetched import fetch
+from workers.job import WorkerSpec
+from workers.node_runner import on_this_node
+from workers.sources import missing_directories, resolve_sources
+
+PATTERNS = ("*.safetensors", "*.json")
+
+
+@pytest.fixture
+def bucket(tiny_pool, tmp_path, monkeypatch):
+    """A checkpoint in a store of its own, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    root = f"memory://{tmp_path.name}/model"
+    store.put(f"{tiny_pool.base}/", f"/{tmp_path.name}/model/", recursive=True)
+    store.pipe(f"/{tmp_path.name}/model/code.py", b"raise SystemExit")
+    store.pipe(f"/{tmp_path.name}/empty/readme.json", b"{}")
+    yield root
+    store.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_checkpoint_is_fetched_once(bucket, monkeypatch):
+    first = fetch("base", bucket, PATTERNS)
+    assert (first / "model.safetensors").is_file()
+    assert not (first / "code.py").exists()
+    monkeypatch.setattr(fetched, "_download", lambda *_: pytest.fail("fetched again"))
+    assert fetch("base", bucket + "/", PATTERNS) == first
+
+
+def test_workers_of_a_machine_wait_for_the_one_that_fetches(bucket, monkeypatch):
+    calls = []
+    download = fetched._download
+
+    def counted(*arguments):
+        calls.append(arguments)
+        download(*arguments)
+
+    monkeypatch.setattr(fetched, "_download", counted)
+    threads = [threading.Thread(target=fetch, args=("base", bucket, PATTERNS)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_what_a_killed_process_left_is_fetched_again(bucket, monkeypatch):
+    place = fetch("base", bucket, PATTERNS)
+    partial = place.with_name(f".{place.name}.partial")
+    place.rename(partial)
+    (partial / "model.safetensors").write_bytes(b"half")
+    assert fetch("base", bucket, PATTERNS) == place
+    assert (place / "model.safetensors").stat().st_size > 1000
+    assert not partial.exists()
+
+
+def test_urls_without_weights_and_unknown_stores_are_named(bucket):
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"`base`: memory://.*/empty holds no safeten"
+    ):
+        fetch("base", bucket.replace("/model", "/empty"), PATTERNS)
+    with pytest.raises(CheckpointError, match="memory://nothing cannot be read: FileNotFoundError"):
+        fetch("base", "memory://nothing", PATTERNS)
+    with pytest.raises(CheckpointError, match="cannot be read: ValueError: Protocol not known"):
+        fetch("base", "nosuch://bucket/model", PATTERNS)
+
+
+def test_job_may_name_a_model_by_its_url(bucket, tiny_pool, tmp_path):
+    content = {
+        "models": {"base": bucket, "checkpoints": {"math": str(tiny_pool.checkpoints["math"])}},
+        "objectives": {"skill": "task"},
+        "archive": "a.sqlite",
+    }
+    job = job_of(content, directory=tmp_path)
+    assert job.models.base.path == bucket
+    sources = resolve_sources(job.models)
+    direct = resolve_sources(Models.model_validate({**tiny_pool.models}))
+    assert sources.base.digest == direct.base.digest
+    assert missing_directories(job.models) == []
+
+
+def test_missing_directories_are_named_but_no_hub_ids(tiny_pool, tmp_path):
+    gone = str(tmp_path / "gone")
+    models = {"base": str(tiny_pool.base), "checkpoints": {"here": "org/name", "gone": gone}}
+    assert missing_directories(Models.model_validate(models)) == [("gone", gone)]
+
+
+def test_node_of_a_cluster_must_have_the_same_tensors(tiny_job, tiny_pool, tmp_path):
+    copy = Path(shutil.copytree(tiny_pool.base, tmp_path / "base"))
+    job = tiny_job(
+        models={**tiny_pool.models, "base": str(copy)}, workers={"address": "10.0.0.1:6379"}
+    )
+    sources = resolve_sources(job.models)
+    spec = WorkerSpec(job=job, sources=sources, manifest=None)
+    assert on_this_node(spec) == spec
+    elsewhere = replace(sources, base=replace(sources.base, directory=Path("/of/the/head")))
+    assert on_this_node(replace(spec, sources=elsewhere)).sources == sources
+    shutil.copy(tiny_pool.checkpoints["math"] / "model.safetensors", copy)
+    with pytest.raises(CorruptCheckpointError, match="`base` has other tensors on this node"):
+        on_this_node(spec)
+
+
+def test_worker_on_the_machine_of_its_driver_looks_for_nothing(tiny_job):
+    spec = WorkerSpec(job=tiny_job(), sources=None, manifest=None)
+    assert on_this_node(spec) is spec

@@ -1,0 +1,41 @@
+"""How many workers fit: on this machine, or on the nodes of a cluster as they come and go."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+
+from configs.schema import WorkerSettings
+
+
+def workers_that_fit(settings: WorkerSettings, nodes: Iterable[Mapping[str, float]]) -> int:
+    """Return how many workers fit on nodes with these resources (``CPU``, ``GPU``).
+
+    What other searches use of them is not known, and counts as free.
+    """
+    needs = {kind: need for kind, need in _needs(settings).items() if need > 0}
+    if not needs:
+        return sum(1 for _ in nodes)
+    # Fractions of a GPU are not exact: 3 x 1/3 fit.
+    return sum(
+        min(math.floor(node.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items())
+        for node in nodes
+    )
+
+
+def local_count(settings: WorkerSettings) -> int:
+    """Return the number of workers of a Ray that is started on this machine; at least one."""
+    if settings.count != "auto":
+        return settings.count
+    cores = float(len(os.sched_getaffinity(0)))
+    gpus = float(_num_gpus()) if settings.gpus else 0.0
+    return max(1, workers_that_fit(settings, [{"CPU": cores, "GPU": gpus}]))
+
+
+def _needs(settings: WorkerSettings) -> dict[str, float]:
+    return {"CPU": settings.cpus, "GPU": settings.gpus}
+
+
+def _num_gpus() -> int:
+    import torch  # noqa: PLC0415 - heavy
+
+    return torch.cuda.device_count()

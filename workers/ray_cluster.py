@@ -1,0 +1,78 @@
+"""What every node of a cluster must have before a search begins on it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from configs.errors import ClusterError
+from configs.schema import JobConfig, WorkerSettings
+from workers.sources import missing_directories
+
+logger = logging.getLogger(__name__)
+
+# What a node has to start a process and look for directories.
+_LOOK_S = 20.0
+
+
+def nodes_with_room(settings: WorkerSettings) -> list[dict[str, Any]]:
+    """Return the nodes that are alive and large enough for one worker, as Ray describes them."""
+    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
+    known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    return [
+        node
+        for node in known
+        if node["Alive"] and all(node["Resources"].get(k, 0) >= need for k, need in needs.items())
+    ]
+
+
+def require_models(job: JobConfig) -> None:
+    """Look for the directories of a job's models on every node that may get a worker.
+
+    Raises:
+        ClusterError: A node lacks one; every one of them is named. Of a node that does not answer
+            in time nothing is known, which is logged.
+    """
+    look = ray.remote(missing_directories)
+    nodes = nodes_with_room(job.workers)
+    calls = {
+        look.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(job.models): node
+        for node in nodes
+    }
+    ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=_LOOK_S)
+    for call in late:
+        logger.warning("%s does not say whether it has the models", _name(calls[call]))
+        ray.cancel(call, force=True)
+    problems = []
+    for call in ready:
+        try:
+            missing = ray.get(call)
+        except ray.exceptions.RayError as error:
+            logger.warning("%s cannot look for the models: %s", _name(calls[call]), error)
+            continue
+        problems += [f"  node {_name(calls[call])}: {_lacks(missing)}"] if missing else []
+    if problems:
+        raise ClusterError(
+            "\n".join(
+                [
+                    f"{len(problems)} of {len(nodes)} nodes lack checkpoints; copy them there, or "
+                    "name them by a path or hub id that all nodes have",
+                    *sorted(problems),
+                ]
+            )
+        )
+
+
+def _lacks(missing: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"`{name}` ({path})" for name, path in missing)
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

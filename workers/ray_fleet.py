@@ -1,0 +1,322 @@
+"""The workers of a pool as Ray actors: started, placed, counted and ended.
+
+Decides nothing about evaluations, which ``workers.ray_pool`` does. A worker has a slot, whose
+process may be replaced; of a cluster the number of slots follows the job and the nodes.
+"""
+
+import itertools
+import logging
+import math
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from configs.errors import WorkerError
+from configs.schema import WorkerSettings
+from workers.attempts import Assignment
+from workers.job import RunnerFactory, WorkerSpec
+from workers.pool import WorkerState
+from workers.pool_size import local_count, workers_that_fit
+from workers.ray_cluster import nodes_with_room
+from workers.worker_process import NotStarted, Started, WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+# What idle workers have to end their own processes before they are killed.
+_CLOSE_S = 5.0
+# An actor that has no process after this waits for room on a cluster.
+_PLACE_S = 15.0
+# How often a cluster is asked for its nodes.
+_LOOK_S = 5.0
+# A process that dies while it starts may have been unlucky (memory, a lost node), but not thrice.
+_MAX_FAILED_STARTS = 3
+# Ray's name for the id of a node among its labels.
+_NODE_LABEL = "ray.io/node-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A worker has a process: where."""
+
+    host: str
+    pid: int
+    node: str
+
+
+class WorkerActor(WorkerProcess):
+    """What lives in a worker's process, as a Ray actor."""
+
+    def arrive(self) -> Arrived:
+        """Say where this process is, before anything is loaded."""
+        return Arrived(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id())
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The place of one worker, whose process may be replaced.
+
+    ``since``, ``began`` and ``deadline`` are in seconds of ``time.monotonic``: when its actor was
+    made, its request was sent, and will be given up. ``is_hang_limit`` tells a deadline that comes
+    from medians. ``held`` is the id of the recipe that the worker was given last, whose tensors its
+    model may still hold. ``num_done`` counts the requests of this process, ``num_failed`` those
+    that failed one after another.
+    """
+
+    name: str
+    state: WorkerState = "starting"
+    actor: Any = None
+    arrived: Arrived | None = None
+    process: Started | None = None
+    assignment: Assignment | None = None
+    held: str = ""
+    since: float = 0.0
+    began: float = 0.0
+    deadline: float = math.inf
+    is_hang_limit: bool = False
+    num_done: int = 0
+    num_failed: int = 0
+    failed_starts: int = 0
+
+    @property
+    def title(self) -> str:
+        """Name for outcomes: slot, and host and pid once they are known."""
+        return self.process.name if self.process else self.name
+
+    @property
+    def node(self) -> str:
+        """Ray's id of the node where the process is; empty where it is not known."""
+        return self.arrived.node if self.arrived else ""
+
+    @property
+    def where(self) -> str:
+        """Node for messages."""
+        return f"node {self.arrived.host}" if self.arrived else "an unknown node"
+
+
+class Fleet:
+    """All slots of a pool, and the calls to their actors.
+
+    Args:
+        spec: What workers are made from.
+        make_runner: Builds the runner inside each worker's process; importable there by name.
+
+    Attributes:
+        slots: In the order of their numbers.
+        calls: The calls whose answers count. Oldest first, since ray.wait prefers the front.
+    """
+
+    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory) -> None:
+        self._spec = spec
+        self._settings: WorkerSettings = spec.job.workers
+        self._make_runner = make_runner
+        self._is_cluster = self._settings.address is not None
+        # Node -> how often no worker could be built there; those that get none any more.
+        self._refusals: Counter[str] = Counter()
+        self._avoided: set[str] = set()
+        self._has_started_once = False
+        self._start_failure = ""
+        self._was_up_at = time.monotonic()
+        self._numbers = itertools.count(1)
+        self._looked_at = time.monotonic()
+        self.slots: list[Slot] = []
+        self.calls: dict[ray.ObjectRef[Any], Slot] = {}
+
+    def fill(self) -> None:
+        """Make the slots that there should be, and start their workers; none is waited for."""
+        for _ in range(self._wanted()):
+            self._add()
+
+    def start(self, slot: Slot) -> None:
+        """Create the actor of a slot and let it build its runner; neither is waited for."""
+        slot.actor = self._actor_class().remote()
+        slot.since = time.monotonic()
+        slot.state = "starting"
+        for call in (
+            slot.actor.arrive.remote(),
+            slot.actor.start.remote(self._spec, self._make_runner, slot.name),
+        ):
+            self.calls[call] = slot
+
+    def run(self, slot: Slot, assignment: Assignment) -> None:
+        """Send a request to an idle worker."""
+        assignment.attempt += 1
+        slot.assignment = assignment
+        slot.state, slot.held = "busy", assignment.recipe_id
+        slot.began = time.monotonic()
+        call = slot.actor.run.remote(assignment.request, assignment.attempt)
+        self.calls[call] = slot
+
+    def kill(self, slot: Slot) -> None:
+        """End a worker's process, and forget the calls that it may still answer."""
+        for call in [call for call, owner in self.calls.items() if owner is slot]:
+            del self.calls[call]
+        if slot.actor is not None and ray.is_initialized():
+            ray.kill(slot.actor, no_restart=True)
+        slot.actor = slot.arrived = slot.process = slot.assignment = None
+        slot.held = ""
+        slot.deadline = math.inf
+        slot.num_done = slot.num_failed = 0
+
+    def welcome(self, slot: Slot, news: Arrived | Started | NotStarted) -> None:
+        """Take notice of what a worker says while it starts.
+
+        Raises:
+            WorkerError: None has started, and this one cannot be built anywhere.
+        """
+        if isinstance(news, Arrived):
+            slot.arrived, slot.state = news, "starting"
+        elif isinstance(news, Started):
+            slot.process, slot.state = news, "idle"
+            slot.failed_starts = 0
+            self._refusals.pop(slot.node, None)
+            self._has_started_once = True
+        elif self._is_cluster:
+            self._refuse(slot, news.cause)
+        elif self._has_started_once:
+            self.fail_start(slot, news.cause)
+        else:
+            slot.state = "lost"
+            raise WorkerError(f"a worker cannot be made from this job: {news.cause}")
+
+    def fail_start(self, slot: Slot, reason: str, *, counts: bool = True) -> None:
+        """Start a worker again that did not come up, a few times.
+
+        Args:
+            slot: Of the worker.
+            reason: For the log, and for the error where this was the last one.
+            counts: False where its node was lost.
+        """
+        logger.warning("%s did not start: %s", slot.name, reason)
+        self._start_failure = reason
+        slot.failed_starts += counts
+        self.kill(slot)
+        if slot.failed_starts < _MAX_FAILED_STARTS:
+            self.start(slot)
+        else:
+            slot.state = "lost"
+
+    def check(self) -> None:
+        """Look whether there is still somebody to wait for.
+
+        Raises:
+            WorkerError: Every worker failed to start, or none has been up for too long.
+        """
+        if not self.calls:
+            raise WorkerError(
+                f"no worker is left: each failed {_MAX_FAILED_STARTS} times to start, "
+                f"the last with: {self._start_failure}"
+            )
+        now, limit_s = time.monotonic(), self._settings.start_timeout_s
+        if any(slot.state in {"idle", "busy"} for slot in self.slots):
+            self._was_up_at = now
+        elif now - self._was_up_at > limit_s:
+            states = ", ".join(sorted({slot.state for slot in self.slots}))
+            last = f"; the last failed with: {self._start_failure}" if self._start_failure else ""
+            raise WorkerError(
+                f"no worker has been up for {limit_s:g} s (workers.start_timeout_s), all are "
+                f"{states}{last}. Look at `ray status` of the cluster"
+            )
+
+    def replace(self, slot: Slot) -> None:
+        """Give a slot another process."""
+        self.kill(slot)
+        self.start(slot)
+
+    def close(self) -> None:
+        """End all workers; idle ones may end first what they started: a kill runs no handlers."""
+        idle = [slot.actor for slot in self.slots if slot.state == "idle" and slot.actor]
+        try:
+            if idle and ray.is_initialized():
+                calls = [actor.close.remote() for actor in idle]
+                ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S)
+        finally:
+            for slot in self.slots:
+                self.kill(slot)
+
+    def adjust(self) -> None:
+        """Let the slots follow the cluster: note who waits for room, add and remove workers."""
+        now = time.monotonic()
+        if not self._is_cluster or now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        for slot in self.slots:
+            is_placed = slot.arrived is not None or slot.state != "starting"
+            if not is_placed and now - slot.since > _PLACE_S:
+                slot.state = "waiting"
+        if self._settings.count != "auto":
+            return
+        wanted = self._wanted()
+        for _ in range(wanted - len(self.slots)):
+            self._add()
+        for slot in [slot for slot in reversed(self.slots) if slot.state in {"waiting", "lost"}]:
+            if len(self.slots) > wanted:
+                self.kill(slot)
+                self.slots.remove(slot)
+
+    def is_lost(self, node: str) -> bool:
+        """Say whether a node is gone."""
+        known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+        return node not in {found["NodeID"] for found in known if found["Alive"]}
+
+    def _refuse(self, slot: Slot, cause: str) -> None:
+        """Start a worker again that could not be built on its node, elsewhere after a while."""
+        node, where = slot.node, slot.where
+        self._refusals[node] += 1
+        with_room = {str(found["NodeID"]) for found in nodes_with_room(self._settings)}
+        if not self._has_started_once and with_room <= self._refusals.keys():
+            slot.state = "lost"
+            raise WorkerError(f"a worker cannot be made from this job: {cause} ({where})")
+        if self._refusals[node] >= _MAX_FAILED_STARTS and with_room - self._avoided - {node}:
+            logger.warning("%s gets no worker any more: %s", where, cause)
+            self._avoided.add(node)
+            slot.failed_starts = 0
+        self.fail_start(slot, f"{cause} ({where})")
+
+    def _add(self) -> None:
+        slot = Slot(f"worker-{next(self._numbers)}")
+        self.slots.append(slot)
+        self.start(slot)
+
+    def _wanted(self) -> int:
+        if not self._is_cluster:
+            return local_count(self._settings)
+        if self._settings.count != "auto":
+            return self._settings.count
+        nodes = [
+            node["Resources"]
+            for node in nodes_with_room(self._settings)
+            if node["NodeID"] not in self._avoided
+        ]
+        # With none there would be nobody to wait for.
+        return max(1, workers_that_fit(self._settings, nodes))
+
+    def _actor_class(self) -> Any:  # noqa: ANN401 - Ray's own
+        options: dict[str, Any] = {
+            "num_cpus": self._settings.cpus,
+            "num_gpus": self._settings.gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        if self._avoided:
+            options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(self._avoided))})"}
+        return ray.remote(WorkerActor).options(**options)
+
+
+def is_of_node(error: ray.exceptions.RayError) -> bool:
+    """Say whether a worker was lost with its node, or with the way to it."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.NodeDiedError):
+        return True
+    return getattr(error, "preempted", False) or "node has died" in str(error)
+
+
+def reason_of(error: ray.exceptions.RayError) -> str:
+    """Return the part of Ray's account of a loss that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1].partition(" Some common causes include")[0] if lines else ""
+    return reason.rpartition("Worker exit detail: ")[2] or type(error).__name__

@@ -1,0 +1,317 @@
+"""Searches as jobs of a Ray cluster: its Jobs API, with what goes wrong said in our words.
+
+Everything goes through the cluster's dashboard over HTTP; this process joins no cluster. Where to
+start: :class:`JobClient`, which first finds out that somebody answers, wants no other token, and
+runs the Ray that is installed here.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from configs.errors import ClusterError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+MARK = "mergefront"
+"""Key of the metadata by which our jobs are found among others."""
+
+_ANSWER_S = 10.0
+_STOP_S = 30.0
+_POLL_S = 0.5
+# Ray lets these decide about the address, whatever it is given.
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAccess:
+    """How to reach a cluster.
+
+    ``address`` is that of the dashboard, ``http(s)://HOST:PORT``. Without ``token_file`` the token
+    is where Ray looks for it: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
+    ``ca`` is a file or directory of certificates to trust; ``verify`` False trusts any.
+    """
+
+    address: str
+    token_file: Path | None = None
+    ca: Path | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What a cluster knows of a job; ``metadata`` is what it was submitted with.
+
+    ``status`` is Ray's: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
+    ``started_at`` is in seconds since 1970.
+    """
+
+    job_id: str
+    status: str
+    message: str
+    metadata: Mapping[str, str]
+    exit_code: int | None
+    started_at: float | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has ended."""
+        return self.status in _ENDED
+
+
+def find_token(token_file: Path | None) -> str | None:
+    """Return the token for a cluster, or None where there is none to be found.
+
+    Raises:
+        ClusterError: A file that was named cannot be read or is empty, or ``RAY_AUTH_MODE`` is
+            ``token`` and there is no token.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if token_file is None and mode == "disabled":
+        return None
+    if token_file is None and (token := os.environ.get("RAY_AUTH_TOKEN", "").strip()):
+        return token
+    named = token_file or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        token = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if named:
+            raise ClusterError(f"{path}: the token cannot be read: {error}") from error
+        token = ""
+    if token:
+        return token
+    if named:
+        raise ClusterError(f"{path}: holds no token; write the cluster's into it")
+    if mode == "token":
+        raise ClusterError(
+            "RAY_AUTH_MODE is `token`, but there is no token: set RAY_AUTH_TOKEN or "
+            f"RAY_AUTH_TOKEN_PATH, name a file with --token-file, or write it to {path}"
+        )
+    return None
+
+
+class JobClient:
+    """Submits jobs to a cluster, and follows them.
+
+    Raises:
+        ClusterError: Nobody answers at the address, or another service does; the token is missing
+            or wrong; the certificate is not trusted; or the cluster runs another Ray.
+    """
+
+    def __init__(self, access: ClusterAccess) -> None:
+        self.address = access.address.rstrip("/")
+        _check_address(self.address)
+        token = find_token(access.token_file)
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        _check_version(self.address, self._ask_version(access, headers))
+        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
+
+        # They would say what they pack and upload.
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with self._our_errors(), _without_variables(_ADDRESS_VARIABLES):
+            self._client = JobSubmissionClient(
+                self.address, headers=headers, verify=str(access.ca) if access.ca else access.verify
+            )
+
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        directory: Path,
+        *,
+        metadata: Mapping[str, str],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Send a directory to the cluster and start a command in it, on the head node.
+
+        Args:
+            job_id: New on this cluster.
+            entrypoint: For a shell; the directory is its working directory, and that of all
+                workers that it starts.
+            directory: What the job needs; at most some 100 MB.
+            metadata: Texts that are shown with the job.
+            environment: Variables of the command and its workers.
+        """
+        runtime: dict[str, Any] = {"working_dir": str(directory), "env_vars": dict(environment)}
+        with self._our_errors():
+            self._client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job_id,
+                runtime_env=runtime,
+                metadata={MARK: "1", **metadata},
+            )
+
+    def facts(self, job_id: str) -> JobFacts:
+        """Look a job up.
+
+        Raises:
+            ClusterError: The cluster knows no such job.
+        """
+        with self._our_errors(job_id):
+            return _facts(self._client.get_job_info(job_id))
+
+    def jobs(self) -> list[JobFacts]:
+        """Return the searches that were launched on this cluster, oldest first."""
+        with self._our_errors():
+            found = [_facts(details) for details in self._client.list_jobs()]
+        ours = [facts for facts in found if MARK in facts.metadata]
+        return sorted(ours, key=lambda facts: facts.started_at or 0.0)
+
+    def logs(self, job_id: str) -> str:
+        """Return what a job has printed so far; its logs live as long as the head's disk."""
+        with self._our_errors(job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """Yield what a job prints, as it does, until it ends."""
+        chunks = self._client.tail_job_logs(job_id)
+        with asyncio.Runner() as runner, self._our_errors(job_id):
+            while True:
+                try:
+                    yield runner.run(anext(chunks))  # type: ignore[arg-type]  # a coroutine
+                except StopAsyncIteration:
+                    return
+
+    def stop(self, job_id: str) -> JobFacts:
+        """Ask a job to end, and wait until it has.
+
+        Raises:
+            ClusterError: There is no such job, or it does not end.
+        """
+        with self._our_errors(job_id):
+            self._client.stop_job(job_id)
+        end = time.monotonic() + _STOP_S
+        while not (facts := self.facts(job_id)).has_ended:
+            if time.monotonic() > end:
+                raise ClusterError(
+                    f"job `{job_id}` did not end within {_STOP_S:g} s; ask again, or look at it "
+                    f"with `ray job list --address {self.address}`"
+                )
+            time.sleep(_POLL_S)
+        return facts
+
+    @contextmanager
+    def _our_errors(self, job_id: str = "") -> Iterator[None]:
+        """Turn what the client raises, which are bare errors of all kinds, into one kind."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError, ConnectionError) as error:
+            if job_id and "404" in str(error):
+                raise ClusterError(
+                    f"{self.address} knows no job `{job_id}`; `mergefront list --address "
+                    f"{self.address}` shows those that it knows"
+                ) from error
+            raise ClusterError(f"{self.address}: {error}") from error
+
+    def _ask_version(self, access: ClusterAccess, headers: Mapping[str, str]) -> str:
+        """Return the answer of a cluster to the question for its version."""
+        url = f"{self.address}/api/version"
+        try:
+            request = Request(url, headers=dict(headers))  # noqa: S310 - http or https, as checked
+            with urlopen(request, timeout=_ANSWER_S, context=_tls(access)) as answer:  # noqa: S310
+                return str(answer.read(10_000).decode())
+        except HTTPError as error:
+            raise ClusterError(_refusal(self.address, error.code, bool(headers))) from error
+        except (URLError, HTTPException, OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError):
+                raise ClusterError(
+                    f"cannot trust {self.address}: {reason}. Name its certificate with --tls-ca, "
+                    "or check https against http"
+                ) from error
+            raise ClusterError(
+                f"nobody answers at {self.address}: {reason}. Check the address (the dashboard of "
+                "the head node, port 8265 by default), and that Ray runs there with "
+                "`--dashboard-host` reachable from here"
+            ) from error
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ClusterError(
+            f"the address must be that of the dashboard, such as http://HEAD:8265, found "
+            f"`{address}`; `ray://` and `HOST:PORT` are for `mergefront run` (workers.address)"
+        )
+
+
+def _tls(access: ClusterAccess) -> ssl.SSLContext | None:
+    if not access.address.startswith("https"):
+        return None
+    ca = access.ca
+    try:
+        context = ssl.create_default_context(
+            cafile=str(ca) if ca and not ca.is_dir() else None,
+            capath=str(ca) if ca and ca.is_dir() else None,
+        )
+    except OSError as error:
+        raise ClusterError(f"{ca}: certificates cannot be read: {error}") from error
+    if not access.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _refusal(address: str, code: int, has_token: bool) -> str:
+    if code in {401, 403} and not has_token:
+        return (
+            f"{address} wants a token, and there is none: set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, or name a file with --token-file"
+        )
+    if code in {401, 403}:
+        return f"{address} refuses the token (HTTP {code}); it is not that of this cluster"
+    return (
+        f"{address} is no dashboard of Ray (HTTP {code} instead of its version); check the address"
+    )
+
+
+def _check_version(address: str, answer: str) -> None:
+    try:
+        there = str(json.loads(answer)["ray_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(
+            f"{address} is no dashboard of Ray (no version in its answer); check the address"
+        ) from error
+    if there != (here := version("ray")):
+        raise ClusterError(
+            f"{address} runs Ray {there}, here is Ray {here}: install the cluster's version here "
+            f"(`pip install 'ray[default]=={there}'`), or this one on the cluster"
+        )
+
+
+@contextmanager
+def _without_variables(names: tuple[str, ...]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _facts(details: "JobDetails") -> JobFacts:
+    status, started = details.status, details.start_time
+    return JobFacts(
+        job_id=str(details.submission_id),
+        status=str(getattr(status, "value", status)),
+        message=details.message or "",
+        metadata=dict(details.metadata or {}),
+        exit_code=details.driver_exit_code,
+        started_at=None if started is None else started / 1000.0,
+    )
