@@ -215,6 +215,7 @@ class ArchiveRecorder(ArchiveReader):
             self._insert(connection, choices, [row])
 
     def _refresh(self) -> None:
+        self._refuse_closed()
         # Nobody else writes what this process may write, so it reads it once.
         with self._refreshing:
             if self.writable and not self._stale:
