@@ -3,6 +3,8 @@
 ``configs.schema.SearchSettings`` holds these sections.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from configs.section import Section
@@ -11,12 +13,12 @@ from configs.section import Section
 class Racing(Section):
     """Whether and when a candidate that is already worse stops being scored."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Score candidates block by block, and stop those that have lost."""
     first_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of each task's items in the first block; every further block doubles what was
     scored. At least 8 items of a task are in the first one."""
-    confidence: float = Field(default=0.9, gt=0.5, lt=1)
+    confidence: float = Field(default=0.98, gt=0.5, lt=1)
     """How sure it must be that a candidate is of no use, over all looks at it together."""
     margin: float = Field(default=1.0, ge=0)
     """By how much a candidate may seem better in an objective and still count as no better
@@ -39,8 +41,9 @@ class Gates(Section):
 class Screening(Section):
     """Whether candidates are chosen by their companions before one of them is scored."""
 
-    enabled: bool = False
-    """Screen, where the strategy can choose; needs tasks with ``companion: true``."""
+    enabled: bool | Literal["auto"] = "auto"
+    """Screen, where the strategy can choose (``surrogate_cma``); ``auto`` does where a task has
+    ``companion: true``, without which nothing can be screened by."""
     candidates: int = Field(default=6, ge=2)
     """How many candidates are screened for each that is scored."""
     items: int = Field(default=24, ge=1)

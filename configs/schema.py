@@ -334,8 +334,7 @@ class JobConfig(Section):
             )
         _check_preference(self.search.preference, self.objectives)
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
-        specs = [spec for objective in self.objectives.values() for spec in objective.lm_eval_tasks]
-        if self.search.screening.enabled and not any(spec.companion for spec in specs):
+        if self.search.screening.enabled is True and not self.has_companions:
             raise ValueError(
                 "search.screening: no task has `companion: true`, so there is nothing to screen "
                 "by; set it where tasks have reference answers, or leave `screening` out"
@@ -350,6 +349,18 @@ class JobConfig(Section):
         weights = self.search.preference or dict.fromkeys(self.objectives, 1.0)
         total = sum(weights.values())
         return {name: weights.get(name, 0.0) / total for name in self.objectives}
+
+    @property
+    def has_companions(self) -> bool:
+        """Whether a task records the likelihood of its references beside its scores."""
+        parts = self.objectives.values()
+        return any(spec.companion for objective in parts for spec in objective.lm_eval_tasks)
+
+    @property
+    def screens(self) -> bool:
+        """Whether candidates are screened, if the strategy can choose among them."""
+        enabled = self.search.screening.enabled
+        return self.has_companions if enabled == "auto" else enabled
 
     @property
     def searched(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
 _PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
 # What a search learns from before its own proposals, besides the sources; see `BaselinePlan.next`.
 _EARLY = ("uniform soup", *(f"task arithmetic {scale}" for scale in (0.4, 0.7, 1.0)))
-# How many proposals of its own a search makes for each of the other baselines.
+# How many evaluations of its own a search makes for each of the other baselines.
 _TURN = 12
 _PREFIX = "baseline:"
 
@@ -79,6 +79,7 @@ class BaselinePlan:
         observed: Sequence[Observation],
         *,
         left: int | None = None,
+        num_own: int = 0,
     ) -> Baseline | None:
         """Return the next baseline that was not proposed yet; None when none is due now.
 
@@ -91,6 +92,7 @@ class BaselinePlan:
             observed: What was told.
             left: Evaluations left in the budget, the next one included; None has all baselines
                 at once.
+            num_own: Evaluations that the search has begun for proposals of its own.
         """
         # Of baselines only: hashing thousands of other recipes for every ask takes its time.
         baselines = [other for other in proposed if other.is_baseline]
@@ -104,7 +106,6 @@ class BaselinePlan:
             missing.append(trial)
         if left is not None and left > len(missing) + len(self._names):
             num_early = sum(one.is_source or one.label in _EARLY for one in self.fixed)
-            num_own = len(proposed) - len(baselines)
             if num_own < _TURN * (len(baselines) - num_early + 1):
                 return None
         return missing[0] if missing else None

@@ -25,6 +25,7 @@ from optimizer.front_view import (
     scored_candidates,
 )
 from optimizer.live import format_duration
+from optimizer.stopped import num_evaluated, recorded_group_size
 
 # Where output is not a terminal, a table that is cut is of no use.
 _PIPE_WIDTH = 160
@@ -50,7 +51,8 @@ def status(place: str, *, as_json: bool) -> None:
     console = stdout_console()
     headline = f"{record['name']}: {record['state']}; {record['advice']}"
     console.print(headline, style="bold", markup=False, soft_wrap=True)
-    for key in ("archive", "created_at", "evaluations", "validated", "failures", "elapsed"):
+    rows = ("archive", "created_at", "evaluations", "stopped", "validated", "failures", "elapsed")
+    for key in rows:
         value = record[key]
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         console.print(f"  {key.replace('_', ' '):<12} {text or 'none'}", markup=False)
@@ -61,7 +63,7 @@ def status(place: str, *, as_json: bool) -> None:
 def _status_record(archive: Archive) -> dict[str, Any]:
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
-    num_told = len(archive.observations())
+    observations = archive.observations()
     choice = archive.choice()
     writer = backend_of(archive.place).owner()
     if writer is not None:
@@ -80,10 +82,12 @@ def _status_record(archive: Archive) -> dict[str, Any]:
         "job": None if archive.job_path is None else str(archive.job_path),
         "created_at": archive.created_at,
         "evaluations": {
-            "recorded": num_told,
-            "in flight or lost": sum(not c.is_attribution for c in archive.candidates()) - num_told,
+            "recorded": num_evaluated(observations, recorded_group_size(archive)),
+            "in flight or lost": sum(not c.is_attribution for c in archive.candidates())
+            - len(observations),
             "budget": budget,
         },
+        "stopped": dict(Counter(found.stop.reason for found in archive.stops().values())),
         "validated": {"select": finished["select"], "report": finished["report"]},
         "failures": dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if not o.scores)),
         "elapsed": format_duration(archive.elapsed_s),

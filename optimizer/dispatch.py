@@ -10,16 +10,16 @@ is recorded: after a crash the last outcome is the only one that may still lack 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from configs.evaluation import TaskSpec
 from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
 from optimizer.archive import Archive
 from optimizer.archive_stops import Stop
 from optimizer.candidate import Candidate, Observation
+from optimizer.dispatch_plan import dispatch_plan, stages_of
 from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
-from optimizer.racing import Race, first_items, stages
+from optimizer.racing import FIRST_CHOICE, Race
 from optimizer.screening import Groups, Screens
 from optimizer.strategy import Strategy
 from workers.outcome import EvaluationKey, EvaluationRequest
@@ -40,41 +40,28 @@ class Dispatch:
     ) -> None:
         self._archive = archive
         self._settings = job.search
-        items = archive.manifest.items("search")
-        self._stages: list[Items] = [items]
-        if job.search.racing.enabled:
-            self._stages = list(stages(items, job.search.racing, job.seed, undivided=job.undivided))
-        self._race = Race(job.objectives, job.preference, job.search.racing, self._num_looks)
         self._strategy = strategy if isinstance(strategy, Screens) else None
-        screens = job.search.screening.enabled and self._strategy is not None
-        self.groups = Groups(job.search.screening.candidates) if screens else None
-        self._preview = self._previewed(job)
+        items = archive.manifest.items("search")
+        plan = dispatch_plan(job, items, can_choose=self._strategy is not None)
+        self._job, self._items, self._preview = job, items, plan.preview
+        # (observations told, the stages of whoever is proposed from then on), in that order.
+        self._stages = [(0, plan.stages)]
+        self._next_choice = FIRST_CHOICE
+        self._num_told = 0
+        self._num_seeds = len(archive.seeds())
+        self.groups = Groups(plan.group_size) if plan.screens else None
+        self._race = Race(job.objectives, job.preference, job.search.racing, self._num_looks)
         # Recipe ids of sources that are not finished, and the candidates that are sources.
         self._missing = set(sources)
         self._sources: list[int] = []
 
     @property
     def _num_looks(self) -> int:
-        return len(self._stages) - 1
-
-    def _previewed(self, job: JobConfig) -> Items:
-        """Return of which items the companions are wanted before any score."""
-        tasks = [
-            spec.task
-            for objective in job.objectives.values()
-            for spec in objective.tasks
-            if isinstance(spec, TaskSpec) and spec.companion
-        ]
-        items = {task: self._archive.manifest.items("search")[task] for task in tasks}
-        count = 0 if job.search.gates.likelihood is None else job.search.gates.items
-        if self.groups is not None:
-            count = job.search.screening.items
-        if not items or not count:
-            return {}
-        return first_items(items, -(-count // len(items)), job.seed)
+        return len(self._stages[0][1]) - 1
 
     def note(self, observation: Observation) -> None:
         """Take in what was told: others are compared with whoever was scored on everything."""
+        self._num_told += 1
         candidate = observation.candidate
         if candidate.recipe.recipe_id in self._missing:
             self._missing.discard(candidate.recipe.recipe_id)
@@ -83,6 +70,18 @@ class Dispatch:
         if self._num_looks and observation.is_complete and observation.scores is not None:
             items = self._archive.task_scores(candidate.index, "search")
             self._race.add(candidate.index, observation.scores, items)
+            if self._race.num_complete >= self._next_choice:
+                chosen = stages_of(self._job, self._items, self._race.worth())
+                self._stages.append((self._num_told, chosen))
+                self._next_choice *= 2
+
+    def _stages_of(self, candidate: Candidate) -> Sequence[Items]:
+        """Return the stages of a candidate: those that were known when it was proposed.
+
+        So they are the same after a crash, whenever it is submitted.
+        """
+        told = candidate.seen - self._num_seeds
+        return next(found for known, found in reversed(self._stages) if known <= max(0, told))
 
     def proposed(self, candidate: Candidate) -> None:
         """Take in a proposal, in the order of their index."""
@@ -117,7 +116,7 @@ class Dispatch:
         known = {
             task: part.item_ids for task, part in self._archive.companions(index, "search").items()
         }
-        for stage in self._stages:
+        for stage in self._stages_of(candidate):
             request = block_request(self._archive, index, "search", stage, known)
             if request is not None and self.groups is not None:
                 # Means over other items could not be compared with those of whom was screened.

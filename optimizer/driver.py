@@ -35,6 +35,7 @@ from optimizer.events import (
 from optimizer.progress import Course
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse
+from optimizer.stopped import num_evaluated
 from optimizer.strategies import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -210,8 +211,13 @@ class _Search:
 
     def _propose(self) -> Candidate:
         index = len(self.candidates)
-        left = self._job.budget.evaluations - self._num_proposed
-        baseline = self._plan.next(self.candidates, self.observations, left=left)
+        begun = self._num_proposed
+        baseline = self._plan.next(
+            self.candidates,
+            self.observations,
+            left=self._job.budget.evaluations - begun,
+            num_own=begun - sum(known.is_baseline for known in self.candidates),
+        )
         if baseline is not None:
             recipe = baseline.recipe
             genotype = self._space.encode(recipe.weights, recipe.drop_ratios)
@@ -254,7 +260,8 @@ class _Search:
 
     @property
     def _num_evaluated(self) -> int:
-        return sum(seen.stopped != "screened" for seen in self.observations)
+        groups = self._dispatch.groups
+        return num_evaluated(self.observations, 1 if groups is None else groups.size)
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""

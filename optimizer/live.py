@@ -136,7 +136,7 @@ def format_duration(seconds: float) -> str:
 
 
 class PlainLog:
-    """One line per outcome and per phase, for logs and pipes."""
+    """One line per evaluation and per phase, for logs and pipes."""
 
     def __init__(
         self, job: JobConfig, console: Console, *, clock: Callable[[], float] = time.monotonic
@@ -154,7 +154,7 @@ class PlainLog:
             case PhaseChanged():
                 todo = "" if event.phase == "done" else f": {event.total} evaluations to do"
                 self._line(f"{_PHASE_NAMES[event.phase]}{todo}")
-            case Finished():
+            case Finished() if event.stopped != "screened":
                 self._line(_outcome_line(event, self._pace, self._job.preference))
             case WorkersSeen() if "lost" in event.states.values():
                 self._line(f"workers: {_count_states(event.states)}")
@@ -221,6 +221,8 @@ class LiveView:
             self._live.refresh()
 
     def _note_outcome(self, event: Finished) -> None:
+        if event.stopped == "screened":
+            return
         line = _outcome_line(event, self._pace, self._job.preference)
         if isinstance(event.outcome, Failed):
             self._num_failed += 1

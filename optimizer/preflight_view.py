@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.evaluation import SPLITS
+from optimizer.dispatch_plan import describe_plan, dispatch_plan
 from optimizer.estimate import format_bytes, format_count
 from optimizer.pool_view import (
     cosine_heading,
@@ -20,6 +21,7 @@ from optimizer.pool_view import (
     tiers_table,
 )
 from optimizer.preflight import Prepared
+from optimizer.strategies import can_choose
 
 
 def render_prepared(prepared: Prepared) -> RenderableType:
@@ -91,6 +93,7 @@ def _cost_table(prepared: Prepared) -> Table:
             f"{cost.evaluations['select']} select, up to {cost.evaluations['report']} report"
             + (f" ({cost.num_variants} to leave out one by one)" if cost.num_variants else ""),
         ),
+        ("spared", "; ".join(_spared(prepared))),
         (
             "per candidate",
             f"{cost.requests['search']} requests, {cost.generations['search']} of them generate "
@@ -112,6 +115,15 @@ def _cost_table(prepared: Prepared) -> Table:
     for name, text in rows:
         table.add_row(Text(name, style="bold"), Text(text))
     return table
+
+
+def _spared(prepared: Prepared) -> list[str]:
+    """Say what is not scored of candidates that are not worth it."""
+    job = prepared.job
+    plan = dispatch_plan(
+        job, prepared.manifest.items("search"), can_choose=can_choose(job.search.strategy)
+    )
+    return describe_plan(plan, by_gate=job.search.gates.likelihood is not None)
 
 
 def prepared_record(prepared: Prepared) -> dict[str, object]:
@@ -147,5 +159,6 @@ def prepared_record(prepared: Prepared) -> dict[str, object]:
             "generations_per_candidate": cost.generations,
             "new_tokens_per_candidate": cost.new_tokens,
         },
+        "spared": _spared(prepared),
         "warnings": list(prepared.warnings),
     }

@@ -11,6 +11,7 @@ from optimizer.candidate import Observation
 from optimizer.pareto import hypervolume
 from optimizer.scalarize import reference_point
 from optimizer.spending import Spending, num_items
+from optimizer.stopped import recorded_group_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class ProgressPoint:
 
     Attributes:
         candidate: Which.
-        evaluations: Candidates finished by then that were more than screened.
+        evaluations: Evaluations finished by then; candidates screened together are one.
         items: Items scored by then (``optimizer.spending``).
         model_s: Seconds in which a model ran by then.
         volume: Hypervolume of what was scored on all items by then.
@@ -63,18 +64,20 @@ def progress_of(archive: Archive) -> list[ProgressPoint]:
     names = tuple(archive.job.objectives)
     front = Front(reference_point(observations, names))
     waiting = archive.evaluations()
-    spending, place, evaluations = Spending(), 0, 0
+    spending, place, size = Spending(), 0, recorded_group_size(archive)
+    baselines = 0
     points = []
-    for seen, sequence in zip(observations, archive.finish_sequences(), strict=True):
+    ends = zip(observations, archive.finish_sequences(), strict=True)
+    for count, (seen, sequence) in enumerate(ends, start=1):
         while place < len(waiting) and waiting[place].sequence <= sequence:
             if waiting[place].key.split == "search":
                 spending.add(waiting[place], num_items(archive, waiting[place]))
             place += 1
-        evaluations += seen.stopped != "screened"
+        baselines += seen.candidate.is_baseline
         points.append(
             ProgressPoint(
                 candidate=seen.candidate.index,
-                evaluations=evaluations,
+                evaluations=baselines + (count - baselines) // size,
                 items=spending.total_items,
                 model_s=sum(spending.model_s.values()),
                 volume=front.add(point)

@@ -7,7 +7,12 @@ errors that count two items more than were seen: Agresti and Min, "Simple improv
 intervals for comparing matched proportions" (Statistics in Medicine 24, 2005). Without these, items
 on which two candidates happen to agree would claim certainty.
 
-A stopped candidate's scores are estimated for the whole split: :func:`whole_estimate`.
+Once ``FIRST_CHOICE`` candidates were scored on everything, the record of their items does more:
+those that told them apart come first, and a candidate is compared by its whole split, of which
+that record predicts what was not scored (``optimizer.item_record``).
+
+A stopped candidate's scores are estimated for the whole split, too: until then by
+:func:`whole_estimate`.
 """
 
 import hashlib
@@ -22,15 +27,24 @@ from configs.evaluation import Objective
 from configs.racing import Racing
 from evaluators.paired import PairedDifference, Stratum, strata
 from evaluators.scores import FloatArray, Items, ObjectiveScore, Scores, TaskScores
+from optimizer.item_record import ItemRecord
 
-# Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
-_LEAST_ITEMS = 8
+FIRST_CHOICE = 12
+"""So many candidates are scored on everything before their items are chosen among, and again
+whenever there are twice as many."""
+
 # What Agresti and Min add to the items of a comparison.
 _PSEUDO_ITEMS = 2.0
 
 
 def stages(
-    items: Items, racing: Racing, seed: int, *, undivided: Collection[str] = ()
+    items: Items,
+    racing: Racing,
+    seed: int,
+    *,
+    least_items: int = 1,
+    undivided: Collection[str] = (),
+    worth: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[dict[str, tuple[str, ...]]]:
     """Lay out a race: the items that are scored by the end of each block, the same for everyone.
 
@@ -41,7 +55,9 @@ def stages(
         items: Task -> items of the split.
         racing: The job's settings.
         seed: Of the search; another one has other items first.
+        least_items: Of a task, so many are in the first block, or all.
         undivided: Tasks whose items stay together, in the first block.
+        worth: Task -> item -> how much it tells; those come first that tell most.
 
     Returns:
         Nested sets, the last one the whole split; just that where nothing can be divided.
@@ -56,18 +72,25 @@ def stages(
         for task, ids in whole.items():
             count = len(ids)
             if task not in undivided:
-                count = max(math.ceil(end * len(ids)), min(_LEAST_ITEMS, len(ids)))
-            stage |= first_items({task: ids}, count, seed)
+                count = max(math.ceil(end * len(ids)), min(least_items, len(ids)))
+            stage |= first_items({task: ids}, count, seed, worth)
         if stage != whole and stage not in found:
             found.append(stage)
     return [*found, whole]
 
 
-def first_items(items: Items, count: int, seed: int) -> dict[str, tuple[str, ...]]:
+def first_items(
+    items: Items,
+    count: int,
+    seed: int,
+    worth: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, tuple[str, ...]]:
     """Return so many items of each task: those that are scored first, in the split's order."""
     found = {}
     for task, ids in items.items():
-        first = set(sorted(ids, key=lambda item: _place(seed, item))[:count])
+        known = (worth or {}).get(task, {})
+        order = sorted(ids, key=lambda item: (-known.get(item, 0.0), _place(seed, item)))
+        first = set(order[:count])
         found[task] = tuple(item for item in ids if item in first)
     return found
 
@@ -118,28 +141,6 @@ class _Rival:
     items: Mapping[str, TaskScores]
 
 
-@dataclass(slots=True)
-class _Easiness:
-    """What candidates got on the items of a task: sums over all of them, and the range."""
-
-    first: TaskScores
-    total: FloatArray
-    low: float
-    high: float
-    count: int = 1
-
-    @property
-    def usual(self) -> TaskScores:
-        """The mean score of each item."""
-        return replace(self.first, values=self.total / self.count)
-
-    def add(self, part: TaskScores) -> None:
-        self.total = self.total + part.values
-        self.low = min(self.low, float(part.values.min()))
-        self.high = max(self.high, float(part.values.max()))
-        self.count += 1
-
-
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Why a candidate lost: to which member of the front, and how sure that is.
@@ -183,7 +184,8 @@ class Race:
         self._front: list[_Rival] = []
         self._best: _Rival | None = None
         self._errors: list[list[float]] = []
-        self._easiness: dict[str, _Easiness] = {}
+        self._records: dict[str, ItemRecord] = {}
+        self.num_complete = 0
 
     def add(self, index: int, scores: Scores, items: Mapping[str, TaskScores]) -> None:
         """Take in a candidate that was scored on the whole split."""
@@ -191,13 +193,12 @@ class Race:
         mean = sum(weight * scores[name].value for name, weight in self._preference.items())
         rival = _Rival(index, point, mean, items)
         self._errors.append([scores[name].stderr for name in self._objectives])
+        self.num_complete += 1
         for task, part in items.items():
-            if task in self._easiness:
-                self._easiness[task].add(part)
+            if task in self._records:
+                self._records[task].add(part)
             else:
-                values = part.values
-                low, high = float(values.min()), float(values.max())
-                self._easiness[task] = _Easiness(part, values, low, high)
+                self._records[task] = ItemRecord(part)
         if self._best is None or mean > self._best.mean:
             self._best = rival
         if not any((member.point >= point).all() for member in self._front):
@@ -239,8 +240,12 @@ class Race:
         """Estimate a stopped candidate's scores on the whole split; see ``whole_estimate``."""
         parts = {}
         for task, part in items.items():
-            known = self._easiness[task]
-            parts[task] = whole_estimate(part, known.usual, (known.low, known.high))
+            known = self._records[task]
+            if self._predicts:
+                parts[task] = known.predict(part).score
+            else:
+                usual = replace(known.first, values=known.total / known.count)
+                parts[task] = whole_estimate(part, usual, (known.low, known.high))
         scores: Scores = {}
         for name, objective in self._objectives.items():
             total = sum(spec.weight for spec in objective.tasks)
@@ -255,7 +260,9 @@ class Race:
     def _lead(
         self, rival: _Rival, items: Mapping[str, TaskScores], preference: Mapping[str, float]
     ) -> PairedDifference:
-        """Compare a rival with a candidate on the items of the candidate."""
+        """Compare a rival with a candidate: on the whole split, or on the candidate's items."""
+        if self._predicts:
+            return self._predicted_lead(rival, items, preference)
         shared = {
             task: rival.items[task].restricted_to(set(part.item_ids))
             for task, part in items.items()
@@ -266,8 +273,40 @@ class Race:
             for spec in objective.tasks
             if preference.get(name, 0.0) > 0.0
         ]
-        spans = [self._easiness[task].high - self._easiness[task].low for task in used]
+        spans = [self._records[task].span for task in used]
         return adjusted_difference(strata(self._objectives, preference, shared, items), spans)
+
+    @property
+    def _predicts(self) -> bool:
+        """Whether enough is known of the items to predict what was not scored."""
+        return self.num_complete >= FIRST_CHOICE
+
+    def worth(self) -> dict[str, dict[str, float]]:
+        """Return task -> item -> how much it told complete candidates apart."""
+        return {task: record.worth() for task, record in self._records.items()}
+
+    def _predicted_lead(
+        self, rival: _Rival, items: Mapping[str, TaskScores], preference: Mapping[str, float]
+    ) -> PairedDifference:
+        """Compare a rival's whole split with what is predicted of a candidate's.
+
+        One item counts as not known in addition, as of :func:`adjusted_difference`.
+        """
+        mean, variance, spread = 0.0, 0.0, 0.0
+        for name, objective in self._objectives.items():
+            total = sum(spec.weight for spec in objective.tasks)
+            for spec in objective.tasks:
+                if not (share := preference.get(name, 0.0) * spec.weight / total):
+                    continue
+                record, whole = self._records[spec.task], rival.items[spec.task]
+                found = record.predict(items[spec.task])
+                error = found.variance + (record.span / whole.values.size) ** 2
+                mean += share * (whole.mean - found.mean)
+                variance += share**2 * error
+                spread += (share**2 * error) ** 2 / (found.count + 1.0)
+        return PairedDifference(
+            mean, math.sqrt(variance), variance**2 / spread if spread else math.inf
+        )
 
 
 def whole_estimate(

@@ -38,6 +38,14 @@ from optimizer.progress_view import (
 from optimizer.recorded_space import recorded_space
 from optimizer.rival import RivalResult, rival_of
 from optimizer.scalarize import preferred_mean
+from optimizer.stopped import (
+    Savings,
+    describe_savings,
+    num_evaluated,
+    recorded_group_size,
+    savings_of,
+    savings_record,
+)
 from optimizer.verdict import Verdict, verdict
 from optimizer.verdict_view import (
     format_difference,
@@ -58,6 +66,7 @@ NO_VERDICT = "No verdict yet: the chosen merge was not scored on the report item
 class Report:
     """A search in numbers, all of them from its archive.
 
+    ``num_outcomes`` counts evaluations: candidates that were screened together are one.
     ``chosen`` maps each split on which the chosen merge was scored to its scores;
     ``baselines`` holds the scores of the other baselines on the report split by label, best
     mean first; two labels may stand for one merge.
@@ -79,6 +88,7 @@ class Report:
     findings: list[str]
     warm_start: WarmStart | None
     attribution: Attribution | None
+    savings: Savings
 
 
 def report_of(archive: "Archive") -> Report:
@@ -98,7 +108,7 @@ def report_of(archive: "Archive") -> Report:
         name=archive.job.name,
         objectives=tuple(archive.job.objectives),
         preference=archive.job.preference,
-        num_outcomes=len(outcomes),
+        num_outcomes=num_evaluated(archive.observations(), recorded_group_size(archive)),
         failures=dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if o.scores is None)),
         elapsed_s=archive.elapsed_s,
         front=front_of(rows),
@@ -113,6 +123,7 @@ def report_of(archive: "Archive") -> Report:
         warm_start=archive.warm_start(),
         findings=findings_after(archive, space) if space else [],
         attribution=attribution(archive),
+        savings=savings_of(archive),
     )
 
 
@@ -138,6 +149,9 @@ def render(report: Report) -> RenderableType:
     ]
     if report.progress is not None:
         parts += render_progress(report.progress)
+    if lines := describe_savings(report.savings):
+        parts.append(_heading("Candidates that were not scored in full"))
+        parts += [Text(f"- {line}") for line in lines]
     if report.warm_start is not None:
         parts += [_heading("Warm start"), *(Text(line) for line in describe(report.warm_start))]
     if report.findings:
@@ -293,6 +307,7 @@ def report_record(report: Report) -> dict[str, object]:
             "exact": sum(seed.is_exact for seed in report.warm_start.seeds),
             "left_out": dict(report.warm_start.left_out),
         },
+        "stopped": savings_record(report.savings),
         "findings": report.findings,
         "rival": None if report.rival is None else rival_record(report.rival),
         "attribution": None

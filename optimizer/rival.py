@@ -82,7 +82,13 @@ def rival_job(archive: Archive) -> JobConfig:
             f"with; continue with `mergefront resume {archive.place}`"
         )
     job = archive.job
-    search = {"strategy": STRATEGY, "preference": job.search.preference}
+    # Every candidate in full, so that evaluations are what was spent.
+    search = {
+        "strategy": STRATEGY,
+        "preference": job.search.preference,
+        "racing": {"enabled": False},
+        "screening": {"enabled": False},
+    }
     budget = job.budget.model_copy(update={"evaluations": spent(archive), "hours": None})
     changed = {
         "name": f"{job.name} (random search)",

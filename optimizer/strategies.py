@@ -39,6 +39,15 @@ def strategy_factory(name: str) -> StrategyFactory:
     return STRATEGIES[name]
 
 
+def can_choose(name: str) -> bool:
+    """Whether a strategy can choose by companions which of several candidates is scored.
+
+    Raises:
+        ConfigError: There is no strategy of that name.
+    """
+    return hasattr(strategy_factory(name), "promote")
+
+
 def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     """Build the strategy that the job names.
 

@@ -8,7 +8,8 @@ Two pools of one zoo (made, in minutes, if it is not there): ``zoo3`` has three 
 there are 6 and 10 genes. The project's own driver runs every search: baselines first, then what
 the strategy asks for, on 64 search items per skill. Nothing is scored twice: item scores are
 remembered by recipe and item (``scripts.bench.zoo_store``) under ``runs/``, so that a bench that
-was interrupted, or is repeated with another strategy, goes on where it stands.
+was interrupted, or is repeated with another strategy, goes on where it stands. What a search
+proposed with other code is replayed from memory in seconds (``scripts.bench.zoo_traces``).
 
 For every cost of ``zoo_runs.CHECKPOINTS`` the front that would be returned is taken, by one rule
 for all, and scored on 128 report items per skill, which no strategy sees. ``hypervolume`` is that
@@ -24,7 +25,6 @@ minutes, in which everything runs and nothing is shown.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -41,10 +41,12 @@ from configs.evaluation import SplitSizes
 from evaluators.scores import FloatArray
 from optimizer.pareto import hypervolume
 from scripts.bench.search_rows import SearchRun, TracePoint, search_rows
-from scripts.bench.zoo_job import POOLS, ROOT, SPLITS
+from scripts.bench.zoo_job import POOLS, SKILLS, SPLITS
 from scripts.bench.zoo_pool import PausedError, ZooLab
 from scripts.bench.zoo_runs import BUDGET, VARIANTS, Trace, points_of, run_search_of
 from scripts.bench.zoo_store import ScoreStore
+from scripts.bench.zoo_tables import tables
+from scripts.bench.zoo_traces import TraceKey, TraceStore, code_version
 from scripts.zoo.build import build_zoo
 from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe
 
@@ -56,49 +58,39 @@ LIKELIHOOD_COST = 0.62
 """Model time of a likelihood relative to that of a generated item; see ``results``."""
 
 
-def trace_path(
-    runs: Path, pool: str, rival: str, seed: int, *, budget: int, splits: SplitSizes
-) -> Path:
-    """Say where a run's trace is kept; another version of the strategies is another file."""
-    sources = sorted((ROOT / "optimizer").glob("*.py"))
-    sources += [
-        ROOT / "scripts" / "bench" / name for name in ("zoo_job.py", "zoo_pool.py", "zoo_runs.py")
-    ]
-    content = b"".join(source.read_bytes() for source in sources)
-    version = hashlib.sha256(content + repr((rival, splits)).encode()).hexdigest()[:10]
-    return runs / "traces" / f"{pool}-{rival}-{seed}-{budget}-{version}.json"
-
-
 def run_all(options: argparse.Namespace, deadline: float) -> tuple[list[Trace], bool]:
-    """Run what is not there yet; returns the traces, and whether all are."""
+    """Run what is not there yet; returns the traces, and whether all are of this code."""
     traces: list[Trace] = []
     complete = True
+    kept = TraceStore(options.runs / "traces", code_version())
     with ScoreStore(options.runs / "scores.sqlite") as store:
         for pool in options.pool:
             with ZooLab(options.zoo, pool, store, splits=options.splits, deadline=deadline) as lab:
                 for seed in range(options.seeds):
                     for rival in options.strategy:
-                        trace = one_run(options, lab, rival, seed)
+                        trace = one_run(options, lab, kept, rival, seed)
                         complete &= trace is not None
                         traces += [trace] if trace else []
-    return traces, complete
+    if kept.num_old:
+        print(
+            f"{kept.num_old} of {len(traces)} traces are of other code than this", file=sys.stderr
+        )
+    return traces, complete and not kept.num_old
 
 
-def one_run(options: argparse.Namespace, lab: ZooLab, rival: str, seed: int) -> Trace | None:
-    """Return the trace of one run: a remembered one, or a new one; None when time is over."""
-    path = trace_path(
-        options.runs, lab.pool, rival, seed, budget=options.budget, splits=options.splits
-    )
-    if path.exists():
-        return Trace.from_json(json.loads(path.read_text()))
-    if options.report_only or lab.is_over:
-        return None
+def one_run(
+    options: argparse.Namespace, lab: ZooLab, kept: TraceStore, rival: str, seed: int
+) -> Trace | None:
+    """Return the trace of one run: a kept one, or a new one; None when time is over."""
+    budget = options.budget if VARIANTS[rival].is_whole else options.raced_budget
+    key = TraceKey(pool=lab.pool, rival=rival, seed=seed, budget=budget, splits=options.splits)
+    trace = kept.recall(key, old=options.report_only)
+    if trace is not None or options.report_only:
+        return trace
     scored = lab.scored_items
     started = time.monotonic()
     try:
-        trace = run_search_of(
-            lab, rival, seed, budget=options.budget, likelihood_cost=LIKELIHOOD_COST
-        )
+        trace = run_search_of(lab, rival, seed, budget=budget, likelihood_cost=LIKELIHOOD_COST)
     except PausedError:
         return None
     finally:
@@ -108,16 +100,15 @@ def one_run(options: argparse.Namespace, lab: ZooLab, rival: str, seed: int) -> 
             file=sys.stderr,
             flush=True,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(trace.to_json()))
-    partial.rename(path)
+    kept.keep(key, trace)
     return trace
 
 
-def runs_of(traces: Sequence[Trace]) -> list[SearchRun]:
-    """Turn traces into runs; hypervolumes are relative to all points of all runs of a pool."""
-    best = {pool: best_volume([t for t in traces if t.pool == pool]) for pool in POOLS}
+def runs_of(traces: Sequence[Trace], *, relative: bool = True) -> list[SearchRun]:
+    """Turn traces into runs; hypervolumes are ``relative`` to all points of all runs of a pool."""
+    best = dict.fromkeys(POOLS, 1.0)
+    if relative:
+        best = {pool: best_volume([t for t in traces if t.pool == pool]) for pool in POOLS}
     return [
         SearchRun(
             landscape=trace.pool,
@@ -136,14 +127,14 @@ def best_volume(traces: Iterable[Trace]) -> float:
     found = list(traces)
     if not found:
         return 1.0
-    points = [points_of(part) for trace in found for part in trace.checkpoints]
+    points = [points_of(part.points) for trace in found for part in trace.checkpoints]
     return hypervolume(np.vstack(points), np.array(found[0].reference))
 
 
 def _trace_points(trace: Trace, best: float) -> Iterable[TracePoint]:
     reference = np.array(trace.reference)
     for part in trace.checkpoints:
-        points: FloatArray = points_of(part)
+        points: FloatArray = points_of(part.points)
         yield TracePoint(
             evaluations=part.evaluations,
             items=part.generated + LIKELIHOOD_COST * part.likelihoods,
@@ -180,13 +171,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what it leaves open depends on ``--full``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", action="store_true", help="print one JSON value")
+    parser.add_argument("--markdown", action="store_true", help="print tables over costs")
     parser.add_argument("--full", action="store_true", help="200 evaluations, 5 seeds; hours")
     parser.add_argument("--strategy", choices=sorted(VARIANTS), action="append", help="only these")
     parser.add_argument("--pool", choices=sorted(POOLS), action="append", help="only these")
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1")
     parser.add_argument("--budget", type=int, help="full evaluations of a search")
+    parser.add_argument(
+        "--raced-budget", type=int, help="of those that race or screen (default: as the others)"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then stop scoring")
-    parser.add_argument("--report-only", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing; take traces of any code"
+    )
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"), help="made if missing")
     parser.add_argument("--runs", type=Path, default=Path("runs/search_zoo"), help="what is kept")
     options = parser.parse_args(arguments)
@@ -197,6 +194,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.pool = options.pool or list(POOLS)
     options.seeds = options.seeds or (FULL_SEEDS if options.full else 1)
     options.budget = options.budget or (BUDGET if options.full else SHORT_BUDGET)
+    options.raced_budget = options.raced_budget or options.budget
     return options
 
 
@@ -210,7 +208,11 @@ def main() -> None:
     if options.json:
         print(json.dumps({"complete": complete, "rows": rows}))
         return
-    show(rows)
+    if options.markdown:
+        full_items = options.splits.search * len(SKILLS)
+        print("\n".join(tables(runs_of(traces, relative=False), full_items)))
+    else:
+        show(rows)
     if not complete:
         print("not all runs are done; start again to go on", file=sys.stderr)
 

@@ -25,33 +25,45 @@ from optimizer.driver import run_search
 from optimizer.pareto import non_dominated, spread_subset
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
+from optimizer.stopped import num_evaluated
 from optimizer.strategies import STRATEGIES
 from optimizer.strategy import Strategy
-from optimizer.surrogate import Surrogate
+from optimizer.surrogate import Surrogate, usable_observations
 from scripts.bench.zoo_job import SKILLS, zoo_job
 from scripts.bench.zoo_pool import RememberingPool, ZooLab
 from workers.outcome import Failed
 
 BUDGET = 200
 """Full evaluations of a search, baselines included."""
-CHECKPOINTS = (15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
+CHECKPOINTS = (15, 20, 25, 30, 40, 60, 100, 150, 200)
 """Costs, in full evaluations, at which the front is taken and scored on held-out items."""
 REFERENCE_SHARE = 0.9
 FRONT_SIZE = 10
 """Most members of a returned front: those that spread best over it."""
 
-_RACING = {"enabled": True}
-VARIANTS: dict[str, dict[str, object]] = {
-    **{name: {"strategy": name} for name in STRATEGIES},
-    "race": {"strategy": "surrogate_cma", "racing": _RACING},
-    "screen": {
-        "strategy": "surrogate_cma",
-        "racing": _RACING,
-        "screening": {"enabled": True},
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A rival: its ``search`` section, whether tasks have companions, and what is then scored.
+
+    ``is_whole`` says that every candidate is scored in full, so that evaluations are the cost.
+    """
+
+    search: dict[str, object]
+    companion: bool = False
+    is_whole: bool = False
+
+
+VARIANTS: dict[str, Variant] = {
+    **{
+        name: Variant({"strategy": name, "racing": {"enabled": False}}, is_whole=True)
+        for name in STRATEGIES
     },
+    "race": Variant({"strategy": "surrogate_cma"}),
+    "screen": Variant({"strategy": "surrogate_cma"}, companion=True),
 }
-"""Name of a rival -> its ``search`` section: every strategy, the default one with racing, and with
-racing and companions, by which candidates are screened."""
+"""Name of a rival -> what it is: every strategy without racing; the defaults of a job without
+companions (``race``) and of one with them (``screen``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,8 @@ class Checkpoint:
     """The returned front at one cost.
 
     ``points`` are its members' held-out scores, ``(n, 3)``, by ``recipes``; the first member is
-    the one with the best preferred mean.
+    the one with the best preferred mean. ``believed`` are those of the front that has stopped
+    candidates, too, which were never scored in full; empty where none was stopped.
     """
 
     cost: float
@@ -83,6 +96,7 @@ class Checkpoint:
     model_s: float
     recipes: list[str] = field(default_factory=list)
     points: list[list[float]] = field(default_factory=list)
+    believed: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,8 @@ class Trace:
 
     ``reference`` is the hypervolume's reference point, 0.9 times the base's held-out scores.
     ``chosen`` holds the held-out scores of the merge that the search chose on select items.
-    ``ask_ms`` is the median time of the last 50 asks.
+    ``told`` are the recipes that the strategy was told of, in that order, and ``stopped`` why not
+    all of their items were scored. ``ask_ms`` is the median time of the last 50 asks.
     """
 
     pool: str
@@ -102,6 +117,8 @@ class Trace:
     chosen: list[float]
     ask_ms: float
     driver_s: float
+    told: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -129,20 +146,19 @@ def run_search_of(
     Raises:
         PausedError: The lab's time was over; a later call goes on where this one stopped.
     """
-    search = VARIANTS[rival]
-    companion = "screening" in search
+    variant = VARIANTS[rival]
     with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as scratch:
         path = Path(scratch) / "archive.sqlite"
         job = zoo_job(
             lab.zoo,
             lab.pool,
             splits=lab.splits,
-            companion=companion,
+            companion=variant.companion,
             archive=str(path),
             seed=seed,
-            search=search,
+            search=variant.search,
             # Where not every candidate is scored in full, the cost ends the search.
-            budget={"evaluations": budget if len(search) == 1 else 10 * budget},
+            budget={"evaluations": budget if variant.is_whole else 10 * budget},
         )
         started, scored_s = time.perf_counter(), lab.scoring_s
         archive = Archive.create(
@@ -150,8 +166,8 @@ def run_search_of(
         )
         with (
             archive,
-            RememberingPool(lab, companion=companion) as pool,
-            _recorded(str(search["strategy"]), lab, budget, likelihood_cost) as log,
+            RememberingPool(lab, companion=variant.companion) as pool,
+            _recorded(str(variant.search["strategy"]), lab, budget, likelihood_cost) as log,
         ):
             result = run_search(archive, pool, lab.space)
             chosen = archive.candidate(result.chosen).recipe
@@ -171,27 +187,35 @@ def run_search_of(
         chosen=held_out(lab, chosen),
         ask_ms=1000 * statistics.median(log.ask_s[-50:]) if log.ask_s else 0.0,
         driver_s=driver_s,
+        told=[step.observation.candidate.recipe.recipe_id for step in log.steps],
+        stopped=[step.observation.stopped for step in log.steps],
     )
 
 
 def returned_front(
-    job: JobConfig, space: SearchSpace, observations: Sequence[Observation]
+    job: JobConfig,
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    *,
+    with_stopped: bool = False,
 ) -> list[Candidate]:
     """Return the front that a search would hand over: the same rule for every rival.
 
-    By the posterior mean of the surrogate, of whatever was scored or screened, the candidate with
-    the best preferred mean, then the members that spread best over those that none dominates.
-    Raw scores would put the lucky ones there. Baselines of other methods are left out.
+    By the posterior mean of the surrogate, which learns from whatever was scored or screened, the
+    candidate with the best preferred mean, then the members that spread best over those that none
+    dominates. Raw scores would put the lucky ones there. Baselines of other methods are left out,
+    and so is what was not scored on all items, unless ``with_stopped``.
     """
     names = tuple(job.objectives)
     surrogate = Surrogate(space, names, observations)
-    candidates = [seen.candidate for seen in surrogate.observations]
-    points = surrogate.predict_recipes([candidate.recipe for candidate in candidates]).mean
+    usable = usable_observations(space, observations)
+    kept = [seen for seen in usable if with_stopped or seen.is_complete]
+    points = surrogate.predict_recipes([seen.candidate.recipe for seen in kept]).mean
     front = np.flatnonzero(non_dominated(points))
     corner = reference_point(observations, names)
     chosen = [int(front[row]) for row in spread_subset(points[front], corner, FRONT_SIZE)]
     best = int(np.argmax(points @ np.array([job.preference[name] for name in names])))
-    return [candidates[row] for row in dict.fromkeys([best, *chosen])]
+    return [kept[row].candidate for row in dict.fromkeys([best, *chosen])]
 
 
 def held_out(lab: ZooLab, recipe: MergeRecipe) -> list[float]:
@@ -203,16 +227,21 @@ def held_out(lab: ZooLab, recipe: MergeRecipe) -> list[float]:
 
 
 def _checkpoint(lab: ZooLab, job: JobConfig, cost: float, steps: Sequence[Step]) -> Checkpoint:
-    front = returned_front(job, lab.space, [step.observation for step in steps])
+    told = [step.observation for step in steps]
+    front = returned_front(job, lab.space, told)
+    believed: list[Candidate] = []
+    if any(seen.stopped for seen in told):
+        believed = returned_front(job, lab.space, told, with_stopped=True)
     last = steps[-1]
     return Checkpoint(
         cost=cost,
-        evaluations=len(steps),
+        evaluations=num_evaluated(told, job.search.screening.candidates if job.screens else 1),
         generated=last.generated,
         likelihoods=last.likelihoods,
         model_s=last.model_s,
         recipes=[candidate.recipe.recipe_id for candidate in front],
         points=[held_out(lab, candidate.recipe) for candidate in front],
+        believed=[held_out(lab, candidate.recipe) for candidate in believed],
     )
 
 
@@ -284,6 +313,6 @@ def _after(
     return recorded
 
 
-def points_of(checkpoint: Checkpoint) -> FloatArray:
+def points_of(front: Sequence[Sequence[float]]) -> FloatArray:
     """Return the held-out scores of a front, ``(n, 3)`` float64."""
-    return np.array(checkpoint.points, dtype=np.float64).reshape(-1, len(SKILLS))
+    return np.array(front, dtype=np.float64).reshape(-1, len(SKILLS))

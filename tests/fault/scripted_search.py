@@ -9,6 +9,7 @@ the keys that had been acknowledged and those that the archive holds, as one JSO
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -36,17 +37,18 @@ from workers.sources import ResolvedSource, Sources
 
 NAMES = ("instruct", "code", "math")
 COMPANIONS = {name: [{"task": f"zoo_{name}", "companion": True}] for name in NAMES}
+IN_FULL = {"racing": {"enabled": False}}
+# Few items are seldom enough for the default confidence.
+OFTEN = {"racing": {"confidence": 0.8}}
 SEARCHES = {
-    "plain": {"search": {"population_size": 6, "ask_ahead": 0}},
-    "racing": {"search": {"population_size": 6, "ask_ahead": 2, "racing": {"enabled": True}}},
+    "plain": {"search": {"population_size": 6, "ask_ahead": 0, **IN_FULL}},
+    "racing": {"search": {"population_size": 6, "ask_ahead": 2, **OFTEN}},
     "screening": {
         "objectives": COMPANIONS,
-        "search": {
-            "strategy": "companion_dirichlet",
-            "racing": {"enabled": True},
-            "screening": {"enabled": True, "candidates": 3},
-        },
+        "search": {"strategy": "companion_dirichlet", "screening": {"candidates": 3}, **OFTEN},
     },
+    # What a job gets that says nothing but that its tasks have companions.
+    "defaults": {"objectives": COMPANIONS, "search": {}, "budget": {"evaluations": 30}},
 }
 """Changes of the job by name."""
 
@@ -70,7 +72,7 @@ def make_job(archive: Path, **changes: object) -> JobConfig:
         "seed": 3,
         "models": {"base": "zoo/base", "checkpoints": {name: f"zoo/{name}" for name in NAMES}},
         "objectives": {name: f"zoo_{name}" for name in NAMES},
-        "search": {"population_size": 6},
+        "search": {"population_size": 6, **IN_FULL},
         "budget": {"evaluations": 60},
         "validation": {"candidates": 6},
         "archive": str(archive),
@@ -161,6 +163,9 @@ def main() -> None:
             run(path, sleep_s=0.004, on_event=partial(acknowledge, write), **changes)
             os._exit(0)
         os.close(write)
+        if rng.random() < 0.7:
+            # On a busy machine most kills would come before anything has happened.
+            select.select([read], [], [], 30.0)
         time.sleep(rng.uniform(0.02, 0.35))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

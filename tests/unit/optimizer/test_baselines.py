@@ -95,7 +95,8 @@ def origins_of_a_search(plan, space, budget):
     """Propose baselines where they are due and something else where not; returns what was."""
     proposed, observed = [], []
     while len(proposed) < budget:
-        baseline = plan.next(proposed, observed, left=budget - len(proposed))
+        num_own = sum(not candidate.is_baseline for candidate in proposed)
+        baseline = plan.next(proposed, observed, left=budget - len(proposed), num_own=num_own)
         recipe = space.recipe([[0.001 * len(proposed)]] * 3)
         origin = "strategy:x"
         if baseline is not None:

@@ -11,7 +11,7 @@ from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 
-RACING = {"population_size": 6, "racing": {"enabled": True}}
+RACING = {"population_size": 6, "racing": {"confidence": 0.8}}
 
 
 class Recording(ScriptedPool):

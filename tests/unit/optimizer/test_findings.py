@@ -100,17 +100,29 @@ def models_of(pool, **checkpoints) -> dict[str, object]:
 
 
 SMALL = {"validation": {"candidates": 2, "leave_one_out": True}}
+# With companions, candidates are screened: what a job gets that asks for nothing else.
+SCREENED = {name: [{"task": f"tiny_{name}", "companion": True}] for name in ("text", "choice")}
+both_ways = pytest.mark.parametrize("objectives", [{}, {"objectives": SCREENED}])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dare_linear", "task_arithmetic"])
-def test_one_checkpoint_ends_and_says_what_can_be_found(search, tiny_job, tiny_pool, method):
+@both_ways
+def test_one_checkpoint_ends_and_says_what_can_be_found(
+    search, tiny_job, tiny_pool, method, objectives
+):
     models = models_of(tiny_pool, math="math")
-    job = tiny_job(models=models, budget={"evaluations": 12}, merge={"method": method}, **SMALL)
+    job = tiny_job(
+        models=models,
+        budget={"evaluations": 14},
+        merge={"method": method},
+        **SMALL,
+        **objectives,
+    )
     prepared, report, text = search(job)
     assert any("There is one checkpoint, math" in warning for warning in prepared.warnings)
     assert "There is one checkpoint, math: a search can only find how much" in text
-    assert report.num_outcomes == 12
+    assert report.num_outcomes == 14
     assert report.verdict is not None
 
 
@@ -126,9 +138,13 @@ def test_one_checkpoint_without_a_base_is_every_merge(search, tiny_job, tiny_poo
 
 
 @pytest.mark.slow
-def test_two_identical_checkpoints_end_and_are_named(search, tiny_job, tiny_pool):
+@both_ways
+def test_two_identical_checkpoints_end_and_are_named(search, tiny_job, tiny_pool, objectives):
     job = tiny_job(
-        models=models_of(tiny_pool, a="code", b="code"), budget={"evaluations": 20}, **SMALL
+        models=models_of(tiny_pool, a="code", b="code"),
+        budget={"evaluations": 20},
+        **SMALL,
+        **objectives,
     )
     _, report, text = search(job)
     assert "`a` and `b` are the same weights" in text
@@ -148,6 +164,25 @@ def test_objective_that_is_always_zero_ends_the_search_properly(search, tiny_job
     _, report, text = search(job)
     assert re.search(r"Objective text was 0 for all 2\d merges", text)
     assert "No merge solved any item" in text
+    assert not report.verdict.won
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("searched", [1, 3])
+def test_search_by_companions_ends_where_no_score_says_anything(search, tiny_job, searched):
+    # Random weights never say the answer, and there is no time to learn from anything.
+    text = SCREENED["text"]
+    prepared, report, printed = search(
+        tiny_job(objectives={"text": text}, budget={"evaluations": 17 + searched}, **SMALL)
+    )
+    assert any(f"leaves {searched} proposals" in warning for warning in prepared.warnings)
+    assert report.num_outcomes == 17 + searched
+    assert "Objective text was 0 for all" in printed
+    assert "No merge solved any item" in printed
+    looked_at = report.savings.stopped["screened"]
+    assert looked_at % 5 == 0
+    assert looked_at >= 5 * searched
+    assert f"{looked_at} were looked at by" in printed
     assert not report.verdict.won
 
 

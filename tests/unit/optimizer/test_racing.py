@@ -71,11 +71,12 @@ class TestStages:
         assert list(first["t_math"]) == [i for i in SPLIT["t_math"] if i in first["t_math"]]
 
     def test_small_tasks_are_in_the_first_block(self):
-        found = stages({"a": ids("a", 5), "b": ids("b", 20), "c": ids("c", 100)}, SETTINGS, 0)
+        items = {"a": ids("a", 5), "b": ids("b", 20), "c": ids("c", 100)}
+        found = stages(items, SETTINGS, 0, least_items=8)
         assert [[len(stage[task]) for task in "abc"] for stage in found] == [
             [5, 8, 25], [5, 10, 50], [5, 20, 100],
         ]  # fmt: skip
-        assert stages({"a": ids("a", 8)}, SETTINGS, 0) == [{"a": ids("a", 8)}]
+        assert stages({"a": ids("a", 8)}, SETTINGS, 0, least_items=8) == [{"a": ids("a", 8)}]
 
     def test_scorers_that_are_not_divided_are_whole_from_the_start(self):
         found = stages(SPLIT, SETTINGS, 0, undivided={"t_code"})
@@ -255,3 +256,60 @@ class TestWholeEstimate:
         usual = TaskScores("t", ids("t", 4), np.array([0.9, 1.0, 0.0, 0.0]))
         part = TaskScores("t", ("t-0", "t-1"), np.array([0.0, 0.1]))
         assert whole_estimate(part, usual, (0.0, 1.0)).value == 0.0
+
+
+def mean_of(items):
+    return np.mean([part.mean for part in items.values()])
+
+
+class TestChosenItems:
+    """From twelve complete candidates on, items are chosen and the rest is predicted."""
+
+    @staticmethod
+    def drawn(rng, ability):
+        hard = np.linspace(-3, 3, 64)
+        return scored([rng.random(64) < 1 / (1 + np.exp(hard - ability)) for _ in NAMES])
+
+    def race(self, rng, *, best):
+        known = [self.drawn(rng, level) for level in np.linspace(-1.5, 1, 12)]
+        return race_of(*known, self.drawn(rng, best))
+
+    def test_first_block_has_the_items_that_told_candidates_apart(self):
+        race = self.race(np.random.default_rng(0), best=1.0)
+        worth = race.worth()
+        first, second, _ = stages(SPLIT, SETTINGS, 0, worth=worth)
+        for task, ids_of_task in SPLIT.items():
+            inside = [worth[task][item] for item in first[task]]
+            outside = [worth[task][item] for item in ids_of_task if item not in first[task]]
+            assert (len(inside), min(inside) >= max(outside)) == (16, True)
+        assert remaining(first, second) == {}
+
+    def test_who_scores_better_on_the_whole_is_rarely_stopped_and_a_bad_one_early(self):
+        wrong, better, early = 0, 0, 0
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            known = [self.drawn(rng, level) for level in np.linspace(-1.5, 1, 12)]
+            race = race_of(*known)
+            best = max(mean_of(items) for items in known)
+            looks = stages(SPLIT, SETTINGS, 0, worth=race.worth())[:-1]
+            strong, bad = self.drawn(rng, 1.2), self.drawn(rng, -1.5)
+            if mean_of(strong) > best:
+                better += 1
+                wrong += any(race.loss(part_of(strong, look)) is not None for look in looks)
+            early += race.loss(part_of(bad, looks[0])) is not None
+        assert better > 60
+        assert wrong / better < 0.05
+        assert early > 160
+
+    def test_estimate_of_a_stopped_candidate_is_near_its_whole_score(self):
+        gaps = []
+        for seed in range(100):
+            rng = np.random.default_rng(seed)
+            race = self.race(rng, best=1.0)
+            whole = self.drawn(rng, -1.0)
+            first = stages(SPLIT, SETTINGS, 0, worth=race.worth())[0]
+            found, truth = race.estimate(part_of(whole, first)), aggregate(OBJECTIVES, whole)
+            gaps += [found[name].value - truth[name].value for name in NAMES]
+            assert found["math"].count == 16
+        assert abs(np.mean(gaps)) < 0.02
+        assert np.std(gaps) < 0.07

@@ -108,6 +108,7 @@ def test_strategy_that_cannot_choose_does_not_screen(search):
         objectives=scripted_search.COMPANIONS,
         search={
             "strategy": "dirichlet", "screening": {"enabled": True}, "gates": {"likelihood": None},
+            **scripted_search.IN_FULL,
         },
     )  # fmt: skip
     assert {request.key.signal for request in requests} == {"scores"}
@@ -116,7 +117,8 @@ def test_strategy_that_cannot_choose_does_not_screen(search):
 
 def test_broken_model_is_told_as_failed_before_it_is_scored(search):
     archive, requests = search(
-        objectives=scripted_search.COMPANIONS, search={"strategy": "dirichlet"}
+        objectives=scripted_search.COMPANIONS,
+        search={"strategy": "dirichlet", **scripted_search.IN_FULL},
     )
     stops = archive.stops()
     assert stops
@@ -136,8 +138,10 @@ def test_broken_model_is_told_as_failed_before_it_is_scored(search):
 def test_gate_that_the_job_leaves_out_asks_for_nothing(search):
     archive, requests = search(
         objectives=scripted_search.COMPANIONS,
-        search={"strategy": "dirichlet", "gates": {"likelihood": None}},
-    )
+        search={
+            "strategy": "dirichlet", "gates": {"likelihood": None}, **scripted_search.IN_FULL,
+        },
+    )  # fmt: skip
     assert {request.key.signal for request in requests} == {"scores"}
     assert archive.stops() == {}
 
@@ -147,6 +151,19 @@ def test_job_without_companions_cannot_be_screened(tmp_path):
     job["search"]["screening"]["enabled"] = True
     with pytest.raises(ValueError, match=r"search\.screening: no task has `companion: true`"):
         JobConfig.model_validate(job)
+
+
+def test_screening_is_on_where_tasks_have_companions_unless_the_job_says_otherwise(tmp_path):
+    def screens(**search):
+        job = scripted_search.make_job(
+            tmp_path / "a.sqlite", objectives=scripted_search.COMPANIONS, search=search
+        )
+        return job.screens
+
+    assert screens()
+    assert screens(screening={"enabled": "auto"})
+    assert not screens(screening={"enabled": False})
+    assert not scripted_search.make_job(tmp_path / "a.sqlite", search={}).screens
 
 
 def test_groups_are_so_many_proposals_of_the_strategy_in_a_row():

@@ -19,7 +19,7 @@ from optimizer.strategies import make_strategy
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 
-RACING = {"population_size": 6, "racing": {"enabled": True}}
+RACING = {"population_size": 6, "racing": {"confidence": 0.8}}
 
 
 class Timed(ScriptedPool):

@@ -1,0 +1,134 @@
+"""Which parts of the search split are asked for, in which order: what a job's settings come to.
+
+``optimizer.dispatch`` follows the plan; ``mergefront check`` shows it before anything runs.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from configs.evaluation import TaskSpec
+from configs.schema import JobConfig
+from evaluators.scores import Items
+from optimizer.racing import first_items, stages
+
+# Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
+_LEAST_ITEMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPlan:
+    """What a candidate of the strategy is asked for.
+
+    Attributes:
+        stages: Nested items, the last the whole split; more than one where candidates race.
+        preview: Of which items the companions are asked for before any score; empty for none.
+        group_size: How many candidates are screened for each that is scored; 1 screens none.
+    """
+
+    stages: tuple[Items, ...]
+    preview: Items
+    group_size: int
+
+    @property
+    def races(self) -> bool:
+        """Whether candidates are looked at before all of their items are scored."""
+        return len(self.stages) > 1
+
+    @property
+    def screens(self) -> bool:
+        """Whether several candidates are looked at for each that is scored."""
+        return self.group_size > 1
+
+
+def dispatch_plan(job: JobConfig, items: Items, *, can_choose: bool) -> DispatchPlan:
+    """Lay out the way of a candidate through the search split.
+
+    Args:
+        job: The job.
+        items: Task -> items of the search split.
+        can_choose: Whether the strategy can choose by companions (``optimizer.screening``).
+    """
+    settings = job.search
+    screens = job.screens and can_choose
+    count = 0 if settings.gates.likelihood is None else settings.gates.items
+    if screens:
+        count = settings.screening.items
+    tasks = _tasks_with_companions(job)
+    preview: Items = {}
+    if tasks and count:
+        preview = first_items(
+            {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
+        )
+    found = stages_of(job, items)
+    return DispatchPlan(found, preview, settings.screening.candidates if screens else 1)
+
+
+def stages_of(
+    job: JobConfig, items: Items, worth: Mapping[str, Mapping[str, float]] | None = None
+) -> tuple[Items, ...]:
+    """Return what is scored by the end of each block; just everything where nobody races.
+
+    Args:
+        job: The job.
+        items: Task -> items of the search split.
+        worth: Task -> item -> how much it tells candidates apart, once that is known.
+    """
+    if not job.search.racing.enabled:
+        return (items,)
+    found = stages(
+        items,
+        job.search.racing,
+        job.seed,
+        least_items=least_items(job),
+        undivided=job.undivided,
+        worth=worth,
+    )
+    return tuple(found)
+
+
+def least_items(job: JobConfig) -> int:
+    """Return how many items of a task are worth a block of their own.
+
+    An accelerator takes as long for some rows of a batch as for all of them, so there a block is
+    a batch at least: where a batch holds a task's items, nothing is divided.
+    """
+    if job.workers.device == "cpu":
+        return _LEAST_ITEMS
+    batch = job.evaluation.batch_size
+    return max(_LEAST_ITEMS, batch if isinstance(batch, int) else 64)
+
+
+def describe_plan(plan: DispatchPlan, *, by_gate: bool) -> list[str]:
+    """Say in sentences what is asked of candidates besides all of their scores.
+
+    Args:
+        plan: Of a job.
+        by_gate: Whether broken models are looked for by their companions.
+    """
+    lines = []
+    looked_at = sum(map(len, plan.preview.values()))
+    if plan.screens:
+        lines.append(
+            f"screening: of {plan.group_size} candidates, looked at by {looked_at} references "
+            "each, one is scored"
+        )
+    elif plan.preview:
+        lines.append(f"gate: {looked_at} references are looked at before a candidate is scored")
+    if plan.screens and by_gate:
+        lines.append("gate: those references also tell broken models")
+    if plan.races:
+        ends = [sum(map(len, stage.values())) for stage in plan.stages]
+        lines.append(
+            f"racing: who has lost after {' or '.join(map(str, ends[:-1]))} of {ends[-1]} items "
+            "is stopped"
+        )
+    return lines or ["every candidate is scored on all items"]
+
+
+def _tasks_with_companions(job: JobConfig) -> Collection[str]:
+    return [
+        spec.task
+        for objective in job.objectives.values()
+        for spec in objective.tasks
+        if isinstance(spec, TaskSpec) and spec.companion
+    ]
