@@ -136,7 +136,8 @@ def require_resources(settings: WorkerSettings) -> None:
     count = local_count(settings) if settings.address is None else 1
     if workers_that_fit(settings, nodes) >= count:
         return
-    found = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    rooms = (f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    found = "; ".join(sorted(rooms))
     raise WorkerError(
         f"workers: {settings.count} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs) do not "
         f"fit here, found {found}. Lower workers.count, cpus or gpus, or name another "

@@ -5,9 +5,9 @@
 Real searches on real Ray actors, which sleep instead of evaluating: log-normal durations with a
 median of 2 s and sigma 0.8, by recipe. For every number of workers a row per strategy: the share
 of their time that workers spend in evaluations while there is something to propose (their start and
-the end, where fewer and fewer are left, do not count), and the processor time of the driver per
-outcome. Beside it, on the same workers, what a barrier after every generation leaves of their time:
-as many evaluations as workers are begun at once, and the next ones when all have ended.
+the end, where fewer and fewer are left, do not count), and the processor time of the driver's
+thread per outcome. Beside it, on the same workers, what a barrier after every generation leaves of
+their time: as many evaluations as workers are begun at once, and the next ones when all have ended.
 
 By arithmetic: the number of workers with evaluations of five minutes at which one driver is busy
 all the time, and how busy it is with 1,024.
@@ -200,14 +200,14 @@ def measure_search(pool: RayPool, strategy: str, workers: int, evaluations: int)
             if isinstance(event, Finished) and event.num_outcomes >= evaluations:
                 raise _SearchIsOver
 
-        start = time.process_time()
+        start = time.thread_time()
         with archive:
             try:
                 space = SearchSpace(job, spec.sources)
                 run_search(archive, measured, space, on_event=stop_before_validation)
             except _SearchIsOver:
                 pass
-        spent_s = time.process_time() - start
+        spent_s = time.thread_time() - start
     return Measured(measured.utilisation(), 1000 * spent_s / evaluations, evaluations)
 
 

@@ -77,7 +77,8 @@ def job_file(tiny_job, tmp_path):
 
 def test_launched_search_is_followed_stopped_and_launched_again(mergefront, job_file, tmp_path):
     job, archive = job_file(), tmp_path / "runs" / "archive.sqlite"
-    first = mergefront.launch(job)
+    # More than it will come to; a budget may change on resume.
+    first = mergefront.launch(job, "--evaluations", 5000)
     wait_for_outcomes(archive, 3)
     assert mergefront.states() == {first: "running"}
     refused = mergefront("launch", job)
@@ -90,12 +91,13 @@ def test_launched_search_is_followed_stopped_and_launched_again(mergefront, job_
     followed = mergefront("logs", second, "--follow")
     assert followed.returncode == 0, followed.stderr
     assert "of 18 evaluations recorded" in followed.stdout
-    assert "search: 0 of 18" not in followed.stdout
+    assert "] search: 0 of" not in followed.stdout
     assert "search ended: budget of 18 evaluations spent" in followed.stdout
     assert f"{second}: succeeded" in mergefront("status", second).stdout
     with Archive.open(archive) as found:
         keys = [outcome.key.candidate for outcome in found.outcomes("search")]
-        assert sorted(keys) == list(range(18))
+        assert len(keys) == len(set(keys))
+        assert set(keys) >= set(range(18))
         assert found.choice() in found.scores("report")
     changed = job_file(seed=7)
     refused = mergefront("launch", changed)
