@@ -82,6 +82,7 @@ class TestSurrogateCma(StrategyContract):
         )
         assert strategy.ask(1, []).recipe.recipe_id != soup.recipe_id
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_finds_what_the_landscape_hides(self, share):
         """At 60 evaluations: more hypervolume, and a better mean, than random search finds."""

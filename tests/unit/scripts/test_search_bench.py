@@ -61,6 +61,7 @@ def test_cost_to_reach_is_that_of_the_first_point_when_it_is_enough():
     assert cost_to_reach(trace, 0.4, "hypervolume", "items") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["N4", "4x6"])
 def test_no_merge_of_a_convex_landscape_is_beyond_its_reference(name):
     landscape = Landscape(name)
@@ -105,6 +106,7 @@ def test_dropping_costs_and_the_base_solves_little():
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_reproducible_and_counts_its_items():
     landscape = Landscape("N4")
     runs = [run_search(landscape, "dirichlet", 3, 25) for _ in range(2)]
@@ -113,6 +115,7 @@ def test_a_run_is_reproducible_and_counts_its_items():
     assert runs[0].trace[-1].items == 25 * 3 * 256
 
 
+@pytest.mark.slow
 def test_every_strategy_is_told_the_same_baselines_first():
     landscape = Landscape("N8")
     # The base, 8 checkpoints and the soup; three scales follow.
@@ -123,6 +126,7 @@ def test_every_strategy_is_told_the_same_baselines_first():
     assert firsts["dirichlet"].evaluations == CHECKPOINTS[0] == 12
 
 
+@pytest.mark.slow
 def test_screening_scores_one_of_a_group_and_pays_for_all_companions():
     run = run_search(Landscape("N8c"), "screen", 0, 16)
     # 13 baselines and 3 groups of 6, each with companions of 8 items per objective.
@@ -151,6 +155,7 @@ def test_times_of_asks_have_their_units_in_their_keys():
     assert all(0 < value < 10_000 for value in found.ask_ms_at.values())
 
 
+@pytest.mark.slow
 def test_one_command_prints_rows_and_goes_on_with_its_runs(tmp_path, monkeypatch, capsys):
     words = "search --json --part closed --landscapes N4 N8c --evaluations 14 --runs"
     strategies = ["--strategies", "dirichlet", "sobol", "screen"]
