@@ -236,7 +236,7 @@ def test_problem_names_the_key_and_what_to_write(write, text, path, message) -> 
 @pytest.mark.parametrize(
     ("old", "new", "path", "message"),
     [
-        ("archive: runs/search.sqlite\n", "", "archive", "is missing: Path of the SQLite file"),
+        ("archive: runs/search.sqlite\n", "", "archive", "is missing: What records the search"),
         ("base: org/base", "base: 5", "models.base", "must be a mapping"),
         ("base: org/base", "base: ''", "models.base", "must not be empty, found empty text"),
         ("base: org/base", "base: {revision: x}", "models.base.path", "is missing"),

@@ -78,7 +78,7 @@ def test_search_goes_on_where_its_items_ended_with_a_larger_budget(search):
     }
     assert unfinished
     _, archive, _ = search(
-        resume=first.path, search=RACING, budget={"evaluations": 1000, "items": 3400}
+        resume=first.place, search=RACING, budget={"evaluations": 1000, "items": 3400}
     )
     assert spending_of(archive).items["scores"] > 3000
     assert unfinished <= {seen.candidate.index for seen in archive.observations()}
