@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import inspect
 
 from configs.errors import SchemaVersionError
+from configs.racing import Racing, Screening
 from optimizer import archive_migrations
 from optimizer.archive import Archive
 from optimizer.archive_migrations import MIGRATIONS, schema_version
@@ -63,7 +64,14 @@ def test_reader_says_what_brings_an_older_archive_up_to_date(path) -> None:
 def test_older_archive_goes_on_with_all_that_it_holds(path) -> None:
     before = rows_of(path)
     with Archive.open(path, writable=True) as archive:
-        assert archive.job == example_job()
+        # Defaults that are others now are still what they were when the search began.
+        then = {
+            "racing": Racing(enabled=False, confidence=0.9),
+            "screening": Screening(enabled=False),
+        }
+        job = example_job()
+        job = job.model_copy(update={"search": job.search.model_copy(update=then)})
+        assert archive.job == job
         assert archive.sources == example_sources()
         assert archive.manifest == example_manifest()
         assert [c.origin for c in archive.candidates()] == ["baseline:base", *["strategy:cma"] * 2]
