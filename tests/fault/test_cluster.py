@@ -27,7 +27,7 @@ from tests.fault.scripted_pool import scripted_outcome
 from tests.fault.scripted_search import make_manifest, whole_request
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 LIMIT_S = 180
 

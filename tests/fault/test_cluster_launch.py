@@ -14,7 +14,7 @@ from configs.errors import ClusterError, JobChangedError
 from optimizer.archive import Archive
 from tests.fault.hosts import ROOT, TOKEN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 NEEDS_DASHBOARD = True
 
 
