@@ -170,7 +170,10 @@ class Fleet:
             WorkerError: None has started, and this one cannot be built anywhere.
         """
         if isinstance(news, Arrived):
-            slot.arrived, slot.state = news, "starting"
+            slot.arrived = news
+            # Ray may tell last what was said first.
+            if slot.process is None:
+                slot.state = "starting"
         elif isinstance(news, Started):
             slot.process, slot.state = news, "idle"
             slot.failed_starts = 0
