@@ -110,7 +110,7 @@ def test_search_loses_nothing_when_a_worker_is_killed(mergefront, job_file, tmp_
     workers = [
         process
         for process in psutil.Process(search.pid).children(recursive=True)
-        if "WorkerProcess" in " ".join(process.cmdline())
+        if "WorkerActor" in " ".join(process.cmdline())
     ]
     assert len(workers) == 2
     workers[0].kill()
