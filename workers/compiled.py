@@ -189,8 +189,11 @@ def _processor() -> dict[str, str]:
         return {}
     from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - takes a second
 
-    probe = [get_cpp_compiler(), _WHOLE_MOVES, "-fsyntax-only", "-x", "c++", os.devnull]
-    understood = subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    try:
+        probe = [get_cpp_compiler(), _WHOLE_MOVES, "-fsyntax-only", "-x", "c++", os.devnull]
+        understood = subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    except (RuntimeError, OSError):
+        return {}  # No compiler that works; the first call says so.
     return {"cpp.march": f"native {_WHOLE_MOVES}"} if understood else {}
 
 
