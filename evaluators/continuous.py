@@ -18,7 +18,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import ContinuousBatchingConfig
@@ -38,6 +38,12 @@ log = logging.getLogger(__name__)
 
 # How often the loop is asked whether it still runs, while it gives nothing.
 _POLL_S = 1.0
+
+
+class _Loop(Protocol):
+    """What is asked of transformers' manager, whose class is private."""
+
+    def is_running(self) -> bool: ...
 
 
 class ContinuousBatches:
@@ -198,7 +204,7 @@ class ContinuousBatches:
             return torch.OutOfMemoryError(message)
         return EvaluationError(f"continuous batching failed: {message}")
 
-    def _check(self, manager: Any) -> None:  # noqa: ANN401 - transformers' class is private
+    def _check(self, manager: _Loop) -> None:
         if not manager.is_running():
             raise self._failure or EvaluationError("the loop of continuous batching ended early")
 

@@ -103,7 +103,7 @@ class Suite:
             EvaluationError: No request can be built for this model.
         """
         # Imported here because it imports torch, which describing tasks does without.
-        from evaluators.harness_requests import Encoder, freeze_split  # noqa: PLC0415 - heavy
+        from evaluators.harness_requests import Encoder, freeze_split  # noqa: PLC0415 - imports torch
 
         encoder = Encoder(live, apply_chat_template=self.settings.apply_chat_template)
         found: dict[str, Problem] = {}
@@ -277,7 +277,7 @@ class HarnessEvaluator:
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
         # Imported here because it imports torch, which `mergefront check` does without.
-        from evaluators.harness_requests import Encoder  # noqa: PLC0415 - heavy
+        from evaluators.harness_requests import Encoder  # noqa: PLC0415 - imports torch
 
         if self._encoder is None or not self._encoder.serves(live):
             self._encoder = Encoder(
@@ -294,7 +294,7 @@ class HarnessEvaluator:
         }
 
     def _frozen_item(self, live: LiveModel, task: str, item: str) -> FrozenItem:
-        from evaluators.harness_requests import freeze_split  # noqa: PLC0415 - heavy
+        from evaluators.harness_requests import freeze_split  # noqa: PLC0415 - imports torch
 
         split = self._split_of.get((task, item))
         if split is None:
@@ -312,7 +312,7 @@ class HarnessEvaluator:
 
     def _run_with(self, live: LiveModel) -> ItemRunner:
         """Return the runner of a live model; another model makes a new one."""
-        from evaluators.runner import ItemRunner  # noqa: PLC0415 - heavy
+        from evaluators.runner import ItemRunner  # noqa: PLC0415 - imports torch
 
         encoder = self._encode_with(live)
         if self._runner is None or not self._runner.serves(live):

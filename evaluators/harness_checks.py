@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lm_eval.api.task import ConfigurableTask, Task
 
@@ -13,6 +13,8 @@ from configs.evaluation import TaskSpec
 from evaluators.harness_metrics import MetricKey
 from evaluators.harness_problems import TaskProblemError, cause_of
 
+Result = TypeVar("Result")
+
 _SUPPORTED = ("generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling")
 # Keywords of `generate` that change nothing when the most likely token is always taken.
 _HARMLESS = frozenset({"until", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"})
@@ -20,18 +22,22 @@ BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 """The names that a token budget may have in `generation_kwargs`; the first one given counts."""
 
 
-def all_of(*checks: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the last check gives
-    """Run all checks, raise what they found as one, and return what the last one returned."""
+def all_of(*checks: Callable[[], object], result: Callable[[], Result]) -> Result:
+    """Run all checks, raise what they and ``result`` found as one; return what ``result`` gives."""
     found: list[tuple[str, str]] = []
-    result = None
-    for check in checks:
+    results: list[Result] = []
+
+    def keep_result() -> None:
+        results.append(result())
+
+    for check in (*checks, keep_result):
         try:
-            result = check()
+            check()
         except TaskProblemError as error:
             found += error.problems
     if found:
         raise TaskProblemError(*found[0], found[1:])
-    return result
+    return results[0]
 
 
 def check_fewshot_count(config: Mapping[str, Any], spec: TaskSpec) -> None:

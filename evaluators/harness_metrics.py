@@ -151,13 +151,13 @@ def form_of(aggregation: Callable[..., object]) -> ItemForm | None:
     return next((form for form, probes in _PROBES if _gives(aggregation, probes)), None)
 
 
-def _number(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a scorer returns
+def _number(result: object) -> tuple[float, float]:
     if not isinstance(result, bool | int | float | np.number | np.bool_):
         raise TypeError(f"a {type(result).__name__}, not a number")
     return float(result), 1.0
 
 
-def _parts(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a scorer returns
+def _parts(result: object) -> tuple[float, float]:
     if not isinstance(result, list | tuple | np.ndarray):
         raise TypeError(f"a {type(result).__name__}, not a list of parts")
     if not len(result):
@@ -168,18 +168,20 @@ def _parts(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a sco
 def _ratio(scale: float) -> Callable[[Any], tuple[float, float]]:
     """Read (log-likelihood, count) as ``scale`` times their ratio, weighted by the count."""
 
-    def read(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a scorer returns
+    def read(result: object) -> tuple[float, float]:
+        if not isinstance(result, list | tuple):
+            raise TypeError(f"a {type(result).__name__}, not a pair of log-likelihood and count")
         total, count = (_number(part)[0] for part in result)
         return scale * total / count, count
 
     return read
 
 
-def _negated(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a scorer returns
+def _negated(result: object) -> tuple[float, float]:
     return -_number(result)[0], 1.0
 
 
-def _brier(result: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a scorer returns
+def _brier(result: object) -> tuple[float, float]:
     return float(metrics.brier_score([result])), 1.0
 
 
@@ -210,7 +212,7 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
-    except Exception:  # noqa: BLE001 - a function of others, asked what it was not made for
+    except Exception:  # noqa: BLE001 - somebody else's function may raise anything on our probes
         return False
 
 

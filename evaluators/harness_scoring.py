@@ -164,16 +164,20 @@ class ScoringPool:
 
     def start(self) -> None:
         """Let the processes load their tasks now; returns at once."""
+        self._started()
+
+    def _started(self) -> ProcessPoolExecutor:
         if self._executor is not None:
-            return
-        self._executor = ProcessPoolExecutor(
+            return self._executor
+        executor = self._executor = ProcessPoolExecutor(
             self._processes,
             # A fork of a process with torch's threads may wait for a lock forever.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=self._arguments,
         )
-        self._ready = [self._executor.submit(_is_ready) for _ in range(self._processes)]
+        self._ready = [executor.submit(_is_ready) for _ in range(self._processes)]
+        return executor
 
     def check(self) -> None:
         """Wait until the processes have loaded their tasks.
@@ -201,10 +205,9 @@ class ScoringPool:
             What :meth:`result` takes; None if a process died: score it yourself. The next call
             starts new processes.
         """
-        self.start()
-        assert self._executor is not None  # noqa: S101 - just started
+        executor = self._started()
         try:
-            return self._executor.submit(_score, task, item, responses)
+            return executor.submit(_score, task, item, responses)
         except BrokenProcessPool:
             self._lose()
             return None

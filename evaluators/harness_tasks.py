@@ -165,7 +165,7 @@ def _load_task(files: TaskFiles, spec: TaskSpec, settings: EvaluationSettings) -
         lambda: set_budget(task, spec),
         lambda: check_kind(task),
         lambda: check_fewshot_count(stock, spec),
-        lambda: _what_counts(task, spec, documents),
+        result=lambda: _what_counts(task, spec, documents),
     )
     indices: dict[str, int] = {}
     for position, document in enumerate(documents):
