@@ -59,7 +59,7 @@ class PostgresStore(Store):
     def writing(self) -> Iterator[Connection]:
         """Lend a transaction of the session that holds the lock."""
         if self._session is None:
-            raise ArchiveError(f"archive {self.place} is open for reading; open it for writing")
+            raise self.not_writable()
         with self.errors(), self._session.transaction() as connection:
             yield connection
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from configs.errors import ArchiveError, ArchiveExistsError
+from configs.errors import ArchiveExistsError
 from configs.place import FilePlace
 from optimizer.archive_lock import ArchiveLock, owner_of_file
 from optimizer.archive_migrations import create_tables, migrate
@@ -49,7 +49,7 @@ class SqliteStore(Store):
     def writing(self) -> Iterator[Connection]:
         """Lend a transaction; a commit is on the disk when it returns."""
         if not self.writable:
-            raise ArchiveError(f"archive {self.place} is open for reading; open it for writing")
+            raise self.not_writable()
         with self.reading() as connection:
             yield connection
 

@@ -55,6 +55,10 @@ class Store(ABC):
         with self.errors(), self._engine.begin() as connection:
             yield connection
 
+    def not_writable(self) -> ArchiveError:
+        """Return the error that refuses to write what this process only reads."""
+        return ArchiveError(f"archive {self.place} is open for reading; open it for writing")
+
     @abstractmethod
     def writing(self) -> AbstractContextManager[Connection]:
         """Lend a transaction that is on the disk when it is over.

@@ -1,5 +1,6 @@
 """The commands of searches on a cluster: launch, logs, stop, list, and the status of a job."""
 
+import os
 import re
 import sys
 import tempfile
@@ -69,8 +70,6 @@ def read_environment(settings: list[str] | None) -> dict[str, str]:
     Raises:
         ConfigError: A name has no value here.
     """
-    import os  # noqa: PLC0415 - nothing else here may depend on the environment
-
     found, problems = {}, []
     for setting in settings or []:
         name, equals, value = setting.partition("=")

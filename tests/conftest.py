@@ -160,7 +160,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray on this machine for all tests of the session that share it."""
-    from configs.schema import WorkerSettings
+    from configs.worker_settings import WorkerSettings
     from workers.ray_session import ray_session
 
     with ray_session(WorkerSettings(count=4, cpus=1.0)):

@@ -18,6 +18,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from workers.checkpoint import CheckpointReader
+from workers.user_cache import user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,8 +113,7 @@ class DigestCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.path = path or Path(root) / "mergefront" / "digests.json"
+        self.path = path or user_cache() / "digests.json"
 
     def get(self, files: Iterable[Path]) -> str | None:
         """Return the digest recorded for these files as they are now, or None."""

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from configs.errors import CheckpointError, CheckpointNotFoundError
+from workers.user_cache import user_cache
 
 # What a store may say of a file that changes with its content.
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
@@ -46,7 +47,7 @@ def fetch(name: str, url: str, patterns: Sequence[str]) -> Path:
     try:
         store, root = fsspec.core.url_to_fs(url)
         files = _wanted(store, root, patterns)
-        target = _cache() / _key(url, files)
+        target = user_cache() / "fetched" / _key(url, files)
         with machine_lock(target.name):
             if files and not target.is_dir():
                 _download(store, root, files, target)
@@ -94,11 +95,6 @@ def _key(url: str, files: Mapping[str, Mapping[str, object]]) -> str:
         for name, entry in files.items()
     ]
     return hashlib.sha256(json.dumps([url.rstrip("/"), facts]).encode()).hexdigest()[:32]
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mergefront" / "fetched"
 
 
 def _download(store: Any, root: str, files: Mapping[str, object], target: Path) -> None:  # noqa: ANN401 - as above

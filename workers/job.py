@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError
-from configs.schema import DtypeName, JobConfig, WorkerSettings
+from configs.schema import DtypeName, JobConfig
+from configs.worker_settings import WorkerSettings
 from workers.outcome import Completed, EvaluationRequest, Failed, Outcome, Stage
 
 if TYPE_CHECKING:

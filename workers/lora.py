@@ -24,6 +24,7 @@ from workers.lora_config import CONFIG_FILE, LoraConfig
 from workers.shard_header import FLOATING, TensorEntry, read_header
 from workers.side_files import SIDE_FILES
 from workers.tokenizer_match import has_tokenizer
+from workers.user_cache import user_cache
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,7 @@ class Adapter:
         Raises:
             CheckpointError: The disk is full, or the cache cannot be written.
         """
-        root = cache or DigestCache().path.parent / ADAPTER_CACHE[-1]
+        root = cache or user_cache() / ADAPTER_CACHE[-1]
         files = self._side_files()
         target = root / self._digest(files)
         try:

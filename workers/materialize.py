@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.recipe import MergeRecipe
-from configs.schema import Residency
+from configs.worker_settings import Residency
 from workers.binding import Binding
 from workers.block import Block, LocalPart, full_tensor, local_part
 from workers.digest import weights_digest

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 
 
 def workers_that_fit(settings: WorkerSettings, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -12,7 +12,8 @@ def workers_that_fit(settings: WorkerSettings, nodes: Iterable[Mapping[str, floa
 
     What other searches use of them is not known, and counts as free.
     """
-    needs = {kind: need for kind, need in _needs(settings).items() if need > 0}
+    wanted = {"CPU": settings.cpus, "GPU": settings.gpus}
+    needs = {kind: need for kind, need in wanted.items() if need > 0}
     if not needs:
         return sum(1 for _ in nodes)
     # Fractions of a GPU are not exact: 3 x 1/3 fit.
@@ -29,10 +30,6 @@ def local_count(settings: WorkerSettings) -> int:
     cores = float(len(os.sched_getaffinity(0)))
     gpus = float(_num_gpus()) if settings.gpus else 0.0
     return max(1, workers_that_fit(settings, [{"CPU": cores, "GPU": gpus}]))
-
-
-def _needs(settings: WorkerSettings) -> dict[str, float]:
-    return {"CPU": settings.cpus, "GPU": settings.gpus}
 
 
 def _num_gpus() -> int:

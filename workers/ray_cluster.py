@@ -9,7 +9,9 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.errors import ClusterError
-from configs.schema import JobConfig, WorkerSettings
+from configs.schema import JobConfig
+from configs.worker_settings import WorkerSettings
+from workers.pool_size import workers_that_fit
 from workers.sources import missing_directories
 
 logger = logging.getLogger(__name__)
@@ -20,12 +22,9 @@ _LOOK_S = 20.0
 
 def nodes_with_room(settings: WorkerSettings) -> list[dict[str, Any]]:
     """Return the nodes that are alive and large enough for one worker, as Ray describes them."""
-    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
     known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
     return [
-        node
-        for node in known
-        if node["Alive"] and all(node["Resources"].get(k, 0) >= need for k, need in needs.items())
+        node for node in known if node["Alive"] and workers_that_fit(settings, [node["Resources"]])
     ]
 
 

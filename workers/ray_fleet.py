@@ -18,7 +18,7 @@ import ray
 import ray.exceptions
 
 from configs.errors import WorkerError
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from workers.attempts import Assignment
 from workers.job import RunnerFactory, WorkerSpec
 from workers.pool import WorkerState

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from configs.errors import WorkerError
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from workers.local_session import LocalSession
 from workers.pool_size import local_count, workers_that_fit
 

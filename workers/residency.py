@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import ConfigError
-from configs.schema import Residency
+from configs.worker_settings import Residency
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import psutil
 
-from configs.schema import Residency, WorkerSettings
+from configs.worker_settings import Residency, WorkerSettings
 from workers.pool_size import local_count
 
 Tier = Literal["gpu", "host", "disk"]

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError, ConfigError, IncompatibleCheckpointsError
 from configs.recipe import Group, MergeRecipe, Source
-from configs.schema import Residency
+from configs.worker_settings import Residency
 from tests.small_models import live_model, pool_of, recipe_of, saved_tensors, small_bert
 from tests.unit.workers.merge_cases import merge_in_numpy
 from workers.checkpoint import CheckpointReader

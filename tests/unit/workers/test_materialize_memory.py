@@ -18,7 +18,8 @@ INTO = """
 import sys, torch
 from torch import nn
 from configs.recipe import MergeRecipe
-from configs.schema import Models, Residency
+from configs.schema import Models
+from configs.worker_settings import Residency
 from scripts.bench.export import AnonPeak
 from workers.materialize import Materializer
 from workers.sources import resolve_sources

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from workers.pool_size import local_count, workers_that_fit
 
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0}

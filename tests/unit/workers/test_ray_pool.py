@@ -5,7 +5,7 @@ import os
 import pytest
 
 from configs.errors import WorkerError
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from tests.contract.light_runners import (
     DyingRunner,
     LightRunner,

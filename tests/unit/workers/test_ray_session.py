@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from configs.errors import WorkerError
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from workers.ray_session import ray_session
 
 

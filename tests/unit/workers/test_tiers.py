@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.schema import WorkerSettings
+from configs.worker_settings import WorkerSettings
 from workers.tiers import ASSUMED_RATES, Machine, TierPlan, machine_of, plan_tiers
 
 TB, GB = 10**12, 10**9
