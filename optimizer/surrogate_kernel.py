@@ -9,7 +9,7 @@ the data. With layer groups the quadratic is one of the mean over groups plus on
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,9 @@ def features_of(weights: FloatArray, drops: FloatArray, space: SearchSpace) -> F
 
 class Similarities:
     """Everything of the kernel between two sets of merges that no hyper-parameter changes.
+
+    Distances are in single precision, and so is what is computed of them: correlations between
+    0 and 1, which take most of an ask's time. Polynomials can be large, and are not.
 
     Args:
         left: ``n`` merges.
@@ -142,11 +145,11 @@ class Prior:
 def kernel_matrix(similarities: Similarities, logs: FloatArray) -> FloatArray:
     """Return the ``(n, m)`` prior covariance for hyper-parameters in the order of the prior."""
     matern = matern_correlations(_scaled_squares(similarities, logs))
-    matern *= np.exp(logs[2])
-    matern += LEVEL_VARIANCE
+    covariance: FloatArray = np.exp(logs[2]) * matern.astype(np.float64)
+    covariance += LEVEL_VARIANCE
     for log_amplitude, part in zip(logs[3:-1], similarities.linear, strict=True):
-        matern += np.exp(log_amplitude) * part
-    return matern
+        covariance += np.exp(log_amplitude) * part
+    return covariance
 
 
 def kernel_diagonal(features: Features, logs: FloatArray) -> FloatArray:
@@ -165,15 +168,15 @@ def kernel_diagonal(features: Features, logs: FloatArray) -> FloatArray:
     return np.asarray(total + LEVEL_VARIANCE + np.exp(logs[2]), dtype=np.float64)
 
 
-def kernel_gradients(similarities: Similarities, logs: FloatArray) -> list[FloatArray]:
+def kernel_gradients(similarities: Similarities, logs: FloatArray) -> list[NDArray[Any]]:
     """Return the derivatives of :func:`kernel_matrix` by every hyper-parameter but the noise."""
     matern = matern_correlations(_scaled_squares(similarities, logs))
     slope = _matern_slope(similarities, logs)
-    amplitude = np.exp(logs[2])
+    amplitude = np.float32(np.exp(logs[2]))
     slope *= amplitude
-    gradients = [
-        slope * similarities.weight_distances * np.exp(-2 * logs[0]),
-        slope * similarities.spread_distances * np.exp(-2 * logs[1]),
+    gradients: list[NDArray[Any]] = [
+        slope * similarities.weight_distances * np.float32(np.exp(-2 * logs[0])),
+        slope * similarities.spread_distances * np.float32(np.exp(-2 * logs[1])),
         matern * amplitude,
     ]
     gradients += [
@@ -198,30 +201,35 @@ def matern_correlations(squared: AnyFloats) -> AnyFloats:
     return squared
 
 
-def _matern_slope(similarities: Similarities, logs: FloatArray) -> FloatArray:
+def _matern_slope(similarities: Similarities, logs: FloatArray) -> NDArray[np.float32]:
     """Return the derivative of the Matern kernel by a log length-scale, per squared distance.
 
     dk / d log l = 5/3 r_l^2 (1 + s) exp(-s), r_l^2 the part of r^2 with length-scale l.
     """
     scaled = np.sqrt(5.0 * _scaled_squares(similarities, logs))
-    slope = np.exp(-scaled)
+    slope: NDArray[np.float32] = np.exp(-scaled)
     slope *= (5.0 / 3.0) * (1.0 + scaled)
-    return np.asarray(slope, dtype=np.float64)
+    return slope
 
 
-def _scaled_squares(similarities: Similarities, logs: FloatArray) -> FloatArray:
-    squared: FloatArray = similarities.weight_distances * np.exp(-2 * logs[0])
-    squared += similarities.spread_distances * np.exp(-2 * logs[1])
+def _scaled_squares(similarities: Similarities, logs: FloatArray) -> NDArray[np.float32]:
+    weight, spread = np.exp(-2 * logs[:2]).astype(np.float32)
+    squared: NDArray[np.float32] = similarities.weight_distances * weight
+    squared += similarities.spread_distances * spread
     return squared
 
 
 def _companion_similarity(left: FloatArray, right: FloatArray) -> FloatArray:
-    gap = left[:, None] - right[None]
-    similarity: FloatArray = left[:, None] * right[None] + np.exp(-0.5 * gap**2)
+    gap = left.astype(np.float32)[:, None] - right.astype(np.float32)
+    gap *= gap
+    gap *= -0.5
+    similarity: FloatArray = left[:, None] * right
+    similarity += np.exp(gap, out=gap)
     return similarity
 
 
-def _squared_distances(left: FloatArray, right: FloatArray) -> FloatArray:
+def _squared_distances(left: FloatArray, right: FloatArray) -> NDArray[np.float32]:
+    # Of what is close together little is left: only the difference is rounded.
     squared = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None]
     squared -= 2.0 * left @ right.T
-    return np.asarray(np.maximum(squared, 0.0), dtype=np.float64)
+    return np.asarray(np.maximum(squared, 0.0), dtype=np.float32)
