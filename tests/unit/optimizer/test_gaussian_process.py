@@ -52,12 +52,12 @@ def test_gradient_of_the_fit_equals_finite_differences(samples):
     def loss(at):
         return _negative_log_posterior(at, similarities, samples.values, samples.noise, prior)
 
-    step = 1e-3  # correlations are in single precision
+    step = 1e-2  # correlations are in single precision
     numeric = [
         (loss(logs + step * unit)[0] - loss(logs - step * unit)[0]) / (2 * step)
         for unit in np.eye(logs.size)
     ]
-    assert loss(logs)[1] == pytest.approx(numeric, rel=1e-3, abs=1e-3)
+    assert loss(logs)[1] == pytest.approx(numeric, rel=2e-3, abs=2e-3)
 
 
 def test_posterior_equals_the_textbook_formula(samples):
