@@ -1,10 +1,11 @@
 """Scoring in processes of its own: the scores of one process, whatever their number."""
 
+import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -55,6 +56,20 @@ def scoring_processes() -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+def kill_scoring_process() -> None:
+    """Kill the only one and wait for its end, which is left to the pool to collect.
+
+    Whoever waits for it as a parent takes its exit status, and the pool would wait for ever.
+    """
+    (child,) = scoring_processes()
+    child.kill()
+    end = time.monotonic() + 10
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, "a killed process goes on"
+            time.sleep(0.01)
+
+
 def test_score_of_a_random_scorer_depends_on_the_item_alone(suite) -> None:
     items = list(suite.tasks["tiny_lottery"].indices)[:6]
     scorer = ItemScorer(suite.tasks)
@@ -98,9 +113,7 @@ def test_pool_gives_no_score_when_a_process_died_and_works_again(suite, caplog) 
     pool = pool_of(suite, 1)
     item = next(iter(suite.tasks["tiny_lottery"].indices))
     expected = score(pool, item)
-    (child,) = scoring_processes()
-    child.send_signal(signal.SIGKILL)
-    child.wait(timeout=10)
+    kill_scoring_process()
     assert score(pool, item) is None
     assert (
         score(pool, item)
@@ -126,9 +139,7 @@ def test_evaluation_has_its_scores_when_a_scoring_process_dies_in_it(
         future = submit(pool, task, item, responses)
         asked.append(item)
         if len(asked) == 3:
-            (child,) = scoring_processes()
-            child.kill()
-            child.wait(timeout=10)
+            kill_scoring_process()
         return future
 
     monkeypatch.setattr(ScoringPool, "submit", killing)
