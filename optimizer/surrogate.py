@@ -10,6 +10,7 @@ import numpy as np
 
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray
+from optimizer.blas import with_one_thread
 from optimizer.candidate import Candidate, Observation
 from optimizer.pareto import domination_depth
 from optimizer.space import SearchSpace
@@ -192,6 +193,7 @@ def usable_observations(
     return usable
 
 
+@with_one_thread
 def posterior_candidates(
     space: SearchSpace, names: Sequence[str], observations: Sequence[Observation]
 ) -> tuple[list[Candidate], Posterior]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
+from optimizer.blas import with_one_thread
 from optimizer.candidate import Candidate, Observation
 from optimizer.cma_strategy import CmaStrategy
 from optimizer.pareto import best_gain, gain_bounds, hypervolume_contributions, non_dominated
@@ -64,6 +65,7 @@ class SurrogateStrategy:
         self._memory = SurrogateMemory(space, self._names)
         self._belief: tuple[int, _Belief] | None = None
 
+    @with_one_thread
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Propose by the start's plan, then by a Thompson sample."""
         rng = ask_generator(self._seed, index)
@@ -80,6 +82,7 @@ class SurrogateStrategy:
         self._num_failed += observation.scores is None
         self._cma.tell(observation)
 
+    @with_one_thread
     def promote(self, candidates: Sequence[Candidate], observations: Sequence[Observation]) -> int:
         """Choose whom the posterior with the companions puts furthest beyond the front.
 

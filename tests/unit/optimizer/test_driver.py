@@ -156,7 +156,8 @@ def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ahead):
         if isinstance(event, Proposed):
             proposed.append(event.candidate.index)
 
-    _, space = run_with(Watching, on_event, search={"ask_ahead": ahead, **scripted_search.IN_FULL})
+    search = {"strategy": "cma", "ask_ahead": ahead, **scripted_search.IN_FULL}
+    _, space = run_with(Watching, on_event, search=search)
     assert ready[: 60 - 4 - ahead] == [ahead] * (60 - 4 - ahead)
     with Archive.open(path) as archive:
         assert verify_replay(archive, space) == []
