@@ -185,6 +185,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--report-only", action="store_true", help="run nothing; take traces of any code"
     )
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"), help="made if missing")
+    parser.add_argument("--zoo-seed", type=int, default=0, help="of a zoo that is made")
     parser.add_argument("--runs", type=Path, default=Path("runs/search_zoo"), help="what is kept")
     options = parser.parse_args(arguments)
     options.zoo = options.zoo.resolve()
@@ -202,7 +203,7 @@ def main() -> None:
     """Run, or go on with, the benchmark, and print what there is of it."""
     options = parse()
     deadline = time.monotonic() + 60 * options.minutes
-    build_zoo(options.zoo, Recipe(tuned=(*SPECIALISTS, *GENERALISTS)), seed=0)
+    build_zoo(options.zoo, Recipe(tuned=(*SPECIALISTS, *GENERALISTS)), seed=options.zoo_seed)
     traces, complete = run_all(options, deadline)
     rows = report(traces)
     if options.json:
