@@ -10,7 +10,6 @@ is recorded: after a crash the last outcome is the only one that may still lack 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
 from optimizer.archive import Archive
@@ -29,15 +28,14 @@ class Dispatch:
     """The way of every candidate through the search split.
 
     Args:
-        archive: Open for writing.
-        job: The job as it is run now.
+        archive: Open for writing. Its job decides, as it was when the search began: what may
+            change since, like the device of its workers, must not change what was laid out.
         strategy: Asked which candidate of a group goes on, where it can say so.
         sources: Recipe ids of the base and the checkpoints alone, which gates hold others against.
     """
 
-    def __init__(
-        self, archive: Archive, job: JobConfig, strategy: Strategy, sources: Sequence[str]
-    ) -> None:
+    def __init__(self, archive: Archive, strategy: Strategy, sources: Sequence[str]) -> None:
+        job = archive.job
         self._archive = archive
         self._settings = job.search
         self._strategy = strategy if isinstance(strategy, Screens) else None

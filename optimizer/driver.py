@@ -137,7 +137,7 @@ class _Search:
         self.candidates = archive.candidates()
         self.observations: list[Observation] = []
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
-        self._dispatch = Dispatch(archive, self._job, self._strategy, sources)
+        self._dispatch = Dispatch(archive, self._strategy, sources)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in self.candidates:

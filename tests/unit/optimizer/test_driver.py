@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from configs.errors import SearchError, TooManyFailuresError
@@ -271,6 +273,25 @@ def test_search_resumed_with_a_larger_budget_goes_on(run_with, path):
             result = run_search(archive, pool, space, job=job)
         assert result.num_outcomes == 40
         assert verify_replay(archive, space) == []
+
+
+def test_search_resumed_on_another_device_lays_out_the_same_blocks(run_with, tmp_path, path):
+    search = {"strategy": "cma", **scripted_search.OFTEN}
+    run_with(search=search, budget={"evaluations": 24})
+    recorded = []
+    for device in ("cpu", "cuda"):
+        copied = tmp_path / f"{device}.sqlite"
+        shutil.copy(path, copied)
+        with Archive.open(copied, writable=True) as archive:
+            job = scripted_search.make_job(
+                path, search=search, budget={"evaluations": 34}, workers={"device": device}
+            )
+            space = SearchSpace(job, archive.sources)
+            with ScriptedPool(job, archive.manifest) as pool:
+                run_search(archive, pool, space, job=job)
+            assert verify_replay(archive, space) == []
+        recorded.append(scripted_search.recorded_keys(copied))
+    assert recorded[0] == recorded[1]
 
 
 def test_search_stops_when_too_many_candidates_fail(run_with, path):
