@@ -83,8 +83,8 @@ class LocalCluster:
             self._head.wait_until_up()
             for _ in range(num_nodes):
                 self._add()
-            for node in self._nodes:
-                node.wait_until_up()
+                # One after another: on a busy machine two at once may both be too late.
+                self._nodes[-1].wait_until_up()
         except BaseException:
             self.close()
             raise
@@ -106,6 +106,7 @@ class LocalCluster:
         Returns:
             Whether there was one to kill; the last is left alone until another has come up.
         """
+        self.mend()
         up = [node for node in self._nodes if node.raylets()]
         if len(up) < 2:
             return False
@@ -115,6 +116,12 @@ class LocalCluster:
         self._nodes.remove(node)
         self._add()
         return True
+
+    def mend(self) -> None:
+        """Start nodes again that gave up to start, as a busy machine makes them."""
+        for node in [node for node in self._nodes if node.process.poll() is not None]:
+            self._nodes.remove(node)
+            self._add()
 
     def owns(self, process: psutil.Process) -> bool:
         """Say whether a process was started by a node that is still there."""

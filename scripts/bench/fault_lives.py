@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from configs.errors import ArchiveError
 from scripts.bench.fault_account import Account, Witness, account_for, snapshot_of
 from scripts.bench.fault_cluster import LocalCluster, SmallDisk
 from scripts.bench.fault_runner import HANG_S, Begun
@@ -139,22 +140,28 @@ class DisturbedSearch:
     def run(self) -> Fared:
         """Run it; returns how it fared, its archive held against what was seen."""
         try:
-            while not self._live() and not self._fared.hangs:
-                if self._fared.lives >= _MOST_LIVES:
-                    self._fared.hangs.append(f"did not end in {_MOST_LIVES} lives of its driver")
+            self._run()
+        except ArchiveError as error:
+            self._fared.account.lost.append(f"the archive cannot be read: {error.message}")
         finally:
             for timer in self._timers:
                 timer.cancel()
+        return self._fared
+
+    def _run(self) -> None:
+        while not self._live() and not self._fared.hangs:
+            if self._fared.lives >= _MOST_LIVES:
+                self._fared.hangs.append(f"did not end in {_MOST_LIVES} lives of its driver")
         self._seen.begun = Begun.read(Path(self._settings.log))
         self._count_inner()
         if not self._fared.hangs:
             self._fared.account = account_for(self._archive, self._seen)
-        return self._fared
 
     def _live(self) -> bool:
         """Let a driver live until it ends; returns whether the search has."""
         fared = self._fared
         fared.lives += 1
+        self._cluster.mend()
         self._seen.before[fared.lives] = snapshot_of(self._archive)
         life = Life(replace_life(self._settings, fared.lives), self._cluster)
         try:

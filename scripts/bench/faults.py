@@ -4,11 +4,11 @@
 
 Real searches by the real driver on real Ray actors, on a cluster of three nodes on this machine;
 evaluations take 10 to 100 ms and score by a formula. Faults: workers are killed, stopped past the
-limit after which they count as hanging, and woken again or not, raise, deliver an outcome of another
-attempt, twice or too late; recipes kill their workers every time; the driver is killed, terminated
-and interrupted; nodes are killed; the archive's disk is full (a small tmpfs: as root only). Drivers
-that end are started again. When a search has ended by itself, its archive is held against what was
-seen from outside (``scripts.bench.fault_account``), and every ask is made again.
+limit after which they count as hanging, and woken again or not, raise, deliver an outcome of
+another attempt, twice or too late; recipes kill their workers every time; the driver is killed,
+terminated and interrupted; nodes are killed; the archive's disk is full (a small tmpfs: as root
+only). Drivers that end are started again. When a search has ended by itself, its archive is held
+against what was seen from outside (``scripts.bench.fault_account``), and every ask is made again.
 
 Ends with status 1 where anything was lost, doubled, resumed wrongly or hung, or a driver ended that
 nothing had struck. ``problems`` says what.
