@@ -124,7 +124,7 @@ def account_for(path: Path, seen: Witness) -> Account:
         account.lost += _missing(archive)
         account.duplicates += _scored_twice(archive)
         account.duplicates += _stale(archive.evaluations(), seen.begun)
-        account.wrong_resumes += _wrong_outcomes(archive, seen.begun)
+        account.wrong_resumes += _wrong_outcomes(archive)
         replayed = verify_replay(archive, SearchSpace(archive.job, archive.sources))
         account.wrong_resumes += [f"another ask than recorded: {found}" for found in replayed]
     return account
@@ -192,22 +192,19 @@ def _run_again(seen: Witness) -> Iterator[str]:
             yield f"{entry.key} was run again in life {entry.life}"
 
 
-def _wrong_outcomes(archive: Archive, begun: Collection[Begun]) -> Iterator[str]:
+def _wrong_outcomes(archive: Archive) -> Iterator[str]:
     """Outcomes that are not what their recipes give."""
-    attempts = Counter((entry.key, entry.life) for entry in begun)
-    most = Counter[EvaluationKey]()
-    for (key, _), count in attempts.items():
-        most[key] = max(most[key], count)
     candidates = {candidate.index: candidate for candidate in archive.candidates()}
     for outcome in archive.evaluations():
         candidate = candidates[outcome.key.candidate]
-        # Whose workers were struck often enough has failed, and its recipe with it.
+        # Whose workers were struck often enough has failed, and its recipe with it. Not every
+        # attempt was noted: a worker that is struck while it is idle dies with its next request.
         struck = outcome.error_class in _GIVEN_UP and (
-            most[outcome.key] >= archive.job.workers.max_attempts
+            outcome.attempt >= archive.job.workers.max_attempts
             or _is_given_up(outcome, candidate, archive.evaluations(), candidates)
         )
         if not struck and (difference := _difference(archive, outcome, candidate)):
-            yield f"{outcome.key}: {difference}"
+            yield f"{outcome.key}, attempt {outcome.attempt}: {difference} ({outcome.message})"
 
 
 def _is_given_up(

@@ -72,12 +72,13 @@ class LocalCluster:
 
     def __init__(self, num_nodes: int = 2) -> None:
         self._session = LocalSession()
-        self._port = _free_port()
+        self._port, self._client_port = _free_port(), _free_port()
         self._token = secrets.token_hex(16)
         self._number = 0
         self._head = self._start(
-            "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false"
-        )
+            "--head", f"--port={self._port}", f"--ray-client-server-port={self._client_port}",
+            "--num-cpus=0", "--include-dashboard=false",
+        )  # fmt: skip
         self._nodes: list[_Node] = []
         try:
             self._head.wait_until_up()
@@ -93,6 +94,11 @@ class LocalCluster:
     def address(self) -> str:
         """What a driver joins."""
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def client_address(self) -> str:
+        """What a driver joins that is no part of the cluster."""
+        return f"ray://127.0.0.1:{self._client_port}"
 
     def environment(self) -> dict[str, str]:
         """Variables of every process of the cluster and of its drivers; nobody else's Ray."""

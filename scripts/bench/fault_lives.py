@@ -34,7 +34,7 @@ SIGNALS = {
     "driver_interrupted": signal.SIGINT,
 }
 # Of so many outcomes at most the next fault is waited for, and then as many seconds.
-_MOST_OUTCOMES, _MOST_S = 5, 0.15
+_MOST_OUTCOMES, _MOST_S = 4, 0.15
 # How often a driver is struck while it starts, and how long that takes at most.
 _STARTING, _START_S = 0.3, 6.0
 # A search that needs more drivers than this is not getting anywhere.

@@ -31,10 +31,10 @@ from scripts.bench.printing import print_report
 FAULTS, FULL_FAULTS = 200, 1000
 # What strikes from outside, as often as it says here in every pack of a deck.
 PACK = {
-    "worker_killed": 8,
-    "worker_stopped": 3,
+    "worker_killed": 10,
+    "worker_stopped": 4,
     "worker_frozen": 2,
-    "driver_killed": 4,
+    "driver_killed": 3,
     "driver_terminated": 1,
     "driver_interrupted": 1,
     "node_killed": 1,
