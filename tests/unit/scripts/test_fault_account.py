@@ -159,7 +159,8 @@ def test_ask_that_comes_out_differently_is_a_wrong_resume(search):
     path, seen = search
     doctor(
         path,
-        "UPDATE proposals SET genotype_f64 = (SELECT MAX(genotype_f64) FROM proposals) "
+        "UPDATE proposals SET genotype_f64 = "
+        "(SELECT genotype_f64 FROM proposals WHERE candidate = 0) "
         "WHERE candidate = (SELECT MAX(candidate) FROM proposals WHERE origin LIKE 'strategy%')",
     )
     found = account_for(path, seen).wrong_resumes
