@@ -27,10 +27,10 @@ HANG_S = 2.0
 # Seconds that an evaluation takes.
 _FASTEST_S, _SLOWEST_S = 0.01, 0.1
 # Of how many recipes or requests each kind of fault is part, one after another.
-_DEADLY = 0.02
-_RAISES, _STALE, _LATE = 0.06, 0.06, 0.04
+_DEADLY = 0.03
+_RAISES, _STALE, _LATE = 0.1, 0.08, 0.06
 # Of how many outcomes a pool delivers twice, or later than others.
-_DOUBLED, _HELD = 0.07, 0.07
+_DOUBLED, _HELD = 0.1, 0.1
 _HELD_S = 0.5
 
 

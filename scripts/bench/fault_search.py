@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 """Kinds of searches: changes of the job by name."""
 
 # The baselines, and some of the search's own.
-EVALUATIONS = 28
+EVALUATIONS = 30
 GRACE_S = 5.0
 # Every search has so many workers, each of which is content with little of a node.
 NUM_WORKERS, WORKER_CPUS = 3, 0.1

@@ -16,6 +16,7 @@ nothing had struck. ``problems`` says what.
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -31,8 +32,8 @@ from scripts.bench.printing import print_report
 FAULTS, FULL_FAULTS = 200, 1000
 # What strikes from outside, as often as it says here in every pack of a deck.
 PACK = {
-    "worker_killed": 10,
-    "worker_stopped": 4,
+    "worker_killed": 12,
+    "worker_stopped": 5,
     "worker_frozen": 2,
     "driver_killed": 3,
     "driver_terminated": 1,
@@ -157,6 +158,8 @@ def main() -> None:
         help="without a sign of life for so long a search hangs",
     )  # fmt: skip
     options = parser.parse_args()
+    # Ends what was started here, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     faults = options.faults or (FULL_FAULTS if options.full else FAULTS)
     report = campaign(
         faults,

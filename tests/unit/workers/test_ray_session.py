@@ -82,7 +82,7 @@ def test_ray_session_knocks_again_where_the_server_of_a_client_died(monkeypatch,
     monkeypatch.setattr(ray, "init", init)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
-        refusal = pytest.raises(WorkerError, match="cannot join Ray at .*Starting Ray client")
+        refusal = pytest.raises(WorkerError, match=r"cannot join Ray at .*Starting Ray client")
         with (
             contextlib.nullcontext() if is_joined else refusal,
             ray_session(WorkerSettings(address=address)),
