@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,7 @@ class DisturbedSearch:
         self._settings = Settings(
             str(self._archive), str(directory / "begun"), cluster.address, variant, seed, life=0
         )
+        self._log = Path(self._settings.log)
         self._seen, self._fared = Witness(), Fared(variant)
         self._timers: list[threading.Timer] = []
         # Workers that are stopped and not woken while their driver lives.
@@ -148,11 +150,18 @@ class DisturbedSearch:
                 timer.cancel()
         return self._fared
 
+    def keep(self, directory: Path) -> None:
+        """Copy the archive, and what workers noted, to a directory."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in [*self._archive.parent.glob(f"{self._archive.name}*"), self._log]:
+            if path.exists():
+                shutil.copy(path, directory / f"{self._archive.stem}-{path.name}")
+
     def _run(self) -> None:
         while not self._live() and not self._fared.hangs:
             if self._fared.lives >= _MOST_LIVES:
                 self._fared.hangs.append(f"did not end in {_MOST_LIVES} lives of its driver")
-        self._seen.begun = Begun.read(Path(self._settings.log))
+        self._seen.begun = Begun.read(self._log)
         self._count_inner()
         if not self._fared.hangs:
             self._fared.account = account_for(self._archive, self._seen)
@@ -191,7 +200,7 @@ class DisturbedSearch:
             for event in events:
                 last = self._note(event) or last
                 count -= event["event"] == "recorded"
-            size = Path(self._settings.log).stat().st_size if self._log_exists() else 0
+            size = self._log.stat().st_size if self._log.exists() else 0
             if events or size != noted:
                 alive_at, noted = now, size
             elif now - alive_at > self._patience_s:
@@ -216,9 +225,6 @@ class DisturbedSearch:
 
     def _moment(self) -> int:
         return self._random.randint(1, _MOST_OUTCOMES)
-
-    def _log_exists(self) -> bool:
-        return Path(self._settings.log).exists()
 
     def _note(self, event: dict[str, object]) -> str:
         """Take in what the driver said; returns it where it says how far it is."""
@@ -270,7 +276,7 @@ class DisturbedSearch:
 
     def _some_worker(self, life: int) -> psutil.Process | None:
         """Return a worker of this search that is alive, and was started by our cluster."""
-        pids = {entry.pid for entry in Begun.read(Path(self._settings.log)) if entry.life == life}
+        pids = {entry.pid for entry in Begun.read(self._log) if entry.life == life}
         found = []
         for pid in sorted(pids):
             with contextlib.suppress(psutil.NoSuchProcess):

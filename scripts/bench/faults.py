@@ -61,7 +61,13 @@ def shuffled_deck(rng: random.Random, *, with_disk: bool) -> list[str]:
 
 
 def campaign(
-    faults: int, seed: int, *, minutes: float, patience_s: float, say: Callable[[str], None]
+    faults: int,
+    seed: int,
+    *,
+    minutes: float,
+    patience_s: float,
+    keep: Path | None,
+    say: Callable[[str], None],
 ) -> dict[str, object]:
     """Run searches until there were so many faults; returns the report.
 
@@ -70,6 +76,7 @@ def campaign(
         seed: Of everything that is drawn; moments depend on the machine all the same.
         minutes: No search is begun after that time.
         patience_s: A search without any sign of life for so long hangs.
+        keep: Where archives go that something is wrong with; None keeps none.
         say: Called with a line for every search.
     """
     started = time.monotonic()
@@ -97,6 +104,10 @@ def campaign(
                         patience_s=patience_s,
                     )
                     fared = search.run()
+                    if keep is not None and not is_clean(report_of([fared], {})):
+                        search.keep(keep)
+                    if keep is not None and fared.is_wrong:
+                        search.keep(keep)
                     searches.append(fared)
                     seconds = time.monotonic() - started
                     say(
@@ -157,6 +168,7 @@ def main() -> None:
         "--patience", type=float, default=180, metavar="SECONDS",
         help="without a sign of life for so long a search hangs",
     )  # fmt: skip
+    parser.add_argument("--keep", type=Path, help="copy archives there that are wrong")
     options = parser.parse_args()
     # Ends what was started here, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -166,6 +178,7 @@ def main() -> None:
         options.seed,
         minutes=options.minutes,
         patience_s=options.patience,
+        keep=options.keep,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print_report(report, as_json=options.json)
