@@ -106,8 +106,6 @@ def campaign(
                     fared = search.run()
                     if keep is not None and not is_clean(report_of([fared], {})):
                         search.keep(keep)
-                    if keep is not None and fared.is_wrong:
-                        search.keep(keep)
                     searches.append(fared)
                     seconds = time.monotonic() - started
                     say(
