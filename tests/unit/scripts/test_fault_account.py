@@ -138,7 +138,7 @@ def test_candidate_that_is_told_twice_is_noticed(search):
 
 def test_outcome_of_an_attempt_that_was_given_up_is_noticed(search):
     path, seen = search
-    key = last_of(path, "search")
+    key = last_of(path, "report")
     seen.begun = [*seen.begun, Begun(key, 2, 1, "another", 2, "")]
     (text,) = account_for(path, seen).duplicates
     assert "has the outcome of attempt 1, which was given up" in text
