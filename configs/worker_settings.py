@@ -32,8 +32,9 @@ class WorkerSettings(Section):
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which one evaluation is given up; None is no limit."""
     hang_factor: float | None = Field(default=10.0, gt=1)
-    """An evaluation that takes this many times the running median of its kind, and more than
-    ``hang_floor_s``, is tried on another worker; None waits for ever."""
+    """An evaluation that takes this many times the running median of its kind (of other kinds, by
+    items, until that is known), and more than ``hang_floor_s``, is tried on another worker; None
+    waits for ever."""
     hang_floor_s: float = Field(default=60.0, gt=0)
     """Seconds below which no evaluation counts as hanging."""
     max_attempts: int = Field(default=2, ge=1)

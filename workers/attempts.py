@@ -7,10 +7,12 @@ candidate's own failure, but for errors that come from the machine around it.
 
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from workers.outcome import EvaluationRequest, Failed, Stage
+from configs.evaluation import SplitName
+from workers.outcome import EvaluationRequest, Failed, Signal, Stage
 
 # A recipe may be unlucky with nodes that are taken away, but not for ever.
 MOST_ATTEMPTS = 12
@@ -68,23 +70,32 @@ class Patience:
     """How long an evaluation may take before its worker counts as hanging.
 
     Evaluations of one kind (split, signal, number of items) take about the same time, so the limit
-    is a multiple of the median of the last ones of its kind. There is none before enough of them.
+    is a multiple of the median of the last ones of its kind. Before there are enough of them, it is
+    that of the slowest other kind of the same signal, and longer where that has fewer items; before
+    there is any, there is no limit.
 
     Args:
         factor: How many medians; None is no limit at all.
         floor_s: Limits are never shorter, in seconds.
+        split_sizes: How many items a whole split has; one that is not named counts as one item.
     """
 
-    def __init__(self, factor: float | None, floor_s: float) -> None:
+    def __init__(
+        self,
+        factor: float | None,
+        floor_s: float,
+        split_sizes: Mapping[SplitName, int] | None = None,
+    ) -> None:
         self._factor = factor
         self._floor_s = floor_s
-        self._durations: dict[object, deque[float]] = defaultdict(
+        self._split_sizes = split_sizes or {}
+        self._durations: dict[_Kind, deque[float]] = defaultdict(
             lambda: deque(maxlen=_KEPT_DURATIONS)
         )
 
     def note(self, request: EvaluationRequest, seconds: float) -> None:
         """Learn how long an evaluation took that came to its end."""
-        self._durations[_kind(request)].append(seconds)
+        self._durations[self._kind(request)].append(seconds)
 
     def limit_s(self, request: EvaluationRequest, *, is_first: bool) -> float | None:
         """Return the seconds that an evaluation may take; None is no limit.
@@ -93,14 +104,35 @@ class Patience:
             request: What is to be evaluated.
             is_first: Whether it is the first of its worker's process, which takes longer.
         """
-        durations = self._durations[_kind(request)]
-        if self._factor is None or len(durations) < _MIN_DURATIONS:
+        if self._factor is None or (usual_s := self._usual_s(self._kind(request))) is None:
             return None
-        limit_s = max(self._floor_s, self._factor * statistics.median(durations))
+        limit_s = max(self._floor_s, self._factor * usual_s)
         return limit_s * _FIRST_FACTOR if is_first else limit_s
 
+    def _usual_s(self, kind: "_Kind") -> float | None:
+        """Return what an evaluation of a kind takes; None where nobody can know."""
+        if len(self._durations.get(kind, ())) >= _MIN_DURATIONS:
+            return statistics.median(self._durations[kind])
+        # Some of the time goes with the items, some is the same for all: the longer of both.
+        return max(
+            (
+                statistics.median(durations) * max(1.0, kind.num_items / other.num_items)
+                for other, durations in self._durations.items()
+                if other.signal == kind.signal and len(durations) >= _MIN_DURATIONS
+            ),
+            default=None,
+        )
 
-def _kind(request: EvaluationRequest) -> object:
-    items = request.items
-    size = None if items is None else sum(len(ids) for ids in items.values())
-    return request.key.split, request.key.signal, size
+    def _kind(self, request: EvaluationRequest) -> "_Kind":
+        key, items = request.key, request.items
+        if items is None:
+            return _Kind(key.split, key.signal, max(1, self._split_sizes.get(key.split, 1)))
+        return _Kind(key.split, key.signal, max(1, sum(len(ids) for ids in items.values())))
+
+
+class _Kind(NamedTuple):
+    """Evaluations that take about the same time."""
+
+    split: SplitName
+    signal: Signal
+    num_items: int

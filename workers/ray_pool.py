@@ -55,7 +55,11 @@ class RayPool:
 
     def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = build_runner) -> None:
         self._settings = spec.job.workers
-        self._patience = Patience(self._settings.hang_factor, self._settings.hang_floor_s)
+        sizes = {
+            split: sum(map(len, spec.manifest.items(split).values()))
+            for split in spec.manifest.splits
+        }
+        self._patience = Patience(self._settings.hang_factor, self._settings.hang_floor_s, sizes)
         self._fleet = Fleet(spec, make_runner)
         self._waiting: deque[Assignment] = deque()
         self._settled: deque[Outcome] = deque()
@@ -167,15 +171,23 @@ class RayPool:
             holders = [slot for slot in idle if slot.held == recipe_id]
             slot = (holders or [slot for slot in idle if slot.node not in bad] or idle)[0]
             self._fleet.run(slot, assignment)
-            hang_s = self._patience.limit_s(assignment.request, is_first=slot.num_done == 0)
-            limit_s = self._settings.timeout_s or math.inf
-            slot.is_hang_limit = hang_s is not None and hang_s < limit_s
-            slot.deadline = slot.began + min(limit_s, math.inf if hang_s is None else hang_s)
+            self._limit(slot, assignment)
+
+    def _limit(self, slot: Slot, assignment: Assignment) -> None:
+        """Say when a worker's evaluation is given up, as far as that is known by now."""
+        hang_s = self._patience.limit_s(assignment.request, is_first=slot.num_done == 0)
+        limit_s = self._settings.timeout_s or math.inf
+        slot.is_hang_limit = hang_s is not None and hang_s < limit_s
+        slot.deadline = slot.began + min(limit_s, math.inf if hang_s is None else hang_s)
 
     def _collect(self, wait_s: float) -> None:
         """Wait for at most one call to answer, then give up those that outlast their limit."""
         self._fleet.check()
         calls = self._fleet.calls
+        for slot in calls.values():
+            # Who began before anything was known would have no limit for ever.
+            if slot.assignment is not None and not slot.is_hang_limit:
+                self._limit(slot, slot.assignment)
         nearest_s = min(slot.deadline for slot in calls.values()) - time.monotonic()
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(0.0, min(wait_s, nearest_s)))
         for call in ready:

@@ -89,7 +89,12 @@ def _join(address: str, stack: ExitStack) -> None:
     try:
         _require_answer(address)
         stack.callback(ray.shutdown)
-        _init(address=address, **_code_for(address))
+        try:
+            _init(address=address, **_code_for(address))
+        except ConnectionAbortedError as first:
+            # Over `ray://` the cluster forks a server for us, which now and then dies at once.
+            logger.warning("Ray at `%s` did not take us in, trying again: %s", address, first)
+            _init(address=address, **_code_for(address))
     except Exception as error:
         raise WorkerError(
             f"cannot join Ray at `{address}`: {error}. Check `workers.address`, and that Ray runs "

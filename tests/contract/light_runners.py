@@ -130,6 +130,10 @@ def _kill_twice(marker: str) -> str:
     return _kill("") if _is_new(marker) or _is_new(f"{marker}-again") else ""
 
 
+def _stop_once(marker: str) -> str:
+    return _stop("") if _is_new(marker) else ""
+
+
 def _sleep_once(argument: str) -> str:
     marker, seconds = argument.split()
     return _sleep(seconds) if _is_new(marker) else ""
@@ -151,6 +155,7 @@ _VERBS: dict[str, Callable[[str], str]] = {
     "fail_once": _score,
     "stale": _score,
     "stop": _stop,
+    "stop_once": _stop_once,
     "environment": _environment,
 }
 

@@ -20,8 +20,7 @@ from optimizer.driver import run_search
 from optimizer.events import Event, Finished
 from optimizer.space import SearchSpace
 from optimizer.termination import Terminated, finishing_on_sigterm
-from tests.fault.scripted_pool import scripted_outcome
-from tests.fault.scripted_search import make_job, make_manifest, make_sources
+from scripts.bench.scripted import make_job, make_manifest, make_sources, scripted_outcome
 from workers.job import WorkerSpec
 from workers.outcome import EvaluationRequest, Outcome
 from workers.ray_pool import RayPool

@@ -22,8 +22,6 @@ from unittest.mock import patch
 import numpy as np
 
 from configs.evaluation import SPLITS
-from configs.schema import JobConfig
-from evaluators.manifest import Manifest
 from optimizer.archive import Archive
 from optimizer.candidate import Candidate, Observation
 from optimizer.dirichlet_strategy import DirichletStrategy
@@ -31,15 +29,17 @@ from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Event, Finished
 from optimizer.space import SearchSpace
 from optimizer.strategies import STRATEGIES
+from scripts.bench.scripted import (
+    COMPANIONS,
+    IN_FULL,
+    OFTEN,
+    make_job,
+    make_manifest,
+    make_sources,
+)
 from tests.fault.scripted_pool import ScriptedPool
 from workers.outcome import EvaluationKey, EvaluationRequest
-from workers.sources import ResolvedSource, Sources
 
-NAMES = ("instruct", "code", "math")
-COMPANIONS = {name: [{"task": f"zoo_{name}", "companion": True}] for name in NAMES}
-IN_FULL = {"racing": {"enabled": False}}
-# Few items are seldom enough for the default confidence.
-OFTEN = {"racing": {"confidence": 0.8}}
 SEARCHES = {
     "plain": {"search": {"strategy": "cma", "population_size": 6, "ask_ahead": 0, **IN_FULL}},
     "racing": {"search": {"strategy": "cma", "population_size": 6, "ask_ahead": 2, **OFTEN}},
@@ -65,37 +65,6 @@ class CompanionDirichlet(DirichletStrategy):
 def with_strategies():
     """Within this context, jobs may name the strategy of this module."""
     return patch.dict(STRATEGIES, companion_dirichlet=CompanionDirichlet)
-
-
-def make_job(archive: Path, **changes: object) -> JobConfig:
-    content = {
-        "seed": 3,
-        "models": {"base": "zoo/base", "checkpoints": {name: f"zoo/{name}" for name in NAMES}},
-        "objectives": {name: f"zoo_{name}" for name in NAMES},
-        # The default strategy computes for most of a test's time; where it matters, a test says so.
-        "search": {"strategy": "cma", "population_size": 6, **IN_FULL},
-        "budget": {"evaluations": 60},
-        "validation": {"candidates": 6},
-        "archive": str(archive),
-    }
-    return JobConfig.model_validate(content | changes)
-
-
-def make_sources() -> Sources:
-    def resolved(name: str) -> ResolvedSource:
-        return ResolvedSource(name, Path("zoo") / name, digest=name * 4)
-
-    return Sources(resolved("base"), tuple(resolved(name) for name in NAMES))
-
-
-def make_manifest() -> Manifest:
-    splits = {
-        split: {
-            f"zoo_{name}": tuple(f"{split}-{name}-{item}" for item in range(24)) for name in NAMES
-        }
-        for split in SPLITS
-    }
-    return Manifest(splits, {f"zoo_{name}": "0" * 16 for name in NAMES})
 
 
 def run(path: Path, *, sleep_s: float = 0.0, on_event=lambda event: None, **changes: object) -> int:

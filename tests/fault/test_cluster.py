@@ -22,9 +22,9 @@ from optimizer.front_view import front_of, scored_candidates
 from optimizer.pareto import non_dominated
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
+from scripts.bench.scripted import make_manifest, scripted_outcome
 from tests.fault import cluster_search
-from tests.fault.scripted_pool import scripted_outcome
-from tests.fault.scripted_search import make_manifest, whole_request
+from tests.fault.scripted_search import whole_request
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
 
 pytestmark = pytest.mark.campaign

@@ -97,6 +97,22 @@ def test_evaluation_that_hangs_is_tried_on_another_worker(make_pool, tmp_path):
     assert outcome.attempt == 2
 
 
+def test_worker_that_freezes_before_anything_is_known_does_not_hold_the_search(make_pool, tmp_path):
+    pool = make_pool(count=2, hang_factor=3, hang_floor_s=1.0)
+    warm_up(pool)
+    pool.submit(request(0, f"stop_once {tmp_path / 'marker'}"))
+    # What the others take says only later that this one hangs.
+    outcomes = []
+    for candidate in range(1, 9):
+        pool.submit(request(candidate, "sleep 0.05"))
+        outcomes.append(pool.next_outcome(timeout_s=30))
+    outcomes.append(pool.next_outcome(timeout_s=60))
+    assert None not in outcomes
+    assert sorted(outcome.key.candidate for outcome in outcomes) == list(range(9))
+    assert all(isinstance(outcome, Completed) for outcome in outcomes)
+    assert outcomes[-1].attempt == 2
+
+
 def test_evaluation_that_always_hangs_fails(make_pool):
     pool = make_pool(count=1, hang_factor=2, hang_floor_s=0.3)
     for candidate in range(8):

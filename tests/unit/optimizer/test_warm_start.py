@@ -20,13 +20,12 @@ from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
 from optimizer.strategies import STRATEGIES
 from optimizer.warm_start import describe, warm_start_from
+from scripts.bench.scripted import NAMES
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer import synthetic_archive
 from tests.unit.optimizer.test_report import text_of
 from workers.sources import ResolvedSource, Sources
-
-NAMES = scripted_search.NAMES
 
 
 @pytest.fixture(scope="module")

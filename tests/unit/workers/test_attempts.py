@@ -1,5 +1,7 @@
 """Which evaluations are tried again, and when one counts as hanging."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.contract.light_runners import request
@@ -55,15 +57,38 @@ def test_limit_is_a_multiple_of_the_median_of_enough_evaluations():
 
 
 def test_limit_knows_blocks_of_other_sizes_apart():
-    patience = Patience(4.0, floor_s=1.0)
+    patience = Patience(4.0, floor_s=1.0, split_sizes={"search": 10})
     for _ in range(5):
         patience.note(request(0), 5.0)
         patience.note(request(0, items={"task": ("a",)}), 0.1)
     assert patience.limit_s(request(1), is_first=False) == pytest.approx(20.0)
     block = request(1, items={"task": ("b",)})
     assert patience.limit_s(block, is_first=False) == pytest.approx(1.0), "the floor"
+
+
+def test_limit_of_what_is_not_known_yet_comes_from_others_of_its_signal():
+    patience = Patience(4.0, floor_s=0.01)
+    for _ in range(5):
+        patience.note(request(0, items={"task": ("a",)}), 0.1)
     two = request(1, items={"task": ("a", "b")})
-    assert patience.limit_s(two, is_first=False) is None
+    assert patience.limit_s(two, is_first=False) == pytest.approx(0.8), "twice the items"
+    for _ in range(5):
+        patience.note(two, 0.5)
+    elsewhere = EvaluationKey(1, "select", two.key.block)
+    one = request(1, items={"task": ("a",)})
+    select = replace(one, key=replace(elsewhere, block=one.key.block))
+    # A merge takes its time, however few items follow.
+    assert patience.limit_s(select, is_first=False) == pytest.approx(2.0)
+    generated = replace(select, key=replace(select.key, signal="companions"))
+    assert patience.limit_s(generated, is_first=False) is None
+
+
+def test_whole_split_has_its_own_number_of_items():
+    patience = Patience(4.0, floor_s=0.01, split_sizes={"search": 2, "report": 20})
+    for _ in range(5):
+        patience.note(request(0), 0.1)
+    report = replace(request(1), key=EvaluationKey(1, "report"))
+    assert patience.limit_s(report, is_first=False) == pytest.approx(4.0)
 
 
 def test_no_factor_is_no_limit():

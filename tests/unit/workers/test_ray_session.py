@@ -1,5 +1,7 @@
 """Starting Ray when the machine does not let it; no Ray is started here."""
 
+import contextlib
+import socket
 import subprocess
 from pathlib import Path
 
@@ -64,3 +66,26 @@ def test_ray_session_says_which_cluster_does_not_answer(monkeypatch):
         ray_session(WorkerSettings(address="127.0.0.1:1")),
     ):
         pass
+
+
+@pytest.mark.parametrize(("times", "is_joined"), [(1, True), (9, False)])
+def test_ray_session_knocks_again_where_the_server_of_a_client_died(monkeypatch, times, is_joined):
+    tried = []
+
+    def init(**given):
+        tried.append(given)
+        if len(tried) <= times:
+            raise ConnectionAbortedError("Starting Ray client server failed.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        refusal = pytest.raises(WorkerError, match=r"cannot join Ray at .*Starting Ray client")
+        with (
+            contextlib.nullcontext() if is_joined else refusal,
+            ray_session(WorkerSettings(address=address)),
+        ):
+            pass
+    assert [given["address"] for given in tried] == [address, address]
