@@ -29,9 +29,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs and how it is validated, not what it
 # searches: a search may be resumed with other values of these.
-OPERATIONAL_KEYS = frozenset(
-    {"name", "budget", "validation", "workers", "telemetry", "archive"}
-)
+OPERATIONAL_KEYS = frozenset({"name", "budget", "validation", "workers", "telemetry", "archive"})
 
 # The same inside objectives: whether a scorer is tried before a worker starts changes no score.
 _OPERATIONAL_OF_ENTRIES = {"__all__": {"tasks": {"__all__": {"dry_run"}}}}
