@@ -66,6 +66,15 @@ class _LogFile(logging.FileHandler):
         if not self._is_broken:
             super().emit(record)
 
+    def close(self) -> None:
+        """Close the file, and forget what a full disk has not taken."""
+        try:
+            super().close()
+        except OSError:
+            if not self._is_broken:
+                self._is_broken = True
+                self._on_error()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's
         self._is_broken = True
         self._on_error()

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # More than a search of thousands of evaluations tells in the minutes that a server may be away.
 _QUEUE_SIZE = 10_000
 # How long the end of a command waits for what is still to be written or sent.
-_LAST_S: Mapping[RunEnd, float] = {"finished": 60.0, "failed": 60.0, "interrupted": 5.0}
+_LAST_S: Mapping[RunEnd, float] = {"finished": 60.0, "failed": 60.0, "interrupted": 10.0}
 
 Call = Callable[[], None]
 
