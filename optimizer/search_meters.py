@@ -81,6 +81,8 @@ class SearchMeters:
         self._outcomes = SeenOutcomes()
         self._states: Mapping[str, WorkerState] = {}
         self._looked_at = clock()
+        # (name, state or nothing) -> value
+        self._gauges: dict[tuple[str, str], float] = {}
         self._worker_s = dict.fromkeys(get_args(WorkerState), 0.0)
 
     def on_event(self, event: Event) -> None:
@@ -91,17 +93,27 @@ class SearchMeters:
             self._note_outcome(outcome, self._made)
         match event:
             case SearchStarted():
-                self._made.record("mergefront_budget_evaluations", event.budget)
+                self._set("mergefront_budget_evaluations", event.budget)
             case Finished():
                 how = event.stopped or ("failed" if event.scores is None else "scored")
                 tags = {"split": event.outcome.key.split, "outcome": how}
                 self._made.record("mergefront_evaluations_total", 1, tags)
             case Progressed():
-                self._made.record("mergefront_hypervolume", event.volume)
+                self._set("mergefront_hypervolume", event.volume)
             case WorkersSeen():
                 self._note_workers(event.states, self._made)
+                for (name, state), value in self._gauges.items():
+                    self._made.record(name, value, {"state": state} if state else None)
             case _:
                 pass
+
+    def _set(self, name: str, value: float, state: str = "") -> None:
+        """Set a gauge, from the next look at workers on.
+
+        Ray exports one no longer that was not set for twice its report interval, so each is set
+        again at every look: about once a second.
+        """
+        self._gauges[name, state] = value
 
     def _note_outcome(self, outcome: Outcome, meters: Meters) -> None:
         split: dict[str, str] = {"split": outcome.key.split}
@@ -123,9 +135,9 @@ class SearchMeters:
             meters.record("mergefront_worker_seconds_total", count * elapsed_s, {"state": state})
         able_s = self._worker_s["busy"] + self._worker_s["idle"]
         if able_s > 0:
-            meters.record("mergefront_worker_idle_ratio", self._worker_s["idle"] / able_s)
+            self._set("mergefront_worker_idle_ratio", self._worker_s["idle"] / able_s)
         counts = Counter(states.values())
-        # A state that nobody is in any more must be set to 0, or it would stay as it was.
+        # A state that nobody is in any more is 0, until the end.
         for state in {*counts, *self._states.values()}:
-            meters.record("mergefront_workers", counts[state], {"state": state})
+            self._set("mergefront_workers", counts[state], state)
         self._states = dict(states)

@@ -1,6 +1,7 @@
 """Event files for TensorBoard."""
 
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class TensorBoardTracker:
         purge_step = run.first_step if is_resumed else None
         self._writer = SummaryWriter(str(directory), purge_step=purge_step)
         if not is_resumed:
-            rows = "".join(f"| {key} | {value} |\n" for key, value in run.params.items())
-            self.note("job", f"| key | value |\n|---|---|\n{rows}")
+            self.note("job", "\n".join(f"{key}: {value}" for key, value in run.params.items()))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars."""
@@ -43,8 +43,8 @@ class TensorBoardTracker:
         self._open.flush()
 
     def note(self, name: str, text: str) -> None:
-        """Write a text, which TensorBoard reads as Markdown."""
-        self._open.add_text(name, text)
+        """Write a text, indented: TensorBoard reads Markdown, in which that is shown as it is."""
+        self._open.add_text(name, textwrap.indent(text, " " * 4))
 
     def close(self, end: RunEnd) -> None:  # noqa: ARG002 - event files know no ending
         """Close the file."""

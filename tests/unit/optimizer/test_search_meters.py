@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from optimizer.archive import Archive
-from optimizer.events import WorkersSeen
+from optimizer.events import Progressed, SearchStarted, WorkersSeen
 from optimizer.search_meters import METERS, SearchMeters
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
@@ -95,6 +95,19 @@ def test_idle_ratio_is_the_idle_time_of_workers_that_could_work():
     }  # fmt: skip
     assert meters.of("mergefront_worker_idle_ratio")[()] == pytest.approx(2 / 26)
     assert meters.of("mergefront_workers") == {("starting",): 0, ("busy",): 1, ("idle",): 0}
+
+
+def test_gauges_are_set_again_at_every_look_since_ray_forgets_them():
+    meters = StrictMeters()
+    watcher = SearchMeters(lambda: meters)
+    watcher.on_event(SearchStarted(3, 96))
+    watcher.on_event(Progressed(4, 100.0, 1.0, 0.25))
+    for _ in range(2):
+        meters.values.clear()
+        watcher.on_event(WorkersSeen({"a": "busy"}))
+        assert meters.of("mergefront_hypervolume") == {(): 0.25}
+        assert meters.of("mergefront_budget_evaluations") == {(): 96}
+        assert meters.of("mergefront_workers") == {("busy",): 1}
 
 
 def test_names_follow_openmetrics():
