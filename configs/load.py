@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from configs.local_paths import exists
 from configs.problems import shown, validate
 from configs.schema import JobConfig, ModelSource
 from configs.scorers import ScorerSpec
+from configs.telemetry import TelemetrySettings
 
 # ``name`` or ``organisation/name``, as on the Hugging Face hub.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -164,6 +165,27 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
                 }
             ),
             "objectives": {name: placed(part) for name, part in job.objectives.items()},
+            "telemetry": _with_absolute_files(job.telemetry, absolute),
             "archive": job.archive if "://" in job.archive else absolute(job.archive),
         }
     )
+
+
+def _with_absolute_files(
+    telemetry: TelemetrySettings, absolute: Callable[[str], str]
+) -> TelemetrySettings:
+    log_file, boards = telemetry.log_file, telemetry.tensorboard
+    mlflow, wandb = telemetry.mlflow, telemetry.wandb
+    if boards is not None:
+        boards = boards.model_copy(update={"directory": absolute(boards.directory)})
+    if mlflow is not None and mlflow.is_file:
+        mlflow = mlflow.model_copy(update={"uri": absolute(mlflow.uri)})
+    if wandb is not None:
+        wandb = wandb.model_copy(update={"directory": absolute(wandb.directory)})
+    changed = {
+        "log_file": None if log_file is None else absolute(log_file),
+        "tensorboard": boards,
+        "mlflow": mlflow,
+        "wandb": wandb,
+    }
+    return telemetry.model_copy(update=changed)

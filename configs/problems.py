@@ -21,7 +21,9 @@ Location = tuple[int | str, ...]
 
 # Sections whose values no check between sections looks at: a wrong value here can be read as
 # its default to see what else is wrong.
-_INDEPENDENT = frozenset({"name", "seed", "evaluation", "validation", "budget", "workers"})
+_INDEPENDENT = frozenset(
+    {"name", "seed", "evaluation", "validation", "budget", "workers", "telemetry"}
+)
 
 # A validator of a section that speaks of one of its keys begins with it: "groups.all: ...".
 _PATH_IN_MESSAGE = re.compile(r"([A-Za-z_][\w.-]*): (.*)", re.DOTALL)

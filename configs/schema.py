@@ -19,6 +19,7 @@ from configs.local_paths import exists
 from configs.place import read_place
 from configs.racing import Gates, Racing, Screening
 from configs.section import Section
+from configs.telemetry import TelemetrySettings
 from configs.worker_settings import WorkerSettings
 
 Parametrization = Literal["free", "simplex", "softmax"]
@@ -28,7 +29,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs and how it is validated, not what it
 # searches: a search may be resumed with other values of these.
-OPERATIONAL_KEYS = frozenset({"name", "budget", "validation", "workers", "archive"})
+OPERATIONAL_KEYS = frozenset({"name", "budget", "validation", "workers", "telemetry", "archive"})
 
 # The same inside objectives: whether a scorer is tried before a worker starts changes no score.
 _OPERATIONAL_OF_ENTRIES = {"__all__": {"tasks": {"__all__": {"dry_run"}}}}
@@ -235,6 +236,8 @@ class JobConfig(Section):
     """When the search ends."""
     workers: WorkerSettings = WorkerSettings()
     """Number and resources of the workers."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Logs, metrics and trackers."""
     archive: str
     """What records the search: an SQLite file, or ``postgresql://USER@HOST/DB?search=NAME``."""
 

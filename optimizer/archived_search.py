@@ -5,6 +5,7 @@ Also how it is reached: every read and write goes through one transaction of its
 ``optimizer.archive_outcomes``.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,12 @@ class ArchivedSearch:
     def created_at(self) -> str:
         """When the search began: UTC, ISO-8601."""
         return str(self._search.created_at)
+
+    @cached_property
+    def uid(self) -> str:
+        """Name of the search for machines: 16 hex digits, the same in every copy of the archive."""
+        text = f"{self._search.created_at} {self._search.job_digest}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def sources(self) -> "Sources":

@@ -3,15 +3,16 @@
 ``optimizer.cli_search`` has the commands.
 """
 
+import io
 import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 from configs.errors import JobChangedError
@@ -24,7 +25,10 @@ from optimizer.job_changes import changed_keys
 from optimizer.live import make_view
 from optimizer.preflight import Prepared, prepare
 from optimizer.report import render, report_of
+from optimizer.search_meters import METERS
+from optimizer.telemetry import Telemetry, telemetry_of
 from optimizer.termination import Terminated, finishing_on_sigterm
+from workers.meters import Meters
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
@@ -40,6 +44,14 @@ def stderr_console() -> Console:
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)]
     )
     return console
+
+
+def plain_text(renderable: RenderableType) -> str:
+    """Lay something out as text without colours."""
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
 
 
 def warn(console: Console, prepared: Prepared) -> None:
@@ -92,26 +104,44 @@ def run_archived(
     ``command`` is that command where it is another one than ``resume``.
     """
     from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
-    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+    from workers.ray_metrics import metrics_url  # noqa: PLC0415 - imports Ray: only now
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - as above
 
-    spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
+    job = prepared.job
+    spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
     say(console, f"archive {archive.place}", style="dim")
     view = make_view(archive, console, plain=plain)
     command = command or f"mergefront resume {shlex.quote(str(archive.place))}{options}"
-    grace_s = prepared.job.workers.grace_s
-    with (
-        resumable(archive, prepared.job, command),
-        view,
-        RayPool(spec) as pool,
-        finishing_on_sigterm(pool, view.on_event, grace_s) as on_event,
-    ):
-        result = run_search(archive, pool, prepared.space, job=prepared.job, on_event=on_event)
-    say(console, f"search ended: {result.reason}\n")
-    stdout_console().print(render(report_of(archive)))
+    with resumable(archive, job, command), watchers(archive, job) as telemetry:
+        with (
+            view,
+            RayPool(spec) as pool,
+            finishing_on_sigterm(
+                pool, telemetry.beside(view.on_event), job.workers.grace_s
+            ) as on_event,
+        ):
+            if job.telemetry.metrics and (url := metrics_url()) is not None:
+                say(console, f"metrics {url}", style="dim")
+            result = run_search(archive, pool, prepared.space, job=job, on_event=on_event)
+        say(console, f"search ended: {result.reason}\n")
+        report = render(report_of(archive))
+        stdout_console().print(report)
+        telemetry.note("report", plain_text(report))
     say(
         console,
         f"\nexport the chosen merge: mergefront export {shlex.quote(str(archive.place))} --out DIR",
     )
+
+
+def watchers(archive: Archive, job: JobConfig) -> AbstractContextManager[Telemetry]:
+    """Return the telemetry of a search that a pool of Ray runs."""
+
+    def ray_meters() -> Meters:
+        from workers.ray_metrics import RayMeters  # noqa: PLC0415 - imports Ray
+
+        return RayMeters(METERS, archive.uid)
+
+    return telemetry_of(archive, job, ray_meters)
 
 
 @contextmanager

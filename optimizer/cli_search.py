@@ -28,6 +28,7 @@ from optimizer.cli_running import (
     say,
     stderr_console,
     warn,
+    watchers,
 )
 from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.job_changes import changed_keys
@@ -142,8 +143,14 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=True)
         command = f"mergefront resume {shlex.quote(str(archive.place))}{options_of(overrides)}"
-        with resumable(archive, job, command), view, RayPool(spec) as pool:
-            run_singles(archive, pool, prepared.space, job=job, on_event=view.on_event)
+        with (
+            resumable(archive, job, command),
+            watchers(archive, job) as telemetry,
+            view,
+            RayPool(spec) as pool,
+        ):
+            on_event = telemetry.beside(view.on_event)
+            run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
 
 
 def resume(
@@ -182,7 +189,11 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         here = _job_to_resume(searched, None, False, overrides, console)
         # Nobody exports the rival's choice, so what matters in it is not asked.
         validation = here.validation.model_copy(update={"leave_one_out": False})
-        changes = {"workers": here.workers, "validation": validation}
+        changes = {
+            "workers": here.workers,
+            "validation": validation,
+            "telemetry": here.telemetry,
+        }
         job = rival_job(searched).model_copy(update=changes)
         refusal = "it is the random search of another search; move it away"
         archive, prepared = open_or_begin(job, console, refusal)
@@ -192,8 +203,14 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
         pool = RememberingPool(RayPool(spec), searched)
-        with resumable(archive, job, command), view, pool:
-            run_search(archive, pool, prepared.space, job=job, on_event=view.on_event)
+        with (
+            resumable(archive, job, command),
+            watchers(archive, job) as telemetry,
+            view,
+            pool,
+        ):
+            on_event = telemetry.beside(view.on_event)
+            run_search(archive, pool, prepared.space, job=job, on_event=on_event)
         stdout_console().print(render(report_of(searched)))
 
 
@@ -254,7 +271,7 @@ def _job_to_resume(
             "another `archive`, or go on as archived with --archived-job. Changed:",
             changes,
         )
-    for key in ("budget", "validation", "workers"):
+    for key in ("budget", "validation", "workers", "telemetry"):
         before, now = (getattr(part, key).model_dump() for part in (archive.job, job))
         for name in [name for name in now if now[name] != before[name]]:
             say(console, f"{key}.{name}: {before[name]} -> {now[name]}", style="dim")

@@ -5,6 +5,7 @@ Of a cluster that a job joins only the disk is looked at, which is still the one
 
 import os
 import shutil
+from pathlib import Path
 
 import psutil
 
@@ -113,3 +114,13 @@ def core_warnings(job: JobConfig) -> list[str]:
         f"{count} workers x {job.workers.threads} threads share {cores} cores; "
         "lower workers.count or workers.threads"
     ]
+
+
+def why_not_writable(path: Path) -> str:
+    """Say why a file or directory cannot be made or written; empty where it can."""
+    here = path.absolute()
+    nearest = next(place for place in (here, *here.parents) if place.exists())
+    if nearest != here and not nearest.is_dir():
+        return f"{nearest} is no directory"
+    rights = os.W_OK | os.X_OK if nearest.is_dir() else os.W_OK
+    return "" if os.access(nearest, rights) else f"{nearest} is not writable"

@@ -5,7 +5,6 @@ returns is all that a search needs. What the machine must have for it is in
 ``optimizer.machine_check``. It imports no Ray.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,9 +40,11 @@ from optimizer.machine_check import (
     core_warnings,
     disk_warnings,
     sandbox_warnings,
+    why_not_writable,
 )
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies import strategy_factory
+from optimizer.telemetry import check_telemetry
 from workers.architecture import architecture_of, is_causal, model_class
 from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible
@@ -163,6 +164,7 @@ def prepare(
     suite = checks.attempt(lambda: JobSuite(job.objectives, job.evaluation))
     checks.attempt(lambda: check_sandbox(job))
     checks.attempt(lambda: check_device(job))
+    checks.attempt(lambda: check_telemetry(job))
     if archive is None:
         checks.attempt(lambda: _check_archive_path(job))
     elif sources is not None and suite is not None:
@@ -245,9 +247,8 @@ def _check_archive_path(job: JobConfig) -> None:
     if not isinstance(backend.place, FilePlace):
         return
     path = backend.place.path
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError.single("archive", f"{path} cannot be made: {parent} is not writable")
+    if reason := why_not_writable(path):
+        raise ConfigError.single("archive", f"{path} cannot be made: {reason}")
 
 
 def _check_unchanged(archive: "Archive", sources: Sources, suite: "JobSuite") -> None:

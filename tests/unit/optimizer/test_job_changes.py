@@ -28,8 +28,12 @@ def test_operational_keys_may_change() -> None:
         archive="y.sqlite",
         budget={"evaluations": 7},
         workers={"count": 9, "device": "cuda", "gpus": 1},
+        telemetry={"log_file": "log.jsonl", "metrics": False, "wandb": {}},
     )
-    assert {"name", "archive", "budget", "validation", "workers"} == OPERATIONAL_KEYS
+    assert {
+        "name", "archive", "budget", "validation", "workers", "telemetry"
+    } == OPERATIONAL_KEYS  # fmt: skip
+    assert job().digest == other.digest
     assert changed_keys(job(), other) == []
 
 
