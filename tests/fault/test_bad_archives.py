@@ -36,7 +36,7 @@ def test_run_that_was_refused_leaves_no_archive(write_job, job):
 def test_archive_that_cannot_be_made_is_refused_by_the_check(start, write_job, tmp_path):
     (tmp_path / "file").touch()
     path = write_job(lambda job: job.update(archive=str(tmp_path / "file" / "a.sqlite")))
-    refused(start(path), 2, "archive", "is not writable")
+    refused(start(path), 2, "archive", "is no directory")
 
 
 def test_job_edited_before_resume_is_refused_key_by_key(archive_path, write_job):
