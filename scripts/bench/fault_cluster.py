@@ -106,6 +106,11 @@ class LocalCluster:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
         return {**kept, **_VARIABLES, **token, "TMPDIR": str(self._session.directory)}
 
+    @property
+    def num_up(self) -> int:
+        """Nodes with room whose raylet runs."""
+        return sum(bool(node.raylets()) for node in self._nodes)
+
     def kill_node(self, rng: random.Random) -> bool:
         """Kill -9 the raylet of a node, and start another node; its workers end by themselves.
 

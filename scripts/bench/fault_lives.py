@@ -25,7 +25,7 @@ from configs.errors import ArchiveError
 from scripts.bench.fault_account import Account, Witness, account_for, snapshot_of
 from scripts.bench.fault_cluster import LocalCluster, SmallDisk
 from scripts.bench.fault_runner import HANG_S, Begun
-from scripts.bench.fault_search import Settings
+from scripts.bench.fault_search import STACK_SIGNAL, Settings
 from workers.outcome import EvaluationKey
 
 _ROOT = Path(__file__).parents[2]
@@ -38,8 +38,12 @@ SIGNALS = {
 _MOST_OUTCOMES, _MOST_S = 4, 0.15
 # How often a driver is struck while it starts, and how long that takes at most.
 _STARTING, _START_S = 0.3, 6.0
+# How often a search is struck from outside: short ones are many.
+_MOST_STRIKES = 8
 # A search that needs more drivers than this is not getting anywhere.
 _MOST_LIVES = 40
+# How long a driver that hangs has to say where.
+_STACK_S = 3.0
 _TICK_S = 0.05
 
 
@@ -138,6 +142,7 @@ class DisturbedSearch:
         # Workers that are stopped and not woken while their driver lives.
         self._frozen: list[psutil.Process] = []
         self._is_full = False
+        self._strikes = 0
 
     def run(self) -> Fared:
         """Run it; returns how it fared, its archive held against what was seen."""
@@ -207,13 +212,14 @@ class DisturbedSearch:
                 self._hang(life, last)
                 return last, struck
             is_early = early and now >= at and last in {"", "opened"}
-            if not struck and self._deck and (count <= 0 or is_early):
+            if not struck and self._may_strike and (count <= 0 or is_early):
                 time.sleep(self._random.uniform(0, _MOST_S))
                 kind = self._deck[-1]
                 if is_early and kind not in SIGNALS:
                     early = False
                 elif self._strike(kind, life):
                     self._deck.pop()
+                    self._strikes += 1
                     self._fared.faults[kind] += 1
                     struck = kind in SIGNALS or self._is_full
                     count = self._moment()
@@ -222,6 +228,10 @@ class DisturbedSearch:
                     self._deck.insert(self._random.randrange(len(self._deck)), self._deck.pop())
                     count = 1
         return last, struck
+
+    @property
+    def _may_strike(self) -> bool:
+        return bool(self._deck) and self._strikes < _MOST_STRIKES
 
     def _moment(self) -> int:
         return self._random.randint(1, _MOST_OUTCOMES)
@@ -241,10 +251,13 @@ class DisturbedSearch:
 
     def _hang(self, life: Life, last: str) -> None:
         states = [psutil.Process(life.process.pid).status()]
-        said = life.errors.read_text(errors="replace")[-1500:]
+        life.process.send_signal(STACK_SIGNAL)
+        time.sleep(_STACK_S)
+        said = life.errors.read_text(errors="replace")[-3000:]
         self._fared.hangs.append(
             f"life {life.settings.life} of {self._archive.name} ({self._fared.variant}) gave no "
-            f"sign of life for {self._patience_s:g} s after `{last}`, {states}: {said}"
+            f"sign of life for {self._patience_s:g} s after `{last}`, {states}, "
+            f"{self._cluster.num_up} nodes up: {said}"
         )
 
     def _strike(self, kind: str, life: Life) -> bool:

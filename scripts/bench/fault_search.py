@@ -8,7 +8,9 @@ told on standard output, a JSON object per line: ``opened`` (the archive), ``beg
 end ``ended``, ``terminated``, ``interrupted`` or ``refused`` with a ``message``.
 """
 
+import faulthandler
 import json
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,6 +46,10 @@ VARIANTS: dict[str, dict[str, object]] = {
 # The baselines, and some of the search's own.
 EVALUATIONS = 30
 GRACE_S = 5.0
+# Tells a driver to print the stacks of its threads on standard error.
+STACK_SIGNAL = signal.SIGUSR1
+# Shorter than the patience of the bench: a driver that gets no worker says so itself.
+START_TIMEOUT_S = 120
 # Every search has so many workers, each of which is content with little of a node.
 NUM_WORKERS, WORKER_CPUS = 3, 0.1
 
@@ -71,7 +77,7 @@ def fault_job(settings: Settings) -> JobConfig:
         "address": settings.address,
         "hang_floor_s": HANG_S,
         "grace_s": GRACE_S,
-        "start_timeout_s": 300,
+        "start_timeout_s": START_TIMEOUT_S,
     }
     return make_job(
         Path(settings.archive),
@@ -122,6 +128,7 @@ def run(settings: Settings) -> None:
 
 def main() -> None:
     """Run, and say how it ended."""
+    faulthandler.register(STACK_SIGNAL)
     settings = Settings(**json.loads(sys.argv[1]))
     try:
         run(settings)
