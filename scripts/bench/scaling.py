@@ -9,6 +9,9 @@ the end, where fewer and fewer are left, do not count), and the processor time o
 thread per outcome. Beside it, on the same workers, what a barrier after every generation leaves of
 their time: as many evaluations as workers are begun at once, and the next ones when all have ended.
 
+``archive_outcomes_per_s`` is what an archive on the disk of TMPDIR records with full durability, in
+evaluations of 3 tasks of 64 items (``scripts.bench.archive`` has more of that).
+
 By arithmetic: the number of workers with evaluations of five minutes at which one driver is busy
 all the time, and how busy it is with 1,024.
 """
@@ -35,6 +38,7 @@ from optimizer.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Event, Finished, ignore_event
 from optimizer.space import SearchSpace
+from scripts.bench.archive import record
 from scripts.bench.printing import print_report
 from workers.job import WorkerSpec
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Outcome
@@ -49,6 +53,7 @@ MEDIAN_S, SIGMA = 2.0, 0.8
 ROW_S = 40.0
 BARRIER_GENERATIONS = 4
 NUM_ITEMS = 32
+ARCHIVE_OUTCOMES = 500
 PAPER_WORKERS, PAPER_EVALUATION_S = 1024, 300.0
 NAMES = ("instruct", "code", "math")
 
@@ -275,6 +280,12 @@ def _warm_up(pool: RayPool, spec: WorkerSpec, workers: int) -> None:
             pool.next_outcome()
 
 
+def archive_rate() -> float:
+    """Return how many outcomes an archive records per second."""
+    with tempfile.TemporaryDirectory(prefix="mergefront-bench-") as directory:
+        return record(Path(directory) / "archive.sqlite", ARCHIVE_OUTCOMES).outcomes_per_s
+
+
 def on_paper(rows: Iterable[Mapping[str, Any]]) -> dict[str, object]:
     """Say where one driver is busy all the time, if evaluations take five minutes."""
     found: dict[str, object] = {}
@@ -296,13 +307,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     arguments = parser.parse_args()
     rows = [row for workers in arguments.workers for row in measure(workers, STRATEGIES)]
-    report = {"rows": rows, "on_paper_300_s": on_paper(rows)}
+    report = {
+        "rows": rows,
+        "archive_outcomes_per_s": archive_rate(),
+        "on_paper_300_s": on_paper(rows),
+    }
     if arguments.json:
         print_report(report, as_json=True)
         return
     for row in rows:
         print(json.dumps(row))
-    print_report(report["on_paper_300_s"] if rows else {}, as_json=False)  # type: ignore[arg-type]
+    print_report({name: report[name] for name in report if name != "rows"}, as_json=False)
 
 
 if __name__ == "__main__":
