@@ -134,15 +134,17 @@ class _Search:
         self._plan = baseline_plan(archive, space)
         # Recorded, in their order, and not submitted yet.
         self._ready: deque[Candidate] = deque()
-        self.candidates = archive.candidates()
+        self.candidates: list[Candidate] = []
         self.observations: list[Observation] = []
+        # Kept up to date: counting thousands of candidates again for every ask takes its time.
+        self._untold: dict[int, Candidate] = {}
+        self._num_baselines = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(archive, self._strategy, sources)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
-        for candidate in self.candidates:
-            if not candidate.is_attribution:
-                self._dispatch.proposed(candidate)
+        for candidate in archive.candidates():
+            self._note_proposal(candidate)
         self._seeds = archive.seeds()
         for seed in self._seeds:
             self._strategy.tell(seed)
@@ -153,7 +155,7 @@ class _Search:
         self._on_event(SearchStarted(self._num_evaluated, self._job.budget.evaluations))
         self._dispatch.settle_last()
         self._tell_new()
-        self._ready = deque(self._dispatch.waiting(self._pending()))
+        self._ready = deque(self._dispatch.waiting(list(self._untold.values())))
         left = max(0, self._job.budget.evaluations - self._num_evaluated)
         self._on_event(PhaseChanged("search", left))
         while True:
@@ -216,7 +218,7 @@ class _Search:
             self.candidates,
             self.observations,
             left=self._job.budget.evaluations - begun,
-            num_own=begun - sum(known.is_baseline for known in self.candidates),
+            num_own=begun - self._num_baselines,
         )
         if baseline is not None:
             recipe = baseline.recipe
@@ -224,20 +226,18 @@ class _Search:
             seen = len(self._seeds) + len(self.observations)
             candidate = Candidate(index, genotype, recipe, baseline.origin, seen)
         else:
-            candidate = self._strategy.ask(index, self._pending())
+            candidate = self._strategy.ask(index, list(self._untold.values()))
         self._archive.record_proposal(candidate)
-        self.candidates.append(candidate)
-        self._dispatch.proposed(candidate)
+        self._note_proposal(candidate)
         self._on_event(Proposed(candidate))
         return candidate
 
-    def _pending(self) -> list[Candidate]:
-        told = {observation.candidate.index for observation in self.observations}
-        return [
-            candidate
-            for candidate in self.candidates
-            if candidate.index not in told and not candidate.is_attribution
-        ]
+    def _note_proposal(self, candidate: Candidate) -> None:
+        self.candidates.append(candidate)
+        if not candidate.is_attribution:
+            self._untold[candidate.index] = candidate
+            self._num_baselines += candidate.is_baseline
+            self._dispatch.proposed(candidate)
 
     def _end_reason(self) -> str:
         budget = self._job.budget
@@ -254,9 +254,8 @@ class _Search:
     def _num_proposed(self) -> int:
         """Evaluations that were proposed: of those that are screened together one is scored."""
         if self._dispatch.groups is None:
-            return sum(not known.is_attribution for known in self.candidates)
-        baselines = sum(candidate.is_baseline for candidate in self.candidates)
-        return baselines + len(self._dispatch.groups)
+            return len(self._untold) + len(self.observations)
+        return self._num_baselines + len(self._dispatch.groups)
 
     @property
     def _num_evaluated(self) -> int:
@@ -319,6 +318,7 @@ class _Search:
         new = self._archive.observations()[len(self.observations) :]
         for observation in new:
             self.observations.append(observation)
+            del self._untold[observation.candidate.index]
             self._dispatch.note(observation)
             self._volume = self._course.add(observation)
             self._strategy.tell(observation)
