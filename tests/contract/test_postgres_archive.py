@@ -10,6 +10,8 @@ from tests.contract.archive_outcome_contract import ArchiveOutcomeContract
 from tests.contract.archive_stop_contract import ArchiveStopContract
 from tests.postgres_server import PostgresServer
 
+pytestmark = pytest.mark.slow  # starts a database server
+
 
 class TestPostgresArchive(
     ArchiveContract, ArchiveOutcomeContract, ArchiveBlockContract, ArchiveStopContract

@@ -15,6 +15,8 @@ from optimizer.archive import Archive
 from tests.contract.archive_examples import completed, example_archive, example_candidate
 from tests.postgres_server import PostgresServer, find_programs
 
+pytestmark = pytest.mark.slow  # starts a database server
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 _WRITER = """

@@ -23,6 +23,8 @@ from tests.fault.refused_commands import mergefront, refused
 from tests.postgres_server import PASSWORD
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
+pytestmark = pytest.mark.slow  # starts a database server
+
 PASSWORD_PARTS = PASSWORD.split()
 
 

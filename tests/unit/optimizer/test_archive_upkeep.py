@@ -30,6 +30,8 @@ from tests.contract.archive_examples import (
 )
 from tests.fault.refused_commands import mergefront, refused
 
+pytestmark = pytest.mark.slow  # starts a database server
+
 BLOCK = {"gsm8k": item_ids("search", "gsm8k")[:2], "mbpp": item_ids("search", "mbpp")[:3]}
 
 

@@ -17,6 +17,8 @@ from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
+pytestmark = pytest.mark.slow  # whole searches
+
 
 def weights_of(recipe) -> list[float]:
     return [row[0] for row in recipe.weights]

@@ -11,6 +11,8 @@ from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 
+pytestmark = pytest.mark.slow  # whole searches
+
 RACING = {"population_size": 6, "racing": {"confidence": 0.8}}
 
 

@@ -16,6 +16,8 @@ from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from workers.outcome import Failed, Stage
 
+pytestmark = pytest.mark.slow  # whole searches
+
 
 @pytest.fixture
 def path(tmp_path):

@@ -13,6 +13,8 @@ from optimizer.plot_html import write_html
 from optimizer.scalarize import reference_point
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
+pytestmark = pytest.mark.slow  # draws figures
+
 NAMES = ("instruct", "code", "math", "chat", "safety")
 
 

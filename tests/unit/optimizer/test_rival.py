@@ -16,6 +16,8 @@ from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.test_report import text_of
 
+pytestmark = pytest.mark.slow  # whole searches
+
 
 def rival_path(path):
     return path.with_name("run.random.sqlite")

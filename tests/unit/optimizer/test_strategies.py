@@ -55,6 +55,7 @@ class TestDirichlet(StrategyContract):
         assert max(totals) > 1.8
 
 
+@pytest.mark.slow  # beliefs are fitted all the time
 class TestSurrogateCma(StrategyContract):
     @pytest.fixture
     def strategy_name(self) -> str:
@@ -82,7 +83,6 @@ class TestSurrogateCma(StrategyContract):
         )
         assert strategy.ask(1, []).recipe.recipe_id != soup.recipe_id
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_finds_what_the_landscape_hides(self, share):
         """At 60 evaluations: more hypervolume, and a better mean, than random search finds."""

@@ -27,6 +27,8 @@ from tests.unit.optimizer import synthetic_archive
 from tests.unit.optimizer.test_report import text_of
 from workers.sources import ResolvedSource, Sources
 
+pytestmark = pytest.mark.slow  # whole searches
+
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
