@@ -20,7 +20,13 @@ from optimizer.driver import run_search
 from optimizer.events import Event, Finished
 from optimizer.space import SearchSpace
 from optimizer.termination import Terminated, finishing_on_sigterm
-from scripts.bench.scripted import make_job, make_manifest, make_sources, scripted_outcome
+from scripts.bench.scripted import (
+    IN_FULL,
+    make_job,
+    make_manifest,
+    make_sources,
+    scripted_outcome,
+)
 from workers.job import WorkerSpec
 from workers.outcome import EvaluationRequest, Outcome
 from workers.ray_pool import RayPool
@@ -29,8 +35,8 @@ EVALUATIONS = 44
 # Evaluations take that much longer while there is a file ARCHIVE.slow.
 _SLOW_S = 5.0
 CHANGES = {
-    # Proposals that depend on what was told, and on nothing else.
-    "search": {"strategy": "cma", "population_size": 6},
+    # Proposals that depend on what was told, and on nothing else; every candidate has an outcome.
+    "search": {"strategy": "cma", "population_size": 6, **IN_FULL},
     "budget": {"evaluations": EVALUATIONS},
     "validation": {"candidates": 3},
 }
