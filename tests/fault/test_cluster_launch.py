@@ -80,7 +80,9 @@ def test_launched_search_is_followed_stopped_and_launched_again(mergefront, job_
     # More than it will come to; a budget may change on resume.
     first = mergefront.launch(job, "--evaluations", 5000)
     wait_for_outcomes(archive, 3)
-    assert mergefront.states() == {first: "running"}
+    # Of the other tests on this cluster nothing may run.
+    states = mergefront.states()
+    assert [job for job, state in states.items() if state == "running"] == [first]
     refused = mergefront("launch", job)
     assert refused.returncode == 4, refused.stderr
     assert "is being written by process" in refused.stderr
