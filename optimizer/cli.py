@@ -203,8 +203,11 @@ def front(
 ) -> None:
     """Print the merges that no other merge dominates."""
     from optimizer import cli_read
+    from optimizer.cli_export import numbers
+    from optimizer.front_choice import FrontWish
 
-    wish = cli_read.FrontWish(prefer, at_least, knee, raw)
+    floors = numbers("--at-least", at_least)
+    wish = FrontWish(numbers("--prefer", prefer), floors, knee=knee, raw=raw)
     cli_read.front(archive, split=split, wish=wish, as_json=as_json, as_csv=as_csv)
 
 
