@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def status_record(archive: "Archive") -> dict[str, Any]:
-    """Return what is recorded of a search, who writes it, and what to do next."""
+    """Return what is recorded of a search, who writes it, what to do next, and the verdict."""
+    return {**search_record(archive), "verdict": archived_verdict(archive)}
+
+
+def search_record(archive: "Archive") -> dict[str, Any]:
+    """Return the same without the verdict, which takes longer than all the rest."""
     outcomes = archive.outcomes("search")
     finished = {split: len(archive.outcomes(split)) for split in SPLITS}
     observations = archive.observations()
@@ -48,7 +53,6 @@ def status_record(archive: "Archive") -> dict[str, Any]:
         "choice": choice,
         "writer": None if writer is None else writer.pid,
         "writer_host": None if writer is None else writer.host,
-        "verdict": archived_verdict(archive),
     }
 
 
