@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,13 +23,19 @@ MERGES = (
 )
 
 
-@pytest.fixture
-def archives(tmp_path) -> Path:
-    """A directory with one finished search, `done`."""
-    root = tmp_path / "archives"
-    (root / "done").mkdir(parents=True)
+@pytest.fixture(scope="session")
+def written(tmp_path_factory) -> Path:
+    """A directory with one finished search, `done`; others change copies of it."""
+    root = tmp_path_factory.mktemp("archives")
+    (root / "done").mkdir()
     build(root / "done" / "archive.sqlite", MERGES, chosen=1, budget={"evaluations": 6})
     return root.resolve()
+
+
+@pytest.fixture
+def archives(written, tmp_path) -> Path:
+    """A directory with one finished search, `done`."""
+    return shutil.copytree(written, tmp_path / "archives").resolve()
 
 
 @pytest.fixture

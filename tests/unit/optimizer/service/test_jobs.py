@@ -52,6 +52,10 @@ def validate(settings, roots):
     return check
 
 
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
 def paths_of(answer):
     return [problem.path for problem in answer.problems]
 
@@ -195,7 +199,7 @@ def test_job_that_is_too_long_is_refused(client):
 
 
 def test_submitting_a_bad_job_makes_nothing(client, archives, job):
-    before = sorted(os.listdir(archives))
+    before = names_in(archives)
     with pytest.raises(ServiceRefusedError) as refused:
         client.submit(job(models={"base": "/etc", "checkpoints": {"a": "/root"}}))
     assert (refused.value.status, refused.value.kind_there) == (422, "config")
@@ -203,7 +207,7 @@ def test_submitting_a_bad_job_makes_nothing(client, archives, job):
         "models.base",
         "models.checkpoints.a",
     ]
-    assert sorted(os.listdir(archives)) == before
+    assert names_in(archives) == before
 
 
 def test_what_does_not_run_is_not_stopped(client):
@@ -242,11 +246,12 @@ def test_nothing_more_is_started_than_may_run(settings, job, archives):
 
     from optimizer.service.app import create_app
 
-    with TestClient(create_app(settings(max_searches=0), TOKEN), base_url=URL) as http:
-        with pytest.raises(ServiceRefusedError, match="at most 0 may") as refused:
-            ServiceClient(URL, TOKEN, http=http).submit(job())
+    app = create_app(settings(max_searches=0), TOKEN)
+    busy = pytest.raises(ServiceRefusedError, match="at most 0 may")
+    with TestClient(app, base_url=URL) as http, busy as refused:
+        ServiceClient(URL, TOKEN, http=http).submit(job())
     assert (refused.value.status, refused.value.kind_there) == (429, "busy")
-    assert sorted(os.listdir(archives)) == ["done"]
+    assert names_in(archives) == ["done"]
 
 
 def test_fork_needs_an_archive_to_begin_with(client, archives, job):

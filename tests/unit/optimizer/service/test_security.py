@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from configs.errors import ConfigError
 from optimizer.service.app import create_app
-from optimizer.service.settings import token_path
+from optimizer.service.settings import ServiceSettings, token_path
 from optimizer.service.tokens import Keys, find_or_make_token
 from tests.unit.optimizer.service.conftest import TOKEN, URL
 
@@ -17,6 +17,17 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 STOP = "/api/v1/searches/done/stop"
 # The search does not run, so a request that is let in is refused by the runner.
 LET_IN = 409
+
+
+@pytest.fixture(scope="module")
+def app(written):
+    return create_app(ServiceSettings(archive_dir=written), TOKEN)
+
+
+@pytest.fixture
+def http(app):
+    """Sends requests without a token; nothing here changes an archive."""
+    return TestClient(app, base_url=URL, follow_redirects=False)
 
 
 def error_of(answer):
