@@ -90,7 +90,7 @@ def serve(
         host=host,
         port=port,
         host_names=frozenset(allow_host or ()),
-        model_roots=existing_directories("--model-root", directories or [Path.cwd()] * (not urls)),
+        model_roots=existing_directories("--model-root", directories),
         model_urls=urls,
         hub=tuple("" if prefix == "*" else prefix for prefix in allow_hub or ()),
         scorers=tuple(_scorer(text) for text in allow_scorer or ()),

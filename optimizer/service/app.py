@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.staticfiles import StaticFiles
 
 from optimizer.archive_schema import mergefront_version
@@ -58,8 +59,10 @@ def create_app(settings: ServiceSettings, token: str) -> FastAPI:
     )
     app.state.services = services
     app.state.keys = keys
+    # The guard checks it, and cookies; this says so in the OpenAPI.
+    scheme = HTTPBearer(auto_error=False, description="The token that `mergefront serve` names.")
     for routes in (routes_searches, routes_jobs, routes_results, routes_exports):
-        app.include_router(routes.router, prefix=API)
+        app.include_router(routes.router, prefix=API, dependencies=[Security(scheme)])
     app.include_router(routes_pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     errors.install(app)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from optimizer.archive_reader import ArchiveCounters
 from optimizer.belief import believed_candidates
 from optimizer.front_view import ScoredCandidate, scored_candidates
-from optimizer.service.models import Belief
+from optimizer.service.result_models import Belief
 from optimizer.service.searches import OpenArchive
 
 LOGGER = logging.getLogger(__name__)
@@ -89,7 +89,10 @@ class Beliefs:
             known.is_computing = True
         # Not closed meanwhile.
         opened.hold()
-        self._thread.submit(self._finish, opened, known)
+        try:
+            self._thread.submit(self._finish, opened, known)
+        except RuntimeError:  # the service ends
+            opened.release()
 
     def _finish(self, opened: OpenArchive, known: _Known) -> None:
         try:

@@ -13,7 +13,7 @@ from optimizer.candidate import Candidate
 from optimizer.front_view import SHORT_ID, ScoredCandidate, front_of, gene_table
 from optimizer.scalarize import preferred_mean
 from optimizer.service.errors import NotFoundError
-from optimizer.service.models import (
+from optimizer.service.result_models import (
     Belief,
     CandidateDetail,
     CandidateFailure,
@@ -26,17 +26,27 @@ from optimizer.service.models import (
     ScoredItem,
     TaskItems,
 )
+from optimizer.service.searches import OpenArchive
 
 
-def candidate_rows(archive: Archive, believed: Sequence[ScoredCandidate]) -> list[CandidateRow]:
-    """Return every proposal as a row, by index.
+def candidate_table(
+    opened: OpenArchive, believed: Sequence[ScoredCandidate], belief: Belief
+) -> list[CandidateRow]:
+    """Return every proposal as a row, by index; as long as nothing changes the same ones.
 
     Args:
-        archive: The record of the search.
+        opened: The archive.
         believed: The scored ones, with their posterior where there is one.
+        belief: What that is.
     """
-    facts = _Facts(archive, believed)
-    return [facts.row(candidate) for candidate in archive.candidates()]
+
+    def make(archive: Archive) -> list[CandidateRow]:
+        facts = _Facts(archive, believed)
+        return [facts.row(candidate) for candidate in archive.candidates()]
+
+    is_raw = belief.state in {"raw", "pending"}
+    name = "raw table" if is_raw else "table"
+    return opened.kept(name, make, depends_on=None if is_raw else belief.outcomes)
 
 
 def candidate_at(archive: Archive, index: int) -> Candidate:
@@ -51,16 +61,10 @@ def candidate_at(archive: Archive, index: int) -> Candidate:
         raise NotFoundError(f"there is no candidate {index}") from error
 
 
-def candidate_detail(
-    archive: Archive, index: int, believed: Sequence[ScoredCandidate]
-) -> CandidateDetail:
-    """Return all that is recorded of a candidate, item scores left out.
-
-    Raises:
-        NotFoundError: There is none of that index.
-    """
-    candidate = candidate_at(archive, index)
-    row = _Facts(archive, believed).row(candidate)
+def candidate_detail(archive: Archive, row: CandidateRow) -> CandidateDetail:
+    """Return all that is recorded of a candidate, item scores left out."""
+    index = row.index
+    candidate = archive.candidate(index)
     stop = archive.stops().get(index)
     digests = [
         found.weights_digest
@@ -106,13 +110,13 @@ def items_of(archive: Archive, index: int, split: SplitName) -> ItemsAnswer:
 
 
 def points_of(
-    archive: Archive, believed: Sequence[ScoredCandidate], belief: Belief, revision: str
+    archive: Archive, table: Sequence[CandidateRow], belief: Belief, revision: str
 ) -> Points:
-    """Return all scored candidates as columns."""
+    """Return all scored candidates of a table as columns."""
     names = list(archive.job.objectives)
-    rows = [row for row in candidate_rows(archive, believed) if row.scores and row.mean is not None]
-    rows = [row for row in rows if set(names) <= set(row.scores or ())]
-    recipes = [archive.candidates()[row.index].recipe for row in rows]
+    rows = [row for row in table if set(names) <= set(row.scores or ())]
+    candidates = archive.candidates()
+    recipes = [candidates[row.index].recipe for row in rows]
     report = archive.scores("report")
 
     def values(scores: Mapping[str, Score] | None) -> list[float]:
@@ -131,7 +135,7 @@ def points_of(
         label=[row.label for row in rows],
         state=[row.state for row in rows],
         on_front=[row.on_front for row in rows],
-        mean=[row.mean or 0.0 for row in rows],
+        mean=[0.0 if row.mean is None else row.mean for row in rows],
         scores=[values(row.scores) for row in rows],
         stderr=[errors(row.scores) for row in rows],
         posterior=[values(row.posterior) or None for row in rows],
@@ -190,6 +194,8 @@ class _Facts:
             state, scores = "stopped", stop.stop.scores
         elif outcome is not None:
             state = "failed" if outcome.scores is None else "completed"
+        if candidate.is_attribution:  # scored on the report split alone
+            scores = None
         posterior = believed.posterior if believed is not None and state == "completed" else None
         chosen_id = None if self._chosen is None else self._ids[self._chosen]
         return CandidateRow(

@@ -19,22 +19,24 @@ from configs.errors import MergefrontError, Problem
 from configs.evaluation import SplitName
 from configs.schema import DtypeName
 from optimizer.service.models import (
-    CandidateDetail,
-    CandidatePage,
-    CandidateRow,
-    CompareAnswer,
     Deleted,
     ExportAnswer,
     ExportList,
-    FrontAnswer,
-    ItemsAnswer,
-    Points,
-    Progress,
     SearchList,
     SearchStatus,
     SearchSummary,
     ServiceFacts,
     ValidateAnswer,
+)
+from optimizer.service.result_models import (
+    CandidateDetail,
+    CandidatePage,
+    CandidateRow,
+    CompareAnswer,
+    FrontAnswer,
+    ItemsAnswer,
+    Points,
+    Progress,
 )
 
 Answer = TypeVar("Answer", bound=BaseModel)

@@ -12,7 +12,7 @@ from optimizer.archive import Archive
 from optimizer.archive_records import covered_objectives
 from optimizer.service.candidates import candidate_at, label, shown
 from optimizer.service.errors import ConflictError
-from optimizer.service.models import (
+from optimizer.service.result_models import (
     CompareAnswer,
     Compared,
     ComparedItem,

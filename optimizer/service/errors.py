@@ -171,4 +171,6 @@ def install(app: FastAPI) -> None:
 
 
 def _requested(text: str) -> str:
-    return _OPTION.sub(lambda found: _OPTIONS[found[0]], text)
+    # What was sent may hold what UTF-8 does not: unpaired surrogates.
+    plain = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _OPTION.sub(lambda found: _OPTIONS[found[0]], plain)

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 
 from configs.errors import ArchiveError
 from optimizer.service.beliefs import Beliefs
-from optimizer.service.candidates import candidate_rows
+from optimizer.service.candidates import candidate_table
 from optimizer.service.errors import NotFoundError
-from optimizer.service.models import CandidateRow, SearchSummary
+from optimizer.service.models import SearchSummary
+from optimizer.service.result_models import CandidateRow
 from optimizer.service.searches import Searches, SearchFiles
 from optimizer.service.views import SearchViews
 
@@ -107,9 +108,7 @@ class EventStreams:
                 new = finished[first : first + _MAX_AT_ONCE]
                 table: list[CandidateRow] = []
                 if new:
-                    table = opened.kept(
-                        f"rows {belief.outcomes}", lambda archive: candidate_rows(archive, rows)
-                    )
+                    table = candidate_table(opened, rows, belief)
         except ArchiveError:
             return found  # there is none yet
         for number, index in enumerate(new, start=first + 1):

@@ -4,7 +4,6 @@ Each has a directory beside the archive: what was asked for, the record of its p
 checkpoint, which appears whole or not at all. So a finished one is found again by any service.
 """
 
-import json
 import re
 import secrets
 import shutil
@@ -20,7 +19,7 @@ from optimizer.select import Choice, choose
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import ConflictError, NotFoundError
 from optimizer.service.models import ExportAnswer, ExportRequest, ExportState
-from optimizer.service.processes import DetachedProcess, command_line
+from optimizer.service.processes import DetachedProcess, command_line, read_record
 from optimizer.service.runner import Runner
 from optimizer.service.searches import Searches, SearchFiles
 
@@ -236,19 +235,11 @@ def _expected_bytes(archive: Archive, choice: Choice, request: ExportRequest) ->
 
 
 def _digest(model: Path) -> str | None:
-    return _json(model / "recipe.json").get("weights_digest")
+    return read_record(model / "recipe.json").get("weights_digest")
 
 
 def _content(directory: Path) -> dict[str, Any]:
-    return _json(directory / _WANTED)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(directory / _WANTED)
 
 
 def _bytes_in(directory: Path) -> int:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import optimizer
 from optimizer.service import detached
 from optimizer.service.errors import ConflictError
 
-_START_S = 30.0
+_START_S, _KILL_S = 60.0, 5.0
 _LAST_BYTES = 20_000
 KILLED = -9
 
@@ -74,7 +75,7 @@ class DetachedProcess:
     @property
     def exit_code(self) -> int | None:
         """How it ended; None while it works, where there was none, and where nobody knows."""
-        code = _read(self.directory / detached.ENDED).get("exit_code")
+        code = read_record(self.directory / detached.ENDED).get("exit_code")
         return int(code) if isinstance(code, int) and not self.is_alive else None
 
     @property
@@ -133,10 +134,13 @@ class DetachedProcess:
         elif _is_same(record.get("process")):
             with suppress(ProcessLookupError):
                 os.kill(int(record["process"]["pid"]), signal.SIGKILL)
+        end = time.monotonic() + _KILL_S
+        while self.is_alive and time.monotonic() < end:
+            time.sleep(0.01)
         detached.write_whole(self.directory / detached.ENDED, {"exit_code": KILLED})
 
     def _record(self) -> dict[str, Any]:
-        return _read(self.directory / detached.PROCESS)
+        return read_record(self.directory / detached.PROCESS)
 
 
 def command_line(*arguments: str | Path) -> list[str]:
@@ -159,7 +163,8 @@ def _is_same(known: object) -> bool:
     return detached.identity(known["pid"]) == dict(known)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a mapping from a JSON file; empty where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

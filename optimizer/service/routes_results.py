@@ -13,14 +13,14 @@ from optimizer.front_view import ScoredCandidate, gene_table
 from optimizer.service.candidates import (
     candidate_at,
     candidate_detail,
-    candidate_rows,
+    candidate_table,
     items_of,
     points_of,
     scores_of,
 )
 from optimizer.service.comparison import ItemsWish, Which, compare_candidates
 from optimizer.service.errors import BadRequestError
-from optimizer.service.models import (
+from optimizer.service.result_models import (
     Belief,
     CandidateDetail,
     CandidatePage,
@@ -72,7 +72,7 @@ def show_front(
         is_believed = split == "search" and not raw
         rows, belief = _believed(parts, opened, raw=not is_believed, fresh=fresh)
         front, rule = wished_front(archive, split, wish, rows if is_believed else None)
-        table = _table(opened, rows, belief)
+        table = candidate_table(opened, rows, belief)
         is_select = not wish.is_plain and front and all(row.posterior is None for row in front)
         if is_select and archive.scores("select"):
             # As `optimizer.select` has it where there is no posterior to go by.
@@ -110,7 +110,7 @@ def list_candidates(
             known = ", ".join(("index", "mean", "finished_at", *names))
             raise ConfigError.single("sort", f"`{sort}` is none of {known}")
         rows, belief = _believed(parts, opened, raw=raw, fresh=False)
-        table = _table(opened, rows, belief)
+        table = candidate_table(opened, rows, belief)
     found = [row for row in table if state in (None, row.state) and kind in (None, row.kind)]
     ordered = _sorted(found, sort, descending=descending)
     return CandidatePage(total=len(found), offset=offset, items=ordered[offset : offset + limit])
@@ -122,9 +122,11 @@ def show_points(parts: Parts, files: TheSearch, raw: Raw = False, fresh: Fresh =
     with parts.searches.reading(files) as opened:
         revision = opened.revision
         rows, belief = _believed(parts, opened, raw=raw, fresh=fresh)
+        table = candidate_table(opened, rows, belief)
         return opened.kept(
-            f"points {belief.state} {belief.outcomes}",
-            lambda archive: points_of(archive, rows, belief, revision),
+            "raw points" if raw else "points",
+            lambda archive: points_of(archive, table, belief, revision),
+            depends_on=(belief.state, belief.outcomes),
         )
 
 
@@ -132,8 +134,9 @@ def show_points(parts: Parts, files: TheSearch, raw: Raw = False, fresh: Fresh =
 def show_candidate(parts: Parts, files: TheSearch, index: Index) -> CandidateDetail:
     """Return all that is recorded of a candidate: recipe, scores of every split, failure."""
     with parts.searches.reading(files) as opened:
-        rows, _ = parts.beliefs.rows(opened)
-        return candidate_detail(opened.archive, index, rows)
+        candidate_at(opened.archive, index)
+        rows, belief = parts.beliefs.rows(opened)
+        return candidate_detail(opened.archive, candidate_table(opened, rows, belief)[index])
 
 
 @router.get("/searches/{search}/candidates/{index}/items", responses=errors(404, 409, 422))
@@ -171,15 +174,6 @@ def _believed(
     if raw:
         return parts.beliefs.raw(opened)
     return parts.beliefs.rows(opened, fresh=fresh)
-
-
-def _table(opened: OpenArchive, rows: list[ScoredCandidate], belief: Belief) -> list[CandidateRow]:
-    """Return every candidate as a row, as long as nothing changes the same ones."""
-    is_raw = belief.state in {"raw", "pending"}
-    return opened.kept(
-        f"rows {'raw' if is_raw else belief.outcomes}",
-        lambda archive: candidate_rows(archive, rows),
-    )
 
 
 def _front_row(row: ScoredCandidate, table: list[CandidateRow], wish: FrontWish) -> FrontRow:

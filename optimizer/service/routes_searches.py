@@ -1,19 +1,14 @@
 """Routes that say which searches there are, how they are, and what happens in them."""
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from optimizer.archive_schema import mergefront_version
-from optimizer.service.models import (
-    Progress,
-    SearchList,
-    SearchStatus,
-    ServiceFacts,
-)
+from optimizer.service.models import SearchList, SearchStatus, ServiceFacts
+from optimizer.service.result_models import Progress
 from optimizer.service.services import Parts, TheSearch, errors
 from optimizer.service.views import progress_answer
 
@@ -89,11 +84,12 @@ async def follow_search(
     """Follow a search as server-sent events."""
     if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
         after = int(last_event_id)
-    settings, stack = parts.settings, ExitStack()
-    stack.enter_context(parts.streaming())
+    settings = parts.settings
+    parts.refuse_more_streams()
 
     async def stream() -> AsyncIterator[str]:
-        with stack:
+        # Counted here: who leaves before it begins is never counted.
+        with parts.streaming():
             async for event in parts.events.follow(
                 files, after=after, poll_s=settings.poll_s, stream_s=settings.stream_s
             ):

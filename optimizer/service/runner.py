@@ -4,7 +4,6 @@ All of it goes through the command line's own ways (``mergefront run`` and ``res
 ``optimizer.launch``): the service decides nothing about a search.
 """
 
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError
 from optimizer.service.job_policy import check_job
 from optimizer.service.models import State
-from optimizer.service.processes import KILLED, DetachedProcess, command_line
+from optimizer.service.processes import KILLED, DetachedProcess, command_line, read_record
 from optimizer.service.searches import Searches, SearchFiles
 from optimizer.service.settings import ServiceSettings
 
@@ -50,6 +49,7 @@ class Runner:
         self._starting = threading.Lock()
         self._facts: dict[str, tuple[float, JobFacts | None]] = {}
         self._cluster: JobClient | None = None
+        self._unreachable: tuple[float, ClusterError] | None = None
 
     def read_job(self, text: str, changes: Mapping[str, object], archive: str) -> JobConfig:
         """Read the text of a job that came over HTTP.
@@ -93,10 +93,16 @@ class Runner:
         with self._starting:
             self._refuse_more()
             files = self._searches.begin(name)
-            with files.changing():
-                job = self.read_job(text, changes, str(files.archive))
-                files.submitted.write_text(text, encoding="utf-8", errors="backslashreplace")
-                self._start(files, job, start_from=start_from)
+            try:
+                with files.changing():
+                    job = self.read_job(text, changes, str(files.archive))
+                    files.submitted.write_text(text, encoding="utf-8")
+                    if start_from is not None:
+                        write_whole(files.start, {"from": str(start_from.archive)})
+                    self._start(files, job)
+            except BaseException:
+                self._searches.remove(files)
+                raise
         return files
 
     def job_text(self, files: SearchFiles) -> str:
@@ -144,7 +150,7 @@ class Runner:
             if force:
                 process.kill()
                 return
-            write_whole(files.state / "stopping.json", {"asked_at": time.time()})
+            write_whole(files.stopping, {"asked_at": time.time()})
             process.ask_to_end()
             return
         job_id = self.cluster_job(files)
@@ -181,13 +187,14 @@ class Runner:
         """
         process = self.process(files)
         if process.is_alive:
-            if (files.state / "stopping.json").exists():
+            if files.stopping.exists():
                 return "stopping"
-            return "running" if archived == "running" else "starting"
+            # A finished search whose process lives is about to print its report.
+            return "running" if archived in {"running", "finished"} else "starting"
         on_cluster = self._cluster_state(files)
         if on_cluster is not None and on_cluster != "finished":
             return "running" if on_cluster == "starting" and archived == "running" else on_cluster
-        if archived in {"running", "finished"}:
+        if archived == "running":
             return archived
         code = process.exit_code
         if code is not None and code not in {0, *_INTERRUPTED}:
@@ -216,11 +223,8 @@ class Runner:
 
     def cluster_job(self, files: SearchFiles) -> str | None:
         """Return under which id a search was launched on the cluster; None where it was not."""
-        try:
-            found = json.loads((files.state / "cluster.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return str(found["job"]) if isinstance(found, dict) and "job" in found else None
+        found = read_record(files.launched).get("job")
+        return None if found is None else str(found)
 
     def num_running(self) -> int:
         """Count the processes of searches and exports on this machine."""
@@ -265,25 +269,23 @@ class Runner:
             content: dict[str, object] = archive.job.model_dump(mode="json")
         return content
 
-    def _start(
-        self, files: SearchFiles, job: JobConfig, *, start_from: SearchFiles | None = None
-    ) -> None:
+    def _start(self, files: SearchFiles, job: JobConfig) -> None:
         text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         new = files.job.with_name(".job.yaml.new")
         new.write_text(text, encoding="utf-8")
         new.replace(files.job)
-        (files.state / "stopping.json").unlink(missing_ok=True)
+        files.stopping.unlink(missing_ok=True)
         if self._settings.cluster is not None:
             python = self._settings.cluster_python
             job_id = submit(job, self._client(), python=python, environment={})
-            write_whole(files.state / "cluster.json", {"job": job_id})
+            write_whole(files.launched, {"job": job_id})
             return
         if files.archive.exists():
             command = command_line("resume", files.archive, "--job", files.job, "--plain")
         else:
             command = command_line("run", files.job, "--plain")
-            if start_from is not None:
-                command += ["--from", str(start_from.archive)]
+            if (earlier := read_record(files.start).get("from")) is not None:
+                command += ["--from", str(earlier)]
         self.process(files).start(command)
 
     def _client(self) -> "JobClient":
@@ -291,8 +293,14 @@ class Runner:
 
         if self._settings.cluster is None:
             raise ClusterError("the service was started without --address")
+        if self._unreachable is not None and time.monotonic() < self._unreachable[0] + _FACTS_S:
+            raise self._unreachable[1]  # who asks for many searches waits once
         if self._cluster is None:
-            self._cluster = JobClient(self._settings.cluster)
+            try:
+                self._cluster = JobClient(self._settings.cluster)
+            except ClusterError as error:
+                self._unreachable = (time.monotonic(), error)
+                raise
         return self._cluster
 
     def _cluster_state(self, files: SearchFiles) -> State | None:

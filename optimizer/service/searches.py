@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from optimizer.archive import Archive
-from optimizer.archive_reader import ArchiveCounters
 from optimizer.archive_sqlite import SIDE_FILES
 from optimizer.service.errors import ConflictError, NotFoundError
 from optimizer.service.job_policy import TELEMETRY_DIRECTORY
@@ -60,6 +59,21 @@ class SearchFiles:
         return self.state / "submitted.yaml"
 
     @property
+    def start(self) -> Path:
+        """Says which archive it begins with (warm start)."""
+        return self.state / "start.json"
+
+    @property
+    def stopping(self) -> Path:
+        """Is there from when it was asked to end until it is started again."""
+        return self.state / "stopping.json"
+
+    @property
+    def launched(self) -> Path:
+        """Says under which id it was launched on a cluster."""
+        return self.state / "cluster.json"
+
+    @property
     def exports(self) -> Path:
         """Directory of exports."""
         return self.state / "exports"
@@ -71,13 +85,19 @@ class SearchFiles:
         Raises:
             ConflictError: Somebody is at it.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.state / ".lock")
         try:
-            with lock.acquire(timeout=_LOCK_S):
-                yield
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=_LOCK_S)
         except Timeout as error:
             raise ConflictError(f"search `{self.key}` is just being changed; try again") from error
+        except OSError as error:
+            text = f"nothing can be written beside search `{self.key}`: {error.strerror}"
+            raise ConflictError(text) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 class OpenArchive:
@@ -88,8 +108,8 @@ class OpenArchive:
         self.identity = identity
         self._users = 0
         self._counting = threading.Lock()
-        self._kept: dict[str, tuple[ArchiveCounters, Any]] = {}
-        self._making = threading.RLock()
+        self._kept: dict[str, tuple[object, Any]] = {}
+        self._making: dict[str, threading.Lock] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -111,10 +131,20 @@ class OpenArchive:
         """A text that changes whenever something is recorded."""
         return "-".join(map(str, self.archive.counters()))
 
-    def kept(self, name: str, make: Callable[[Archive], Value]) -> Value:
-        """Return what ``make`` gives, as long as nothing new is recorded the same as before."""
-        now = self.archive.counters()
-        with self._making:
+    def kept(
+        self, name: str, make: Callable[[Archive], Value], *, depends_on: object = None
+    ) -> Value:
+        """Return what ``make`` gives, as long as nothing new is recorded the same as before.
+
+        Args:
+            name: Of the answer; one of each name is kept.
+            make: Makes it; is not called by two threads at a time.
+            depends_on: What else makes it another one.
+        """
+        with self._counting:
+            making = self._making.setdefault(name, threading.Lock())
+        with making:
+            now = (self.archive.counters(), depends_on)
             found = self._kept.get(name)
             if found is None or found[0] != now:
                 found = self._kept[name] = (now, make(self.archive))
@@ -261,7 +291,7 @@ def _archives_in(directory: Path, depth: int) -> Iterator[Path]:
                 yield path
         elif not entry.is_dir(follow_symlinks=False):
             continue
-        elif path.suffix == _STATE_SUFFIX:
+        elif entry.name.endswith(_SUFFIX + _STATE_SUFFIX):
             yield path.with_suffix("")
         elif depth > 1 and entry.name != TELEMETRY_DIRECTORY:
             yield from _archives_in(path, depth - 1)

@@ -38,18 +38,21 @@ class Services:
         self._num_streams = 0
         self._counting = threading.Lock()
 
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Count a stream of events while it lasts.
+    def refuse_more_streams(self) -> None:
+        """Raise where as many streams of events are open as may be.
 
         Raises:
-            BusyError: There are as many as may be.
+            BusyError: They are.
         """
+        if self._num_streams >= self.settings.max_streams:
+            raise BusyError(
+                f"{self._num_streams} event streams are open, which is the most; close one"
+            )
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Count a stream of events while it lasts."""
         with self._counting:
-            if self._num_streams >= self.settings.max_streams:
-                raise BusyError(
-                    f"{self._num_streams} event streams are open, which is the most; close one"
-                )
             self._num_streams += 1
         try:
             yield
@@ -88,5 +91,5 @@ Index = Annotated[int, Path(ge=0, le=10**9, description="Index of the candidate.
 
 def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """Describe the errors that a route answers, beside those that all have."""
-    every = sorted({401, 403, *statuses})
+    every = sorted({400, 401, 403, *statuses})
     return {status: {"model": ErrorAnswer, "description": STATUSES[status]} for status in every}

@@ -1,10 +1,12 @@
 """Searches as summaries: what lists, live views and the page of one search begin with."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from configs.errors import ArchiveError, ArchiveNotFoundError, MergefrontError
+from configs.job_yaml import read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive import Archive
@@ -12,12 +14,12 @@ from optimizer.progress import progress_of
 from optimizer.service.models import (
     Cost,
     Evaluations,
-    Progress,
     SearchStatus,
     SearchSummary,
     State,
     WorkerActivity,
 )
+from optimizer.service.result_models import Progress
 from optimizer.service.runner import Runner
 from optimizer.service.searches import OpenArchive, Searches, SearchFiles
 from optimizer.spending import spending_of
@@ -35,6 +37,7 @@ class SearchViews:
 
     searches: Searches
     runner: Runner
+    _jobs: dict[Path, tuple[int, JobConfig | None]] = field(default_factory=dict)
 
     def summary(self, files: SearchFiles) -> SearchSummary:
         """Return the summary of a search, whatever is there of it."""
@@ -115,7 +118,7 @@ class SearchViews:
 
     def _without_archive(self, files: SearchFiles) -> dict[str, Any]:
         state = self.runner.state(files, None)
-        job = stored_job(files)
+        job = self._stored_job(files)
         return {
             "id": files.key,
             "name": files.key if job is None else job.name,
@@ -142,23 +145,26 @@ class SearchViews:
 
     def _budget(self, files: SearchFiles, archive: Archive) -> int:
         """Return the evaluations of the job as it runs: they may have changed on a resume."""
-        job = stored_job(files)
+        job = self._stored_job(files)
         return (archive.job if job is None else job).budget.evaluations
+
+    def _stored_job(self, files: SearchFiles) -> JobConfig | None:
+        """Return the job of a search as it runs; None where this service never started it."""
+        try:
+            changed = files.job.stat().st_mtime_ns
+        except OSError:
+            return None
+        known = self._jobs.get(files.job)
+        if known is None or known[0] != changed:
+            try:
+                known = (changed, job_of(read_yaml(files.job)[0]))
+            except MergefrontError:
+                known = (changed, None)
+            self._jobs[files.job] = known  # YAML takes long where somebody watches
+        return known[1]
 
     def _relative(self, files: SearchFiles) -> str:
         return str(files.archive.relative_to(self.searches.directory))
-
-
-def stored_job(files: SearchFiles) -> JobConfig | None:
-    """Return the job of a search as it runs; None where this service never started it."""
-    from configs.job_yaml import read_yaml  # noqa: PLC0415 - most searches have none
-
-    if not files.job.is_file():
-        return None
-    try:
-        return job_of(read_yaml(files.job)[0])
-    except MergefrontError:
-        return None
 
 
 def progress_answer(archive: Archive) -> Progress:
