@@ -114,7 +114,8 @@ class ServiceClient:
     ) -> ValidateAnswer:
         """Return everything that is wrong with the text of a job."""
         body = {"job": job, "changes": dict(changes or {}), "depth": depth}
-        return self._post(ValidateAnswer, "/validate", body, timeout_s=_CHECK_S)
+        timeout_s = None if depth == "form" else _CHECK_S
+        return self._post(ValidateAnswer, "/validate", body, timeout_s=timeout_s)
 
     def submit(
         self, job: str, changes: Changes | None = None, *, start_from: str | None = None
@@ -249,7 +250,7 @@ class ServiceClient:
         """Download a finished export as a tar into a file, which is replaced."""
         path = f"{self._url}/searches/{search}/exports/{export}/download"
         part = target.with_name(f".{target.name}.part")
-        with self._http.stream("GET", path, headers=self._headers, timeout=_TIMEOUT_S) as answer:
+        with self._http.stream("GET", path, headers=self._headers) as answer:
             if answer.status_code >= 400:
                 answer.read()
             _raise_for(answer)
@@ -263,9 +264,7 @@ class ServiceClient:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the events of a search as name and content, until the service ends the stream."""
         path, query = f"{self._url}/searches/{search}/events", _given({"after": after})
-        with self._http.stream(
-            "GET", path, params=query, headers=self._headers, timeout=_TIMEOUT_S
-        ) as answer:
+        with self._http.stream("GET", path, params=query, headers=self._headers) as answer:
             if answer.status_code >= 400:
                 answer.read()
             _raise_for(answer)
@@ -281,9 +280,10 @@ class ServiceClient:
         return kind.model_validate_json(answer.content)
 
     def _post(
-        self, kind: type[Answer], path: str, body: Query, *, timeout_s: float = _TIMEOUT_S
+        self, kind: type[Answer], path: str, body: Query, *, timeout_s: float | None = None
     ) -> Answer:
-        answer = self._send("POST", path, json=body, timeout=timeout_s)
+        longer = {} if timeout_s is None else {"timeout": timeout_s}
+        answer = self._send("POST", path, json=body, **longer)
         return kind.model_validate_json(answer.content)
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:  # noqa: ANN401 - passed on

@@ -41,7 +41,7 @@ def archives(written, tmp_path) -> Path:
 @pytest.fixture
 def settings(archives, tmp_path) -> Callable[..., ServiceSettings]:
     models = tmp_path / "models"
-    models.mkdir()
+    models.mkdir(exist_ok=True)
 
     def make(**changes: object) -> ServiceSettings:
         content = {

@@ -179,7 +179,7 @@ def test_changes_are_checked_like_the_job(validate, job):
         ("x" * 199_999, "mapping"),
         ("a: !!python/object/apply:os.system [id]\n", "not valid YAML"),
         ("\x00", "not valid YAML"),
-        ("models: {checkpoints: {'<script>alert(1)</script>': x}}\n", "models.checkpoints"),
+        ("models: {checkpoints: {'<b>x</b>': x}}\nobjectives: {a: gsm8k}\n", "may hold letters"),
     ],
 )  # fmt: skip
 def test_yaml_that_is_a_trap_costs_little_and_is_refused(validate, text, said):
