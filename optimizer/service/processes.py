@@ -127,6 +127,8 @@ class DetachedProcess:
 
     def kill(self) -> None:
         """End it and all that it started in its session, at once."""
+        if not self.is_alive:
+            return
         record = self._record()
         if _is_same(record.get("supervisor")):
             with suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 ROOT = Path(__file__).parents[2]
+_LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 
 
 @contextmanager
@@ -53,26 +54,19 @@ class ServeCommand:
             *("--port", "0", *options),
         ]
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state)}
+        self._said = state.with_suffix(".log")
         self.start()
 
     def start(self) -> None:
         """Start it, or start it again, and wait for the link that it prints."""
-        self._process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self._process.stderr is not None
-        said = []
-        for line in self._process.stderr:
-            said.append(line)
-            if found := re.search(r"(http://\S+)/login\?token=(\S+)", line):
-                self.url, self.token = found[1], found[2]
-                threading.Thread(target=self._process.stderr.read, daemon=True).start()
-                return
-        raise AssertionError(f"the service did not start:\n{''.join(said)}")
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stderr=said, start_new_session=True
+            )
+        while (found := _LINK.search(self._said.read_text())) is None:
+            assert self._process.poll() is None, self._said.read_text()
+            time.sleep(0.05)
+        self.url, self.token = found[1], found[2]
 
     def kill(self) -> None:
         """Kill it with all that is in its process group, as kill -9 does."""
