@@ -66,7 +66,7 @@ def show_log(parts: Parts, files: TheSearch) -> str:
         **errors(404, 422, 429),
         200: {
             "description": "Events `status`, `candidate`, `belief` and `deleted`, with JSON data.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {}},
         },
     },
 )
