@@ -98,13 +98,8 @@ class DetachedProcess:
 
     def error(self) -> str | None:
         """Return the last error that it printed."""
-        text = self.last_output()
-        _, found, message = text.rpartition("\nerror: ")
-        if not found:
-            _, found, message = (
-                text.rpartition("error: ") if text.startswith("error: ") else ("",) * 3
-            )
-        return message.strip() or None if found else None
+        _, found, message = f"\n{self.last_output()}".rpartition("\nerror: ")
+        return message.strip() if found else None
 
     def last_output(self) -> str:
         """Return the end of what it printed."""
@@ -130,14 +125,12 @@ class DetachedProcess:
         if not self.is_alive:
             return
         record = self._record()
-        if _is_same(record.get("supervisor")):
-            with suppress(ProcessLookupError):
-                os.killpg(int(record["supervisor"]["pid"]), signal.SIGKILL)
-        elif _is_same(record.get("process")):
-            with suppress(ProcessLookupError):
-                os.kill(int(record["process"]["pid"]), signal.SIGKILL)
+        for name, send in (("supervisor", os.killpg), ("process", os.kill)):
+            if _is_same(record.get(name)):
+                with suppress(ProcessLookupError):
+                    send(int(record[name]["pid"]), signal.SIGKILL)
         end = time.monotonic() + _KILL_S
-        while self.is_alive and time.monotonic() < end:
+        while any(map(_is_same, record.values())) and time.monotonic() < end:
             time.sleep(0.01)
         detached.write_whole(self.directory / detached.ENDED, {"exit_code": KILLED})
 
