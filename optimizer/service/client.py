@@ -33,6 +33,7 @@ from optimizer.service.result_models import (
     CandidatePage,
     CandidateRow,
     CompareAnswer,
+    Convergence,
     FrontAnswer,
     ItemsAnswer,
     Points,
@@ -104,6 +105,10 @@ class ServiceClient:
     def progress(self, search: str) -> Progress:
         """Return the hypervolume over what it took."""
         return self._get(Progress, f"/searches/{search}/progress")
+
+    def convergence(self, search: str) -> Convergence:
+        """Return how the step size and the axes of CMA-ES went."""
+        return self._get(Convergence, f"/searches/{search}/convergence")
 
     def log(self, search: str) -> str:
         """Return the end of what the process of a search printed."""

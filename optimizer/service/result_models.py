@@ -174,6 +174,17 @@ class Progress(Model):
     finished_at: list[str | None]
 
 
+class Convergence(Model):
+    """How CMA-ES narrows, one row per update; empty for strategies without it."""
+
+    candidate: list[int]
+    """Whose outcome completed the population."""
+    sigma: list[float]
+    """Overall step size, in units of the genotype."""
+    axis_ratio: list[float]
+    """Longest axis of the distribution over its shortest."""
+
+
 class Difference(Model):
     """Mean of a minus b over the same items."""
 

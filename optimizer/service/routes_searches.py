@@ -8,9 +8,9 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from optimizer.archive_schema import mergefront_version
 from optimizer.service.models import SearchList, SearchStatus, ServiceFacts
-from optimizer.service.result_models import Progress
+from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.services import Parts, TheSearch, errors
-from optimizer.service.views import progress_answer
+from optimizer.service.views import convergence_answer, progress_answer
 
 router = APIRouter(tags=["searches"])
 
@@ -51,6 +51,13 @@ def show_progress(parts: Parts, files: TheSearch) -> Progress:
     """Return the hypervolume over evaluations, items and model seconds."""
     with parts.searches.reading(files) as opened:
         return opened.kept("progress", progress_answer)
+
+
+@router.get("/searches/{search}/convergence", responses=errors(404, 409, 422))
+def show_convergence(parts: Parts, files: TheSearch) -> Convergence:
+    """Return how the step size and the axes of CMA-ES went."""
+    with parts.searches.reading(files) as opened:
+        return opened.kept("convergence", convergence_answer)
 
 
 @router.get("/searches/{search}/log", responses=errors(404, 422), response_class=PlainTextResponse)

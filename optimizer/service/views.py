@@ -10,6 +10,7 @@ from configs.job_yaml import read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive import Archive
+from optimizer.convergence import convergence_of
 from optimizer.progress import progress_of
 from optimizer.service.models import (
     Cost,
@@ -19,7 +20,7 @@ from optimizer.service.models import (
     State,
     WorkerActivity,
 )
-from optimizer.service.result_models import Progress
+from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.runner import Runner
 from optimizer.service.searches import OpenArchive, Searches, SearchFiles
 from optimizer.spending import spending_of
@@ -180,6 +181,16 @@ def progress_answer(archive: Archive) -> Progress:
         model_s=[point.model_s for point in points],
         volume=[point.volume for point in points],
         finished_at=[ended.get(point.candidate) for point in points],
+    )
+
+
+def convergence_answer(archive: Archive) -> Convergence:
+    """Return how CMA-ES narrowed as columns."""
+    found = convergence_of(archive)
+    return Convergence(
+        candidate=[spread.candidate for spread in found],
+        sigma=[spread.sigma for spread in found],
+        axis_ratio=[spread.axis_ratio for spread in found],
     )
 
 

@@ -18,7 +18,7 @@ NAMES = ("instruct", "code", "math")
 
 def build_large(path: Path, num_candidates: int, num_items: int) -> Path:
     """Write it: right or wrong on ``num_items`` items in all, better where weights are near .6."""
-    job = make_job(path, NAMES, budget={"evaluations": num_candidates})
+    job = make_job(path, NAMES, budget={"evaluations": num_candidates}, search={"strategy": "cma"})
     sources = make_sources()
     space = SearchSpace(job, sources)
     tasks = {name: f"zoo_{name}" for name in NAMES}

@@ -7,9 +7,12 @@ import pytest
 
 from optimizer.archive import Archive
 from optimizer.belief import believed_candidates
+from optimizer.cma_strategy import CmaStrategy
 from optimizer.front_view import front_of
+from optimizer.recorded_space import recorded_space
 from optimizer.service.client import ServiceRefusedError
 from tests.unit.optimizer.service.conftest import MERGES
+from tests.unit.optimizer.service.large_archive import build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 
@@ -154,6 +157,21 @@ def test_progress_grows_with_every_candidate(client):
     assert found.candidate == [0, 1, 2, 3, 4]
     assert found.volume == sorted(found.volume)
     assert found.volume[-1] > 0
+
+
+def test_convergence_is_that_of_the_strategy_told_again(client, archives):
+    build_large(archives / "long.sqlite", 40, 30)
+    found = client.convergence("long.sqlite")
+    # 4 + 3 ln 6 outcomes are a population, and the first candidate is a baseline.
+    assert found.candidate == [9, 18, 27, 36]
+    assert all(sigma > 0 for sigma in found.sigma)
+    assert all(ratio > 1 for ratio in found.axis_ratio)
+    with Archive.open(archives / "long.sqlite") as archive:
+        told = CmaStrategy(archive.job, recorded_space(archive), origin="strategy:cma")
+        for seen in archive.observations():
+            told.tell(seen)
+    assert (found.sigma[-1], found.axis_ratio[-1]) == (told.sigma, told.axis_ratio)
+    assert client.convergence("done").candidate == []
 
 
 def test_comparison_is_paired_and_antisymmetric(client):
