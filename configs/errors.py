@@ -25,6 +25,7 @@ A message has three parts: what was wrong (with its path), what was found, what 
 A *candidate* that fails is not an exception but an ``Outcome`` (``workers.outcome``).
 """
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Self
 
@@ -61,6 +62,18 @@ class MergefrontError(Exception):
     def message(self) -> str:
         """The text for a person, without the type's name."""
         return str(self.args[0]) if self.args else ""
+
+    @property
+    def kind(self) -> str:
+        """The name for machines: that of the class, ``archive_not_found`` for example."""
+        name = type(self).__name__.removesuffix("Error")
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+    @property
+    def listed(self) -> list["Problem"]:
+        """Every problem that is listed with it; empty where the message is all there is."""
+        found = getattr(self, "problems", None) or self.context.get("problems")
+        return list(found) if isinstance(found, Sequence) else []
 
 
 def _rebuild(

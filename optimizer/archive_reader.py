@@ -6,7 +6,7 @@ asked.
 """
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, Table, func, select
 
@@ -16,12 +16,45 @@ from evaluators.blocks import remaining
 from evaluators.scores import Items, Scores, TaskScores, aggregate
 from optimizer.archive_outcomes import OutcomeReader
 from optimizer.archive_records import RecordedOutcome, blob_to_texts, covered_objectives
-from optimizer.archive_schema import choices, companion_scores, item_scores, proposals, runs, texts
+from optimizer.archive_schema import (
+    choices,
+    companion_scores,
+    item_scores,
+    outcomes,
+    proposals,
+    runs,
+    stops,
+    texts,
+)
 from workers.outcome import Signal
+
+
+class ArchiveCounters(NamedTuple):
+    """How many rows an archive has of what is only ever added: equal counts, equal record."""
+
+    proposals: int
+    outcomes: int
+    stops: int
+    choices: int
 
 
 class ArchiveReader(OutcomeReader):
     """The record of one search, read only; safe to use from several threads."""
+
+    def counters(self) -> ArchiveCounters:
+        """Count what is recorded, by indexes: does an answer that was kept still hold?"""
+        numbers = (
+            proposals.c.candidate, outcomes.c.sequence, stops.c.stop, choices.c.choice
+        )  # fmt: skip
+        last = [
+            select(func.coalesce(func.max(number), -1))
+            .where(number.table.c.search_id == self._search_id)
+            .scalar_subquery()
+            for number in numbers
+        ]
+        with self._transaction() as connection:
+            found = connection.execute(select(*last)).one()
+        return ArchiveCounters(*(int(number) + 1 for number in found))
 
     @property
     def elapsed_s(self) -> float:

@@ -4,10 +4,10 @@ What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optim
 ``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
 logs, stop, list), ``optimizer.cli_read`` (what only reads an archive) and ``optimizer.cli_archive``
 (its upkeep); the arguments that several commands take are in ``optimizer.cli_options``, those of
-clusters in ``optimizer.cli_cluster``, how commands end in ``optimizer.cli_guard``. What they do is
-imported inside the commands, so that ``mergefront --help`` needs neither torch nor
-Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
-those of ``configs.errors``.
+clusters in ``optimizer.cli_cluster``, those of the service in ``optimizer.cli_serve``, how commands
+end in ``optimizer.cli_guard``. What they do is imported inside the commands, so that ``mergefront
+--help`` needs neither torch nor Ray. Results go to standard output, progress, logs and errors to
+standard error; the exit codes are those of ``configs.errors``.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from optimizer import cli_cluster
+from optimizer import cli_cluster, cli_serve
 from optimizer.cli_archive import archive_app
 from optimizer.cli_guard import registered_on
 from optimizer.cli_options import (
@@ -187,6 +187,7 @@ def rival(archive: ArchivePlace, settings: Settings = None, plain: Plain = False
 
 
 cli_cluster.add_commands(app)
+cli_serve.add_commands(app)
 
 
 @_command
@@ -203,8 +204,11 @@ def front(
 ) -> None:
     """Print the merges that no other merge dominates."""
     from optimizer import cli_read
+    from optimizer.cli_export import numbers
+    from optimizer.front_choice import FrontWish
 
-    wish = cli_read.FrontWish(prefer, at_least, knee, raw)
+    floors = numbers("--at-least", at_least)
+    wish = FrontWish(numbers("--prefer", prefer), floors, knee=knee, raw=raw)
     cli_read.front(archive, split=split, wish=wish, as_json=as_json, as_csv=as_csv)
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -42,10 +41,8 @@ def registered_on(app: typer.Typer, name: str | None = None) -> Callable[[Comman
 def _fail(error: MergefrontError, *, as_json: bool) -> NoReturn:
     """End the command as an error says: text on stderr, and JSON on stdout where asked for."""
     if as_json:
-        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__.removesuffix("Error"))
-        found: Any = getattr(error, "problems", None) or error.context.get("problems") or []
-        problems = [{"path": problem.path, "message": problem.message} for problem in found]
-        record = {"type": kind.lower(), "message": error.message, "problems": problems}
+        problems = [{"path": found.path, "message": found.message} for found in error.listed]
+        record = {"type": error.kind, "message": error.message, "problems": problems}
         typer.echo(json.dumps({"error": record}, indent=2))
     typer.echo(f"error: {error.message}", err=True)
     raise typer.Exit(error.exit_code)

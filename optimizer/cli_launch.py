@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import typer
 from configs.errors import ClusterError, ConfigError, Problem
 from configs.load import load_job
 from optimizer.cli_read import print_json, stdout_console
-from optimizer.launch import entrypoint, new_job_id, stage
+from optimizer.launch import submit
 from workers.ray_jobs import ClusterAccess, JobClient, JobFacts
 
 _POLL_S = 0.5
@@ -42,16 +41,7 @@ def launch(
     """
     job = load_job(job_path, overrides)
     client = JobClient(access)
-    job_id = new_job_id(job.name)
-    with tempfile.TemporaryDirectory(prefix="mergefront-") as directory:
-        stage(job, Path(directory))
-        client.submit(
-            job_id,
-            entrypoint(python),
-            Path(directory),
-            metadata={"search": job.name, "archive": job.archive},
-            environment=environment,
-        )
+    job_id = submit(job, client, python=python, environment=environment)
     _say(f"submitted {job_id}; its archive is {job.archive} on the head node")
     facts = _watch(client, job_id, wait_s)
     if facts.status in {"FAILED", "STOPPED"}:

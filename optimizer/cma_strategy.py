@@ -106,6 +106,7 @@ class CmaStrategy:
         self._start = space.encode(_equal_weights(space))
         self._start_value = -np.inf
         self._evolution: Evolution | None = None  # once a population was told
+        self.num_updates = 0
 
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
         """Sample the distribution as it is now."""
@@ -151,6 +152,14 @@ class CmaStrategy:
         """Overall step size, in units of the genotype."""
         return self._sigma if self._evolution is None else self._evolution.sigma
 
+    @property
+    def axis_ratio(self) -> float:
+        """Longest axis of the distribution over its shortest; 1 before the first update."""
+        if self._evolution is None:
+            return 1.0
+        lengths = np.linalg.svd(self._evolution.affine()[1], compute_uv=False)
+        return float(lengths[0] / lengths[-1])
+
     def _move_start(self, observation: Observation) -> None:
         # Once CMA has begun, its own outcomes lead.
         if self._evolution is not None or not observation.scores:
@@ -165,6 +174,7 @@ class CmaStrategy:
             self._evolution = Evolution(self._start, self._sigma, self._population_size)
         genotypes = [np.array(observation.candidate.genotype) for observation in self._batch]
         self._evolution.update(genotypes, self._fitness_of_batch())
+        self.num_updates += 1
         self._batch = []
 
     def _fitness_of_batch(self) -> FloatArray:

@@ -13,15 +13,20 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, Problem
 from configs.evaluation import Objective
 from configs.schema import JobConfig
 from configs.scorers import ScorerSpec
+
+if TYPE_CHECKING:
+    from workers.ray_jobs import JobClient
 
 JOB_FILE = "job.json"
 """Name of the job in the directory that is sent."""
@@ -111,6 +116,34 @@ def stage(job: JobConfig, directory: Path) -> JobConfig:
     text = json.dumps(sent.model_dump(mode="json"), indent=1, allow_nan=False)
     (directory / JOB_FILE).write_text(text, encoding="utf-8")
     return sent
+
+
+def submit(
+    job: JobConfig, client: "JobClient", *, python: str, environment: Mapping[str, str]
+) -> str:
+    """Send a job to a cluster and start its search there; returns the id of that launch.
+
+    Args:
+        job: With absolute paths, as ``load_job`` gives it.
+        client: Of the cluster.
+        python: Python there, by name or path.
+        environment: Variables of the search and its workers.
+
+    Raises:
+        ConfigError: The files that it names are too large to be sent.
+        ClusterError: The cluster does not take it.
+    """
+    job_id = new_job_id(job.name)
+    with tempfile.TemporaryDirectory(prefix="mergefront-") as directory:
+        stage(job, Path(directory))
+        client.submit(
+            job_id,
+            entrypoint(python),
+            Path(directory),
+            metadata={"search": job.name, "archive": job.archive},
+            environment=environment,
+        )
+    return job_id
 
 
 def entrypoint(python: str) -> str:

@@ -65,7 +65,20 @@ def choose(
     if not prefer and not floors and not knee and (chosen := archive.choice()) is not None:
         return Choice(archive.candidate(chosen), split, "the choice of the search")
     rows = ranked(archive, prefer=prefer, floors=floors, knee=knee)
+    return choice_from(archive, rows, prefer=prefer, floors=floors, knee=knee)
+
+
+def choice_from(
+    archive: "Archive",
+    rows: Sequence[ScoredCandidate],
+    *,
+    prefer: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+    knee: bool = False,
+) -> Choice:
+    """Return the first of what :func:`ranked` gave for the same wish, with the rule in words."""
     best = rows[0]
+    split: SplitName = "select" if archive.scores("select") else "search"
     if best.posterior is not None:
         is_held_out = best.candidate.index in archive.scores("select")
         split = "select" if is_held_out else "search"
@@ -79,17 +92,19 @@ def ranked(
     prefer: Mapping[str, float] | None = None,
     floors: Mapping[str, float] | None = None,
     knee: bool = False,
+    believed: Sequence[ScoredCandidate] | None = None,
 ) -> list[ScoredCandidate]:
     """Return what meets the floors, what is wanted most first, ``mean`` by the preference.
 
     With ``knee`` the first is the knee of the front, and the others follow by the mean.
+    ``believed`` is what ``optimizer.belief.believed_candidates`` gives, where that is known.
 
     Raises:
         ConfigError: Unknown objective, or floors that nothing satisfies.
         ArchiveError: Nothing was scored yet.
     """
     preference = _checked(archive, prefer or {}, floors or {}, knee=knee)
-    rows, split = _believed(archive)
+    rows, split = _believed(archive, believed)
     meeting = [row for row in rows if meets(row, floors or {})]
     if not meeting:
         raise _unreachable(rows, floors or {}, split)
@@ -102,9 +117,11 @@ def ranked(
     return weighed
 
 
-def _believed(archive: "Archive") -> tuple[list[ScoredCandidate], SplitName]:
+def _believed(
+    archive: "Archive", believed: Sequence[ScoredCandidate] | None
+) -> tuple[list[ScoredCandidate], SplitName]:
     """Return the rows to choose from, and the split of their raw scores."""
-    rows = believed_candidates(archive)
+    rows = believed_candidates(archive) if believed is None else list(believed)
     split: SplitName = "search"
     if archive.scores("select") and all(row.posterior is None for row in rows):
         rows, split = scored_candidates(archive, "select"), "select"

@@ -1,0 +1,45 @@
+"""How far CMA-ES has narrowed, from the record: its step size and the shape of its distribution.
+
+A strategy's state is a function of what it was told (D4), so it is told again.
+"""
+
+from dataclasses import dataclass
+
+from optimizer.archive import Archive
+from optimizer.cma_strategy import ORIGIN as CMA
+from optimizer.cma_strategy import CmaStrategy
+from optimizer.recorded_space import recorded_space
+from optimizer.surrogate_strategy import ORIGIN as SURROGATE
+
+_ORIGINS = {"cma": CMA, "surrogate_cma": SURROGATE}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The distribution after an update.
+
+    Attributes:
+        candidate: Whose outcome completed the population.
+        sigma: Overall step size, in units of the genotype.
+        axis_ratio: Longest axis of the distribution over its shortest, >= 1.
+    """
+
+    candidate: int
+    sigma: float
+    axis_ratio: float
+
+
+def convergence_of(archive: Archive) -> list[Spread]:
+    """Return the distribution after each of its updates; empty for strategies without CMA-ES."""
+    origin = _ORIGINS.get(archive.job.search.strategy)
+    if origin is None or not archive.candidates():
+        return []
+    strategy = CmaStrategy(archive.job, recorded_space(archive), origin=origin)
+    found: list[Spread] = []
+    updates = 0
+    for seen in [*archive.seeds(), *archive.observations()]:
+        strategy.tell(seen)
+        if strategy.num_updates > updates:
+            updates = strategy.num_updates
+            found.append(Spread(seen.candidate.index, strategy.sigma, strategy.axis_ratio))
+    return found

@@ -1,0 +1,78 @@
+"""The front as somebody wishes to see it: by a preference, above floors, from its knee.
+
+What the command ``front`` prints and the service answers; the rules are those of
+``optimizer.select``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError, Problem
+from configs.evaluation import SplitName
+from optimizer.front_view import ScoredCandidate, front_of, scored_candidates
+
+if TYPE_CHECKING:
+    from optimizer.archive import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class FrontWish:
+    """What a front is asked for.
+
+    Attributes:
+        prefer: Objective -> weight of the mean that is maximized; None is the job's preference.
+        floors: Objective -> smallest acceptable score.
+        knee: Whether the knee comes first.
+        raw: Whether raw search scores rank, and not the posterior.
+    """
+
+    prefer: Mapping[str, float] | None = None
+    floors: Mapping[str, float] | None = None
+    knee: bool = False
+    raw: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the front is asked for."""
+        return not (self.prefer or self.floors or self.knee)
+
+
+def wished_front(
+    archive: "Archive",
+    split: SplitName,
+    wish: FrontWish,
+    believed: Sequence[ScoredCandidate] | None = None,
+) -> tuple[list[ScoredCandidate], str | None]:
+    """Return the front, and the rule by which its first row is the first where one was given.
+
+    Args:
+        archive: The record of the search.
+        split: Whose scores.
+        wish: What is asked for.
+        believed: What ``optimizer.belief.believed_candidates`` gives, where that is known already.
+
+    Raises:
+        ConfigError: The wish makes no sense, or nothing meets its floors.
+        ArchiveError: Something is wished for, and nothing was scored yet.
+    """
+    from optimizer.belief import believed_candidates  # noqa: PLC0415 - the surrogate
+    from optimizer.select import choice_from, ranked  # noqa: PLC0415 - the surrogate
+
+    is_raw = wish.raw or split != "search"
+    if not wish.is_plain and is_raw:
+        flag = "--raw" if wish.raw else "--split"
+        message = "leave it out with --prefer, --at-least and --knee: they go by the posterior"
+        raise ConfigError("the command line cannot be read", [Problem(flag, message)])
+    if wish.is_plain:
+        if is_raw:
+            return front_of(scored_candidates(archive, split)), None
+        return front_of(believed_candidates(archive) if believed is None else believed), None
+    wanted = ranked(
+        archive, prefer=wish.prefer, floors=wish.floors, knee=wish.knee, believed=believed
+    )
+    choice = choice_from(archive, wanted, prefer=wish.prefer, floors=wish.floors, knee=wish.knee)
+    rows = front_of(wanted)
+    first = [row for row in rows if row.candidate.index == choice.candidate.index]
+    others = [row for row in rows if row.candidate.index != choice.candidate.index]
+    return [*first, *others], choice.rule

@@ -1,0 +1,116 @@
+"""What is believed of the merges of archives, computed beside the requests that show it.
+
+A posterior takes seconds where much was scored, and a search that runs records something every few
+of them. So requests get what was computed last, and the next one is computed in one thread, at most
+for a fraction of the time: the searches beside it want the cores.
+"""
+
+import logging
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from optimizer.archive_reader import ArchiveCounters
+from optimizer.belief import believed_candidates
+from optimizer.front_view import ScoredCandidate, scored_candidates
+from optimizer.service.result_models import Belief
+from optimizer.service.searches import OpenArchive
+
+LOGGER = logging.getLogger(__name__)
+
+_SHARE = 0.2
+"""Of the time, at most, beliefs of one archive are computed."""
+
+
+@dataclass(slots=True)
+class _Known:
+    counters: ArchiveCounters | None = None
+    rows: list[ScoredCandidate] = field(default_factory=list)
+    took_s: float = 0.0
+    ended_s: float = 0.0
+    is_computing: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Beliefs:
+    """Keeps the last belief of every open archive."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[OpenArchive, _Known] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="belief")
+
+    def rows(
+        self, opened: OpenArchive, *, fresh: bool = False
+    ) -> tuple[list[ScoredCandidate], Belief]:
+        """Return all scored candidates with what is believed of them.
+
+        Args:
+            opened: The archive.
+            fresh: Wait until it is that of all that is recorded.
+        """
+        known = self._of(opened)
+        now = opened.archive.counters()
+        if fresh and known.counters != now:
+            self._compute(opened, known)
+        elif known.counters != now:
+            self._start(opened, known)
+        with self._lock:
+            counters, rows = known.counters, known.rows
+        if counters is None or all(row.posterior is None for row in rows):
+            raw, belief = self.raw(opened)
+            # Where too little was scored for a posterior, there is nothing to wait for.
+            is_pending = bool(raw) and counters != now
+            return raw, Belief(state="pending", outcomes=now.outcomes) if is_pending else belief
+        return rows, Belief(
+            state="current" if counters == now else "stale", outcomes=counters.outcomes
+        )
+
+    def raw(self, opened: OpenArchive) -> tuple[list[ScoredCandidate], Belief]:
+        """Return all scored candidates, going by their raw scores."""
+        rows = opened.kept("raw rows", lambda archive: scored_candidates(archive, "search"))
+        return rows, Belief(state="raw", outcomes=opened.archive.counters().outcomes)
+
+    def close(self) -> None:
+        """Begin nothing further."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _of(self, opened: OpenArchive) -> _Known:
+        with self._lock:
+            return self._known.setdefault(opened, _Known())
+
+    def _start(self, opened: OpenArchive, known: _Known) -> None:
+        with self._lock:
+            pause_s = known.took_s * (1 / _SHARE - 1)
+            if known.is_computing or time.monotonic() < known.ended_s + pause_s:
+                return
+            known.is_computing = True
+        # Not closed meanwhile.
+        opened.hold()
+        try:
+            self._thread.submit(self._finish, opened, known)
+        except RuntimeError:  # the service ends
+            opened.release()
+
+    def _finish(self, opened: OpenArchive, known: _Known) -> None:
+        try:
+            self._compute(opened, known)
+        except Exception:
+            LOGGER.exception("the posterior of %s cannot be computed", opened.archive.place)
+        finally:
+            known.is_computing = False
+            opened.release()
+
+    def _compute(self, opened: OpenArchive, known: _Known) -> None:
+        with known.lock:
+            counters = opened.archive.counters()
+            if known.counters == counters:
+                return
+            began = time.monotonic()
+            rows = believed_candidates(opened.archive)
+            with self._lock:
+                known.counters, known.rows = counters, rows
+                known.ended_s = time.monotonic()
+                known.took_s = known.ended_s - began

@@ -1,0 +1,167 @@
+"""Processes that the service starts, and finds again after it was killed itself.
+
+All that is known of one is in files beside what it works on (``optimizer.service.detached``): the
+service holds no handle, and is no parent.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optimizer
+from optimizer.service import detached
+from optimizer.service.errors import ConflictError
+
+_START_S, _KILL_S = 60.0, 5.0
+_LAST_BYTES = 20_000
+KILLED = -9
+
+
+class DetachedProcess:
+    """The process that works, or worked last, on what a directory is of.
+
+    Args:
+        directory: Where its record is; made when one is started.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def start(self, command: Sequence[str]) -> None:
+        """Start a command in the directory, in a session of its own, and return.
+
+        Raises:
+            ConflictError: One is running already, or it cannot be started.
+        """
+        if self.is_alive:
+            raise ConflictError(f"a process is at work there already ({self.pid})")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # Not with -m: it need not wait for the imports of a package.
+        starter = [sys.executable, "-I", str(detached.__file__), str(self.directory)]
+        done = subprocess.run(
+            [*starter, *command],
+            cwd=self.directory,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_S,
+            check=False,
+        )
+        if done.returncode:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise ConflictError(f"the process cannot be started: {' '.join(reason) or 'it ended'}")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is at work."""
+        record = self._record()
+        return any(_is_same(record.get(name)) for name in ("supervisor", "process"))
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process that works, or worked last."""
+        record = self._record()
+        known = record.get("process") or record.get("supervisor")
+        return int(known["pid"]) if isinstance(known, Mapping) else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it works, where there was none, and where nobody knows."""
+        code = read_record(self.directory / detached.ENDED).get("exit_code")
+        return int(code) if isinstance(code, int) and not self.is_alive else None
+
+    @property
+    def was_started(self) -> bool:
+        """Whether there ever was one."""
+        return bool(self._record())
+
+    @property
+    def started_at(self) -> str | None:
+        """When it was started: UTC, ISO-8601."""
+        found = self._record().get("started_at")
+        if not isinstance(found, int | float):
+            return None
+        return datetime.fromtimestamp(found, UTC).isoformat(timespec="seconds")
+
+    @property
+    def log(self) -> Path:
+        """The file with what it printed."""
+        return self.directory / detached.LOG
+
+    def error(self) -> str | None:
+        """Return the last error that it printed."""
+        _, found, message = f"\n{self.last_output()}".rpartition("\nerror: ")
+        return message.strip() if found else None
+
+    def last_output(self) -> str:
+        """Return the end of what it printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - _LAST_BYTES))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM: a search finishes what is under way."""
+        record = self._record()
+        for name in ("supervisor", "process"):
+            if _is_same(record.get(name)):
+                with suppress(ProcessLookupError):
+                    os.kill(int(record[name]["pid"]), signal.SIGTERM)
+                return
+
+    def kill(self) -> None:
+        """End it and all that it started in its session, at once."""
+        if not self.is_alive:
+            return
+        record = self._record()
+        for name, send in (("supervisor", os.killpg), ("process", os.kill)):
+            if _is_same(record.get(name)):
+                with suppress(ProcessLookupError):
+                    send(int(record[name]["pid"]), signal.SIGKILL)
+        end = time.monotonic() + _KILL_S
+        while any(map(_is_same, record.values())) and time.monotonic() < end:
+            time.sleep(0.01)
+        detached.write_whole(self.directory / detached.ENDED, {"exit_code": KILLED})
+
+    def _record(self) -> dict[str, Any]:
+        return read_record(self.directory / detached.PROCESS)
+
+
+def command_line(*arguments: str | Path) -> list[str]:
+    """Return the command ``mergefront`` with arguments, of this installation."""
+    # -P: what lies in the working directory is no module.
+    return [sys.executable, "-P", "-m", "optimizer.cli", *map(str, arguments)]
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of processes that run this very code."""
+    home = str(Path(str(optimizer.__file__)).parents[1])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _is_same(known: object) -> bool:
+    """Whether a recorded process is still there, and not another of the same number."""
+    if not isinstance(known, Mapping) or not isinstance(known.get("pid"), int):
+        return False
+    return detached.identity(known["pid"]) == dict(known)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a mapping from a JSON file; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

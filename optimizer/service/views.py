@@ -1,0 +1,245 @@
+"""Searches as summaries: what lists, live views and the page of one search begin with."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from configs.errors import ArchiveError, ArchiveNotFoundError, MergefrontError
+from configs.job_yaml import read_yaml
+from configs.load import job_of
+from configs.schema import JobConfig
+from optimizer.archive import Archive
+from optimizer.convergence import convergence_of
+from optimizer.progress import progress_of
+from optimizer.service.models import (
+    Cost,
+    Evaluations,
+    SearchStatus,
+    SearchSummary,
+    State,
+    WorkerActivity,
+)
+from optimizer.service.result_models import Convergence, Progress
+from optimizer.service.runner import Runner
+from optimizer.service.searches import OpenArchive, Searches, SearchFiles
+from optimizer.spending import spending_of
+from optimizer.status import archived_verdict, search_record
+
+
+@dataclass(frozen=True, slots=True)
+class SearchViews:
+    """Says how searches are.
+
+    Attributes:
+        searches: Where they are found.
+        runner: Who starts and stops them.
+    """
+
+    searches: Searches
+    runner: Runner
+    _jobs: dict[Path, tuple[int, JobConfig | None]] = field(default_factory=dict)
+
+    def summary(self, files: SearchFiles) -> SearchSummary:
+        """Return the summary of a search, whatever is there of it."""
+        try:
+            with self.searches.reading(files) as opened:
+                return SearchSummary(**self._of_archive(files, opened))
+        except ArchiveNotFoundError:
+            return SearchSummary(**self._without_archive(files))
+        except ArchiveError as error:
+            return SearchSummary(**self._unreadable(files, error))
+
+    def status(self, files: SearchFiles) -> SearchStatus:
+        """Return all that is known of a search as a whole."""
+        try:
+            with self.searches.reading(files) as opened:
+                return SearchStatus(
+                    **self._of_archive(files, opened),
+                    **opened.kept("status", _details),
+                    **self._running(files),
+                )
+        except ArchiveNotFoundError:
+            found = self._without_archive(files)
+        except ArchiveError as error:
+            found = self._unreadable(files, error)
+        nothing: dict[str, Any] = {
+            "job": None,
+            "preference": {},
+            "stopped": {},
+            "validated": {},
+            "failed": {},
+            "workers": [],
+            "cost": None,
+            "verdict": None,
+        }
+        return SearchStatus(**found, **nothing, **self._running(files))
+
+    def _running(self, files: SearchFiles) -> dict[str, Any]:
+        try:
+            text: str | None = files.submitted.read_text(encoding="utf-8")
+        except OSError:
+            text = None
+        return {
+            "submitted_job": text,
+            "runner": self.runner.where(files),
+            "pid": self.runner.process(files).pid,
+            "cluster_job": self.runner.cluster_job(files),
+        }
+
+    def _of_archive(self, files: SearchFiles, opened: OpenArchive) -> dict[str, Any]:
+        archive = opened.archive
+        record = search_record(archive)
+        state = self.runner.state(files, cast("State", record["state"]))
+        budget = self._budget(files, archive)
+        counts = record["evaluations"]
+        recorded, elapsed_s = int(counts["recorded"]), float(record["elapsed_s"])
+        eta_s = None
+        if state == "running" and recorded and elapsed_s:
+            eta_s = max(0, budget - recorded) * elapsed_s / recorded
+        return {
+            "id": files.key,
+            "name": archive.job.name,
+            "state": state,
+            "advice": _advice(state),
+            "error": self.runner.error(files) if state == "failed" else None,
+            "archive": self._relative(files),
+            "created_at": archive.created_at,
+            "objectives": list(archive.job.objectives),
+            "checkpoints": list(archive.job.models.checkpoints),
+            "evaluations": Evaluations(
+                recorded=recorded, in_flight=counts["in flight or lost"], budget=budget
+            ),
+            "failures": sum(record["failures"].values()),
+            "elapsed_s": elapsed_s,
+            "eta_s": eta_s,
+            "choice": record["choice"],
+            "revision": opened.revision,
+        }
+
+    def _without_archive(self, files: SearchFiles) -> dict[str, Any]:
+        state = self.runner.state(files, None)
+        job = self._stored_job(files)
+        return {
+            "id": files.key,
+            "name": files.key if job is None else job.name,
+            "state": state,
+            "advice": _advice(state),
+            "error": self.runner.error(files) if state == "failed" else None,
+            "archive": self._relative(files),
+            "created_at": None,
+            "objectives": [] if job is None else list(job.objectives),
+            "checkpoints": [] if job is None else list(job.models.checkpoints),
+            "evaluations": Evaluations(
+                recorded=0, in_flight=0, budget=0 if job is None else job.budget.evaluations
+            ),
+            "failures": 0,
+            "elapsed_s": 0.0,
+            "eta_s": None,
+            "choice": None,
+            "revision": "0",
+        }
+
+    def _unreadable(self, files: SearchFiles, error: ArchiveError) -> dict[str, Any]:
+        found = self._without_archive(files)
+        return {**found, "state": "unknown", "advice": _advice("unknown"), "error": error.message}
+
+    def _budget(self, files: SearchFiles, archive: Archive) -> int:
+        """Return the evaluations of the job as it runs: they may have changed on a resume."""
+        job = self._stored_job(files)
+        return (archive.job if job is None else job).budget.evaluations
+
+    def _stored_job(self, files: SearchFiles) -> JobConfig | None:
+        """Return the job of a search as it runs; None where this service never started it."""
+        try:
+            changed = files.job.stat().st_mtime_ns
+        except OSError:
+            return None
+        known = self._jobs.get(files.job)
+        if known is None or known[0] != changed:
+            try:
+                known = (changed, job_of(read_yaml(files.job)[0]))
+            except MergefrontError:
+                known = (changed, None)
+            self._jobs[files.job] = known  # YAML takes long where somebody watches
+        return known[1]
+
+    def _relative(self, files: SearchFiles) -> str:
+        return str(files.archive.relative_to(self.searches.directory))
+
+
+def progress_answer(archive: Archive) -> Progress:
+    """Return the course of a search as columns."""
+    points = progress_of(archive)
+    ended = {
+        outcome.key.candidate: outcome.finished_at for outcome in archive.outcomes("search")
+    } | {index: stop.stopped_at for index, stop in archive.stops().items()}
+    return Progress(
+        candidate=[point.candidate for point in points],
+        evaluations=[point.evaluations for point in points],
+        items=[point.items for point in points],
+        model_s=[point.model_s for point in points],
+        volume=[point.volume for point in points],
+        finished_at=[ended.get(point.candidate) for point in points],
+    )
+
+
+def convergence_answer(archive: Archive) -> Convergence:
+    """Return how CMA-ES narrowed as columns."""
+    found = convergence_of(archive)
+    return Convergence(
+        candidate=[spread.candidate for spread in found],
+        sigma=[spread.sigma for spread in found],
+        axis_ratio=[spread.axis_ratio for spread in found],
+    )
+
+
+def _details(archive: Archive) -> dict[str, Any]:
+    record, spending = search_record(archive), spending_of(archive)
+    return {
+        "job": archive.job.model_dump(mode="json"),
+        "preference": archive.job.preference,
+        "stopped": record["stopped"],
+        "validated": record["validated"],
+        "failed": record["failures"],
+        "workers": _workers(archive),
+        "cost": Cost(
+            items=spending.total_items,
+            model_s=sum(spending.model_s.values()),
+            worker_s=spending.worker_s,
+            gpu_hours=spending.worker_s * archive.job.workers.gpus / 3600,
+        ),
+        "verdict": archived_verdict(archive),
+    }
+
+
+def _workers(archive: Archive) -> list[WorkerActivity]:
+    evaluations, failures, busy_s = Counter[str](), Counter[str](), Counter[str]()
+    last: dict[str, str] = {}
+    for outcome in archive.evaluations():
+        evaluations[outcome.worker] += 1
+        failures[outcome.worker] += outcome.scores is None
+        busy_s[outcome.worker] += sum(outcome.seconds.values())  # type: ignore[assignment]
+        last[outcome.worker] = outcome.finished_at
+    return [
+        WorkerActivity(
+            name=name,
+            evaluations=evaluations[name],
+            failures=failures[name],
+            busy_s=busy_s[name],
+            last_finished_at=last[name],
+        )
+        for name in sorted(evaluations)
+    ]
+
+
+def _advice(state: State) -> str:
+    return {
+        "starting": "its checkpoints and tasks are being checked",
+        "running": "it is under way",
+        "stopping": "it finishes what is under way",
+        "interrupted": "it can be resumed",
+        "finished": "its choice can be exported; with a larger budget it goes on",
+        "failed": "mend what its error says, and resume it",
+        "unknown": "its archive or cluster cannot be read now",
+    }[state]

@@ -1,0 +1,80 @@
+"""Services for tests: the application behind a real uvicorn, and the whole command."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+ROOT = Path(__file__).parents[2]
+_LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application in a thread of this process; yields its URL."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(64)
+    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
+class ServeCommand:
+    """``mergefront serve`` in a process of its own.
+
+    Attributes:
+        url: Where it answers.
+        token: What it printed.
+    """
+
+    def __init__(self, archives: Path, state: Path, *options: str) -> None:
+        self._command = [
+            *(sys.executable, "-m", "optimizer.cli", "serve", "--archive-dir", str(archives)),
+            *("--port", "0", *options),
+        ]
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state)}
+        self._said = state.with_suffix(".log")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait for the link that it prints."""
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stderr=said, start_new_session=True
+            )
+        while (found := _LINK.search(self._said.read_text())) is None:
+            assert self._process.poll() is None, self._said.read_text()
+            time.sleep(0.05)
+        self.url, self.token = found[1], found[2]
+
+    def kill(self) -> None:
+        """Kill it with all that is in its process group, as kill -9 does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def end(self) -> int:
+        """Ask it to end; returns its exit code."""
+        self._process.terminate()
+        return self._process.wait(timeout=30)
