@@ -2,12 +2,12 @@
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
 ``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
-logs, stop, list), ``optimizer.cli_read`` (what only reads an archive) and ``optimizer.cli_archive``
-(its upkeep); the arguments that several commands take are in ``optimizer.cli_options``, those of
-clusters in ``optimizer.cli_cluster``, how commands end in ``optimizer.cli_guard``. What they do is
-imported inside the commands, so that ``mergefront --help`` needs neither torch nor
-Ray. Results go to standard output, progress, logs and errors to standard error; the exit codes are
-those of ``configs.errors``.
+logs, stop, list), ``optimizer.cli_read`` and ``optimizer.cli_report`` (what only reads an archive)
+and ``optimizer.cli_archive`` (its upkeep); the arguments that several commands take are in
+``optimizer.cli_options``, those of clusters in ``optimizer.cli_cluster``, how commands end in
+``optimizer.cli_guard``. What they do is imported inside the commands, so that ``mergefront --help``
+needs neither torch nor Ray. Results go to standard output, progress, logs and errors to standard
+error; the exit codes are those of ``configs.errors``.
 """
 
 from pathlib import Path
@@ -223,11 +223,24 @@ def plot(
 
 
 @_command
-def report(archive: ArchivePlace, as_json: AsJson = False) -> None:
-    """Print the chosen merge, the baselines, and whether it won."""
-    from optimizer import cli_read
+def report(
+    *,
+    archive: ArchivePlace,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")
+    ] = None,
+    md: Annotated[
+        Path | None, typer.Option("--md", metavar="FILE.md", help="Write Markdown for a wiki.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="DIR", help="Write the figures as pictures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print or write the chosen merge, the baselines, and whether it won."""
+    from optimizer import cli_report
 
-    cli_read.report(archive, as_json=as_json)
+    cli_report.report(archive, html=out, markdown=md, png=png, as_json=as_json)
 
 
 @_command

@@ -15,6 +15,7 @@ from configs.errors import ConfigError, Problem
 from configs.schema import DtypeName
 from optimizer.archive import Archive
 from optimizer.cli_read import print_json
+from optimizer.source_cards import licence_of
 
 if TYPE_CHECKING:
     from optimizer.rescore import OtherDtype
@@ -38,6 +39,7 @@ def export(
 ) -> None:
     """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
     from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
+    from optimizer.model_card import merged_cards  # noqa: PLC0415 - heavy
     from optimizer.rescore import rescored_record  # noqa: PLC0415 - heavy
     from optimizer.select import choose  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
@@ -61,6 +63,9 @@ def export(
             )
         other = None if wanted is None else _other_dtype(archive, choice, wanted, score=score)
         done = write_export(archive, choice, out, other=other, max_shard_bytes=max_shard_bytes)
+        licence = licence_of(merged_cards(archive, choice.candidate.recipe))
+    if licence.warning:
+        _note(licence.warning)
     if as_json:
         print_json(
             {
