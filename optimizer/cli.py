@@ -1,13 +1,14 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
 What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
-logs, stop, list), ``optimizer.cli_read`` and ``optimizer.cli_report`` (what only reads an archive)
-and ``optimizer.cli_archive`` (its upkeep); the arguments that several commands take are in
-``optimizer.cli_options``, those of clusters in ``optimizer.cli_cluster``, how commands end in
-``optimizer.cli_guard``. What they do is imported inside the commands, so that ``mergefront --help``
-needs neither torch nor Ray. Results go to standard output, progress, logs and errors to standard
-error; the exit codes are those of ``configs.errors``.
+``optimizer.cli_export``, ``optimizer.cli_push``, ``optimizer.cli_merge`` (merge, recipe),
+``optimizer.cli_launch`` (launch, logs, stop, list), ``optimizer.cli_read`` and
+``optimizer.cli_report`` (what only reads an archive) and ``optimizer.cli_archive`` (its upkeep);
+the arguments that several commands take are in ``optimizer.cli_options``, those of clusters in
+``optimizer.cli_cluster``, how commands end in ``optimizer.cli_guard``. What they do is imported
+inside the commands, so that ``mergefront --help`` needs neither torch nor Ray. Results go to
+standard output, progress, logs and errors to standard error; the exit codes are those of
+``configs.errors``.
 """
 
 from pathlib import Path
@@ -256,6 +257,12 @@ def export(
     score: Annotated[
         bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Score it with stock lm-eval and compare; exit 1 if unequal."
+        ),
+    ] = False,
     max_shard_size: ShardSize = "5GB",
     as_json: AsJson = False,
 ) -> None:
@@ -271,7 +278,45 @@ def export(
         recipe_id=recipe_id,
         dtype=dtype,
         score=score,
+        verify=verify,
         max_shard_size=max_shard_size,
+        as_json=as_json,
+    )
+
+
+@_command
+def push(
+    *,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported merge.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME, or NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see it; default: private.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch, made where it is missing.")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Message of the commit.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, print the files, and send nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an exported merge to the Hugging Face hub, private unless told."""
+    from optimizer import cli_push
+
+    cli_push.push(
+        directory,
+        repo_id,
+        public=public,
+        revision=revision,
+        message=message,
+        create_pr=create_pr,
+        dry_run=dry_run,
         as_json=as_json,
     )
 

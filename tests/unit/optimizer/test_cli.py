@@ -16,7 +16,7 @@ from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
     "check", "noise", "run", "resume", "rival", "launch", "status", "logs", "stop", "list", "front",
-    "plot", "report", "export", "merge", "recipe", "archive",
+    "plot", "report", "export", "push", "merge", "recipe", "archive",
 )  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
