@@ -15,8 +15,8 @@ from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
-    "check", "noise", "run", "resume", "rival", "launch", "status", "logs", "stop", "list", "front",
-    "plot", "report", "export", "push", "merge", "recipe", "archive",
+    "init", "doctor", "check", "noise", "run", "resume", "rival", "launch", "status", "logs",
+    "stop", "list", "front", "plot", "report", "export", "push", "merge", "recipe", "archive",
 )  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
