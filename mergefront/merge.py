@@ -10,13 +10,12 @@ from evaluators.scores import Scores
 from mergefront.shown import table_html, table_text
 from optimizer.archive import Archive
 from optimizer.front_view import format_score, gene_table
-from optimizer.report import recipe_table
-from optimizer.select import Choice
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from evaluators.evaluator import LiveModel
+    from optimizer.select import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Merge:
     scores: dict[SplitName, Scores] = field(repr=False)
 
     @classmethod
-    def of(cls, archive: Archive, choice: Choice) -> "Merge":
+    def of(cls, archive: Archive, choice: "Choice") -> "Merge":
         """Read a chosen candidate from an open archive."""
         index = choice.candidate.index
         recorded = {split: archive.scores(split).get(index) for split in SPLITS}
@@ -75,6 +74,8 @@ class Merge:
         return f"Merge {self.recipe_id[:10]} ({self.origin}): {self.rule}"
 
     def _genes(self) -> "Table":
+        from optimizer.report import recipe_table  # noqa: PLC0415 - the strategies
+
         return recipe_table(self.recipe)
 
     def _scores_table(self) -> "Table":
@@ -136,6 +137,7 @@ def export(merge: Merge, directory: str | Path) -> Path:
         CheckpointError: It cannot be written, or what is written is not what was scored.
     """
     from optimizer.export import export as write_export  # noqa: PLC0415 - torch
+    from optimizer.select import Choice  # noqa: PLC0415 - the surrogate
 
     with Archive.open(merge.place) as archive:
         candidate = archive.candidate(merge.candidate)

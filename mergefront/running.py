@@ -3,24 +3,25 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, Problem
 from configs.load import job_of
 from configs.schema import JobConfig
 from mergefront.search import Search
 from optimizer.archive import Archive
-from optimizer.cli_running import may_change, watchers
-from optimizer.driver import run_search
 from optimizer.events import Event, Finished
-from optimizer.preflight import Prepared, prepare
-from workers.pool import LocalPool, WorkerPool
+
+if TYPE_CHECKING:
+    from optimizer.preflight import Prepared
+    from workers.pool import WorkerPool
 
 logger = logging.getLogger("mergefront")
 
 OnOutcome = Callable[[Finished], None]
 
 
-def check(job: JobConfig, *, headers_only: bool = False) -> Prepared:
+def check(job: JobConfig, *, headers_only: bool = False) -> "Prepared":
     """Find everything that is wrong with a job, evaluating nothing.
 
     Args:
@@ -33,6 +34,8 @@ def check(job: JobConfig, *, headers_only: bool = False) -> Prepared:
     Raises:
         MergefrontError: All that was found, at once.
     """
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
     return prepare(job, headers_only=headers_only)
 
 
@@ -50,6 +53,8 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     Raises:
         MergefrontError: The job cannot work, or too many candidates failed.
     """
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
     prepared = prepare(job)
     archive = Archive.create(
         job.archive,
@@ -80,6 +85,9 @@ def resume(
         ConfigError: An override changes what is searched.
         MergefrontError: The search cannot go on here.
     """
+    from optimizer.cli_running import may_change  # noqa: PLC0415 - torch
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
     changes = overrides or {}
     if problems := [
         Problem(key, "cannot change on resume") for key in changes if not may_change(key)
@@ -96,9 +104,12 @@ def resume(
 
 
 def _search(
-    archive: Archive, prepared: Prepared, on_outcome: OnOutcome | None, in_process: bool
+    archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
 ) -> Search:
     """Run the search of an archive, and close it."""
+    from optimizer.cli_running import watchers  # noqa: PLC0415 - torch
+    from optimizer.driver import run_search  # noqa: PLC0415 - torch
+
     job = prepared.job
     for warning in prepared.warnings:
         logger.warning("%s", warning)
@@ -117,11 +128,13 @@ def _search(
     return Search(archive.place)
 
 
-def _pool(prepared: Prepared, in_process: bool) -> WorkerPool:
+def _pool(prepared: "Prepared", in_process: bool) -> "WorkerPool":
     from workers.job import JobRunner, WorkerSpec  # noqa: PLC0415 - heavy
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
     if in_process:
+        from workers.pool import LocalPool  # noqa: PLC0415 - with what it runs
+
         return LocalPool(JobRunner(spec, "here"))
     from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
 

@@ -1,6 +1,5 @@
 """A recorded search: its candidates as tables, its front, its report, and the choice from it."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,15 @@ from optimizer.front_view import (
     ScoredCandidate,
     front_of,
     front_table,
-    rows_csv,
+    rows_table,
     scored_candidates,
 )
-from optimizer.report import Report as GatheredReport
-from optimizer.report import render, report_of
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from optimizer.report import Report as GatheredReport
     from optimizer.report_document import Document
 
 
@@ -63,7 +61,7 @@ class Report:
     ``gathered`` has its numbers: the verdict, the choice, baselines, failures.
     """
 
-    gathered: GatheredReport
+    gathered: "GatheredReport"
     document: "Document"
 
     def write(
@@ -81,6 +79,8 @@ class Report:
         return write_report(self.document, html=places[0], markdown=places[1], png=places[2])
 
     def __str__(self) -> str:
+        from optimizer.report import render  # noqa: PLC0415 - the strategies
+
         return table_text(render(self.gathered))
 
     def _repr_html_(self) -> str:
@@ -189,6 +189,7 @@ class Search:
 
     def report(self) -> Report:
         """Return the report: verdict, front, contributions, cost, how to reproduce."""
+        from optimizer.report import report_of  # noqa: PLC0415 - the strategies
         from optimizer.report_sections import document_of  # noqa: PLC0415 - matplotlib
 
         with Archive.open(self._place) as archive:
@@ -237,6 +238,5 @@ def _frame(
 ) -> "pd.DataFrame":
     import pandas as pd  # noqa: PLC0415 - a second to import
 
-    text = io.StringIO(rows_csv(rows, objectives))
-    found = pd.read_csv(text, dtype={"recipe_id": str}, float_precision="round_trip")
-    return found.astype({"is_chosen": bool})
+    header, lines = rows_table(rows, objectives)
+    return pd.DataFrame(lines, columns=header).astype({"is_chosen": bool})
