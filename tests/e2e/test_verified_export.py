@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
+import mergefront as mergefront_api
 from optimizer.archive import Archive
 from optimizer.export import export
 from optimizer.select import choose
 from optimizer.verify_export import verify
-from tests.e2e.conftest import CommandLine
 
 # Stock lm-eval starts in a process of its own for each recipe.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -20,17 +19,10 @@ RECIPES = 10
 @pytest.fixture(scope="module")
 def archive(tiny_job, tmp_path_factory) -> Path:
     """One search for all tests of this file."""
-    directory = tmp_path_factory.mktemp("verified")
-    job = tiny_job(
-        archive=str(directory / "archive.sqlite"),
-        budget={"evaluations": 20},
-        validation={"candidates": 2},
-        workers={"count": 2, "cpus": 0.5, "threads": 1},
-    )
-    path = directory / "job.yaml"
-    path.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-    CommandLine(directory).succeed("run", str(path), timeout_s=900)
-    return directory / "archive.sqlite"
+    place = tmp_path_factory.mktemp("verified") / "archive.sqlite"
+    job = tiny_job(archive=str(place), budget={"evaluations": 18}, validation={"candidates": 2})
+    mergefront_api.run(job, in_process=True)
+    return place
 
 
 def test_ten_recipes_score_what_the_archive_says(archive, tmp_path):

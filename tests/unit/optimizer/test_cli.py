@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,6 +78,19 @@ def test_help_answers_in_half_a_second():
         subprocess.run(command, capture_output=True, check=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def test_shell_completes_commands():
+    code = "import sys; sys.argv = ['mergefront']; from optimizer.cli import main; main()"
+    typed = {"COMP_WORDS": "mergefront rep", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | typed | {"_MERGEFRONT_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["report"], done.stderr
 
 
 def test_version_is_printed():
