@@ -18,6 +18,7 @@ MergefrontError                    .context: machine-readable fields, all option
 │   ├── ArchiveLockedError         another driver writes this archive
 │   ├── SchemaVersionError         written by another version of mergefront
 │   └── JobChangedError            .problems: what differs from the archived job
+├── HubError                       the Hugging Face hub refuses, or is out of reach  exit 8
 └── SearchError                    the search as a whole cannot go on               exit 7
     └── TooManyFailuresError       the stated share of candidates failed
 
@@ -185,6 +186,12 @@ class JobChangedError(_ProblemsError, ArchiveError):
     """The job file no longer says what the archive was made from."""
 
     exit_code = 4
+
+
+class HubError(MergefrontError):
+    """The Hugging Face hub refuses what was asked of it, or cannot be reached."""
+
+    exit_code = 8
 
 
 class SearchError(MergefrontError):

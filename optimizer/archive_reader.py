@@ -16,6 +16,7 @@ from evaluators.blocks import remaining
 from evaluators.scores import Items, Scores, TaskScores, aggregate
 from optimizer.archive_outcomes import OutcomeReader
 from optimizer.archive_records import RecordedOutcome, blob_to_texts, covered_objectives
+from optimizer.archive_run import RecordedRun
 from optimizer.archive_schema import (
     choices,
     companion_scores,
@@ -62,6 +63,13 @@ class ArchiveReader(OutcomeReader):
         total = select(func.coalesce(func.sum(runs.c.elapsed_s), 0.0))
         with self._transaction() as connection:
             return float(connection.execute(self._of_search(runs, total)).scalar_one())
+
+    def runs(self) -> list[RecordedRun]:
+        """Return the runs of the search in their order: its start, then one per resume."""
+        columns = (runs.c.started_at, runs.c.elapsed_s, runs.c.mergefront_version)
+        query = self._of_search(runs, select(*columns)).order_by(runs.c.run)
+        with self._transaction() as connection:
+            return [RecordedRun(*row) for row in connection.execute(query)]
 
     def pending(self, index: int) -> tuple[int, ...]:
         """Return which candidates were proposed but not told yet when one was proposed.

@@ -29,6 +29,15 @@ class Run:
         return time.monotonic() - self.started
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run as the archive holds it; ``started_at`` is UTC, ISO-8601."""
+
+    started_at: str
+    elapsed_s: float
+    mergefront_version: str
+
+
 def run_row(number: int) -> Row:
     """Return the row of a run of this process that begins now."""
     now = utc_now()

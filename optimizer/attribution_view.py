@@ -30,7 +30,7 @@ def render_attribution(found: Attribution) -> list[RenderableType]:
             )
         )
         return parts
-    return [*parts, _table(found), *(Text(sentence) for sentence in found.sentences)]
+    return [*parts, effects_table(found), *(Text(sentence) for sentence in found.sentences)]
 
 
 def attribution_record(found: Attribution) -> dict[str, object]:
@@ -58,7 +58,8 @@ def attribution_record(found: Attribution) -> dict[str, object]:
     }
 
 
-def _table(found: Attribution) -> Table:
+def effects_table(found: Attribution) -> Table:
+    """Lay out what leaving each thing out changes."""
     table = Table(header_style="bold", pad_edge=False, box=None)
     table.add_column("chosen merge -")
     names = list(found.effects[0].gap.objectives)

@@ -1,13 +1,14 @@
 """The command ``mergefront``: arguments in, one call, exit code out.
 
-What a command does is in ``optimizer.cli_search`` (check, run, resume), ``optimizer.cli_noise``,
-``optimizer.cli_export``, ``optimizer.cli_merge`` (merge, recipe), ``optimizer.cli_launch`` (launch,
-logs, stop, list), ``optimizer.cli_read`` (what only reads an archive) and ``optimizer.cli_archive``
-(its upkeep); the arguments that several commands take are in ``optimizer.cli_options``, those of
-clusters in ``optimizer.cli_cluster``, those of the service in ``optimizer.cli_serve``, how commands
-end in ``optimizer.cli_guard``. What they do is imported inside the commands, so that ``mergefront
---help`` needs neither torch nor Ray. Results go to standard output, progress, logs and errors to
-standard error; the exit codes are those of ``configs.errors``.
+Here are the commands that search, whose work is in ``optimizer.cli_search`` (check, run, resume,
+rival) and ``optimizer.cli_noise``. Those that prepare are in ``optimizer.cli_setup`` (init,
+doctor), those that read and publish results in ``optimizer.cli_results``, those of clusters in
+``optimizer.cli_cluster``, the service in ``optimizer.cli_serve``, and the upkeep of archives in
+``optimizer.cli_archive``; the arguments that several commands take are in
+``optimizer.cli_options``, how commands end in ``optimizer.cli_guard``. What they do is imported
+inside the commands, so that ``mergefront --help`` needs neither torch nor Ray. Results go to
+standard output, progress, logs and errors to standard error; the exit codes are those of
+``configs.errors``.
 """
 
 from pathlib import Path
@@ -15,24 +16,16 @@ from typing import Annotated
 
 import typer
 
-from optimizer import cli_cluster, cli_serve
+from optimizer import cli_cluster, cli_results, cli_serve, cli_setup
 from optimizer.cli_archive import archive_app
 from optimizer.cli_guard import registered_on
 from optimizer.cli_options import (
     ArchivePlace,
     AsJson,
-    AtLeast,
-    Dtype,
     Evaluations,
     JobFile,
-    Knee,
-    ModelPlaces,
     Plain,
-    Prefer,
-    Raw,
-    RecipeId,
     Settings,
-    ShardSize,
     StartFrom,
     read_overrides,
 )
@@ -42,7 +35,6 @@ app = typer.Typer(
     help="Search the merges of fine-tuned checkpoints for the whole Pareto front, and export "
     "the best one as an ordinary Hugging Face checkpoint.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help is there in half the time, and survives a pipe.
     rich_markup_mode=None,
@@ -79,6 +71,9 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+cli_setup.add_commands(app)
 
 
 @_command
@@ -188,134 +183,7 @@ def rival(archive: ArchivePlace, settings: Settings = None, plain: Plain = False
 
 cli_cluster.add_commands(app)
 cli_serve.add_commands(app)
-
-
-@_command
-def front(
-    *,
-    archive: ArchivePlace,
-    split: Annotated[str, typer.Option(help="Whose scores: search, select or report.")] = "search",
-    prefer: Prefer = None,
-    at_least: AtLeast = None,
-    knee: Knee = False,
-    raw: Raw = False,
-    as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-) -> None:
-    """Print the merges that no other merge dominates."""
-    from optimizer import cli_read
-    from optimizer.cli_export import numbers
-    from optimizer.front_choice import FrontWish
-
-    floors = numbers("--at-least", at_least)
-    wish = FrontWish(numbers("--prefer", prefer), floors, knee=knee, raw=raw)
-    cli_read.front(archive, split=split, wish=wish, as_json=as_json, as_csv=as_csv)
-
-
-@_command
-def plot(
-    archive: ArchivePlace,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="FILE.png, FILE.html, or a name for both. [default: beside ARCHIVE]"),
-    ] = None,
-) -> None:
-    """Draw the front and how it grew, as PNG and as one HTML page."""
-    from optimizer import cli_read
-
-    cli_read.plot(archive, out=out)
-
-
-@_command
-def report(archive: ArchivePlace, as_json: AsJson = False) -> None:
-    """Print the chosen merge, the baselines, and whether it won."""
-    from optimizer import cli_read
-
-    cli_read.report(archive, as_json=as_json)
-
-
-@_command
-def export(
-    *,
-    archive: ArchivePlace,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
-    prefer: Prefer = None,
-    at_least: AtLeast = None,
-    knee: Knee = False,
-    recipe_id: RecipeId = None,
-    dtype: Dtype = None,
-    score: Annotated[
-        bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
-    ] = False,
-    max_shard_size: ShardSize = "5GB",
-    as_json: AsJson = False,
-) -> None:
-    """Write the chosen or another merge as a Hugging Face checkpoint."""
-    from optimizer import cli_export
-
-    cli_export.export(
-        archive,
-        out=out,
-        prefer=prefer,
-        at_least=at_least,
-        knee=knee,
-        recipe_id=recipe_id,
-        dtype=dtype,
-        score=score,
-        max_shard_size=max_shard_size,
-        as_json=as_json,
-    )
-
-
-@_command
-def merge(
-    *,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A recipe.json, or a mergekit YAML.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
-    source: ModelPlaces = None,
-    dtype: Dtype = None,
-    max_shard_size: ShardSize = "5GB",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be merged, and write nothing.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Make one merge without a search, of a recipe or mergekit YAML."""
-    from optimizer import cli_merge
-
-    cli_merge.merge(
-        file,
-        out=out,
-        directories=source or [],
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
-
-
-@_command
-def recipe(
-    *,
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="ARCHIVE|FILE", help="An archive, a recipe.json, or a mergekit YAML."
-        ),
-    ],
-    recipe_id: RecipeId = None,
-    source: ModelPlaces = None,
-    form: Annotated[str, typer.Option("--format", help="json or mergekit.")] = "json",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write; default: print it.")
-    ] = None,
-) -> None:
-    """Print a recipe as JSON, or as a mergekit YAML."""
-    from optimizer import cli_merge
-
-    cli_merge.recipe(file, recipe_id=recipe_id, directories=source or [], form=form, out=out)
+cli_results.add_commands(app)
 
 
 if __name__ == "__main__":

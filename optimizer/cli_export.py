@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import typer
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.schema import DtypeName
 from optimizer.archive import Archive
 from optimizer.cli_read import print_json
+from optimizer.source_cards import licence_of
 
 if TYPE_CHECKING:
+    from optimizer.export import Exported
     from optimizer.rescore import OtherDtype
     from optimizer.select import Choice
+    from optimizer.verify_export import Verification
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -33,11 +37,13 @@ def export(
     recipe_id: str | None,
     dtype: str | None,
     score: bool,
+    verify: bool,
     max_shard_size: str,
     as_json: bool,
 ) -> None:
     """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
     from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
+    from optimizer.model_card import merged_cards  # noqa: PLC0415 - heavy
     from optimizer.rescore import rescored_record  # noqa: PLC0415 - heavy
     from optimizer.select import choose  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
@@ -54,6 +60,8 @@ def export(
     refuse_used(out.expanduser().absolute())
     with Archive.open(place) as archive:
         choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
+        if verify and wanted not in (None, choice.candidate.recipe.dtype):
+            raise _wrong("--verify", "compares with recorded scores, so leave --dtype out")
         if choice.split == "search":
             _note(
                 "no merge was scored on held-out items yet, so the scores of the search decide, "
@@ -61,6 +69,10 @@ def export(
             )
         other = None if wanted is None else _other_dtype(archive, choice, wanted, score=score)
         done = write_export(archive, choice, out, other=other, max_shard_bytes=max_shard_bytes)
+        licence = licence_of(merged_cards(archive, choice.candidate.recipe))
+        if licence.warning:
+            _note(licence.warning)
+        checked = _verified(archive, done) if verify else None
     if as_json:
         print_json(
             {
@@ -70,12 +82,29 @@ def export(
                 "rule": choice.rule,
                 "weights_digest": done.weights_digest,
                 "size_bytes": done.size_bytes,
+                "licence_warning": licence.warning or None,
+                **({} if checked is None else {"verification": checked.record()}),
                 **({} if other is None else rescored_record(other)),
             }
         )
     else:
         sys.stderr.write(f"recipe {done.recipe_id[:10]} ({choice.rule})\n")
         sys.stdout.write(f"{done.directory}\n")
+    if checked is not None and not checked.is_equal:
+        raise typer.Exit(1)
+
+
+def _verified(archive: Archive, done: "Exported") -> "Verification":
+    """Score what was written by stock lm-eval, and say on standard error what came of it."""
+    from optimizer.verify_export import verify  # noqa: PLC0415 - torch and lm-eval
+
+    _note(f"scoring {done.directory} with stock lm-eval")
+    found = verify(archive, done.directory)
+    for task in found.left_out:
+        _note(f"left out: {task}, whose metric stock lm-eval does not have")
+    lines = [line for check in found.tasks for line in check.lines]
+    sys.stderr.write("".join(f"{line}\n" for line in [*lines, found.sentence]))
+    return found
 
 
 def _other_dtype(

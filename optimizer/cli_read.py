@@ -1,4 +1,4 @@
-"""The commands that read an archive: status, front, plot and report.
+"""The commands that read an archive: status, front and plot; ``optimizer.cli_report`` has report.
 
 They take no lock and may run beside the search that writes.
 """
@@ -99,15 +99,3 @@ def plot(place: str, *, out: Path | None) -> None:
         written.append(target if suffix == ".html" else target.with_name(f"{target.name}.html"))
         write_html(picture, written[-1])
     sys.stdout.write("".join(f"{file}\n" for file in written))
-
-
-def report(place: str, *, as_json: bool) -> None:
-    """Print the report of a search."""
-    from optimizer.report import render, report_of, report_record  # noqa: PLC0415 - the verdict
-
-    with Archive.open(place) as archive:
-        found = report_of(archive)
-    if as_json:
-        print_json(report_record(found))
-    else:
-        stdout_console().print(render(found))

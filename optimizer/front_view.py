@@ -191,22 +191,34 @@ def row_record(row: ScoredCandidate) -> dict[str, object]:
 
 def rows_csv(rows: Sequence[ScoredCandidate], objectives: Iterable[str]) -> str:
     """Rows as CSV with one line per candidate and one column per number."""
-    names = list(objectives)
+    header, lines = rows_table(rows, objectives)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def rows_table(
+    rows: Sequence[ScoredCandidate], objectives: Iterable[str]
+) -> tuple[list[str], list[list[object]]]:
+    """Rows with one column per number: the columns' names, and a line per candidate.
+
+    Where nothing is believed of a candidate, its posterior is None.
+    """
+    names = list(objectives)
     genes = [] if not rows else _flat_genes(rows[0].candidate.recipe)
-    writer.writerow(
-        [
-            *("candidate", "recipe_id", "origin"),
-            *(f"{name}{suffix}" for name in names for suffix in ("", ".stderr", ".count")),
-            *(f"{name}.posterior{suffix}" for name in names for suffix in ("", "_stderr")),
-            *("mean", "effective_checkpoints", "is_chosen"),
-            *(name for name, _ in genes),
-        ]
-    )
+    header = [
+        *("candidate", "recipe_id", "origin"),
+        *(f"{name}{suffix}" for name in names for suffix in ("", ".stderr", ".count")),
+        *(f"{name}.posterior{suffix}" for name in names for suffix in ("", "_stderr")),
+        *("mean", "effective_checkpoints", "is_chosen"),
+        *(name for name, _ in genes),
+    ]
+    lines: list[list[object]] = []
     for row in rows:
         scores = [row.scores[name] for name in names]
-        writer.writerow(
+        lines.append(
             [
                 *(row.candidate.index, row.candidate.recipe.recipe_id, row.candidate.origin),
                 *(cell for score in scores for cell in (score.value, score.stderr, score.count)),
@@ -215,12 +227,12 @@ def rows_csv(rows: Sequence[ScoredCandidate], objectives: Iterable[str]) -> str:
                 *(value for _, value in _flat_genes(row.candidate.recipe)),
             ]
         )
-    return text.getvalue()
+    return header, lines
 
 
-def _posterior_cells(row: ScoredCandidate, name: str) -> tuple[float | str, float | str]:
+def _posterior_cells(row: ScoredCandidate, name: str) -> tuple[float | None, float | None]:
     if row.posterior is None:
-        return "", ""
+        return None, None
     return row.posterior[name].value, row.posterior[name].stderr
 
 

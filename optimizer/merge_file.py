@@ -9,9 +9,12 @@ from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
 from configs.schema import Merge
 from optimizer.archive_schema import mergefront_version
+from optimizer.card_metadata import card_metadata
 from optimizer.export import RECIPE_FILE, Exported, size_on_disk
-from optimizer.model_card import render_card
+from optimizer.markdown import code_span
+from optimizer.model_card import reference_is_causal, render_card
 from optimizer.recipe_file import RecipeFile
+from optimizer.source_cards import licence_of, read_source_card
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
 from workers.compat import PoolReport, check_compatible
 from workers.methods import get_method
@@ -122,9 +125,25 @@ def _recipe_json(file: RecipeFile, digest: str) -> str:
 
 def _card(file: RecipeFile, digest: str, out_name: str) -> str:
     hub_ids = {text: None for text in file.spelled.values() if not Path(text).expanduser().is_dir()}
+    merged = [
+        c.name
+        for c, row in zip(file.recipe.checkpoints, file.recipe.weights, strict=True)
+        if any(row)
+    ]
+    cards = [
+        read_source_card(source.name, [source.directory])
+        for source in file.sources.everything
+        if source is file.sources.base or source.name in merged
+    ]
     content = {
         "title": out_name,
-        "hub_ids": list(hub_ids),
+        "licence": licence_of(cards),
+        "metadata": card_metadata(
+            model_name=out_name,
+            parents=list(hub_ids),
+            cards=cards,
+            is_causal=reference_is_causal(file.sources.reference.directory),
+        ),
         "recipe": file.recipe,
         "paper": get_method(file.recipe.method).paper,
         "sources": [
@@ -141,7 +160,11 @@ def _card(file: RecipeFile, digest: str, out_name: str) -> str:
 
 def _shown(place: str) -> str:
     """Return a hub id; of a local directory only its name is told."""
-    return f"directory `{Path(place).name}`" if Path(place).expanduser().is_dir() else f"`{place}`"
+    return (
+        f"directory {code_span(Path(place).name)}"
+        if Path(place).expanduser().is_dir()
+        else code_span(place)
+    )
 
 
 def recipe_rows(recipe: MergeRecipe) -> list[tuple[str, str, str, str]]:

@@ -1,5 +1,7 @@
 """The README.md of an exported merge: what it is made of, and how good it was on what."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -8,15 +10,20 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from configs.evaluation import SPLITS, SplitName
+from configs.recipe import MergeRecipe
 from configs.schema import ModelSource
-from evaluators.scores import ObjectiveScore, Scores
+from evaluators.scores import ObjectiveScore, Scores, TaskScores
 from optimizer.archive_schema import mergefront_version
+from optimizer.card_metadata import card_metadata
 from optimizer.front_view import SHORT_ID, format_score
+from optimizer.markdown import code_span, escape_markdown
 from optimizer.report import Report, genes_of, report_of
 from optimizer.rescore import SPLIT, OtherDtype
 from optimizer.scalarize import preferred_mean
 from optimizer.select import Choice
+from optimizer.source_cards import SourceCard, licence_of, read_source_card
 from optimizer.verdict_view import format_difference
+from workers.architecture import architecture_of
 
 if TYPE_CHECKING:
     from optimizer.archive import Archive
@@ -46,6 +53,9 @@ def model_card(
     content = _content(archive, choice, out_name)
     if weights_digest is not None:
         content["weights_digest"] = weights_digest
+    cards = merged_cards(archive, choice.candidate.recipe)
+    content["licence"] = licence_of(cards)
+    content["metadata"] = _metadata(archive, choice, out_name, other, cards)
     content["other"] = None if other is None else _other_dtype(other, archive.job.preference)
     if other is not None:
         content |= {"recipe": other.recipe, "searched": choice.candidate.recipe}
@@ -63,6 +73,7 @@ def render_card(template: str, content: Mapping[str, object]) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - Markdown, not HTML
     )
+    environment.filters |= {"md": escape_markdown, "code": code_span, "quoted": shlex.quote}
     text = files("optimizer").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(text).render(content)
 
@@ -81,7 +92,6 @@ def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, obj
     return {
         "title": out_name,
         "search": job.name,
-        "hub_ids": _hub_ids(archive),
         "recipe": recipe,
         "short_id": recipe.recipe_id[:SHORT_ID],
         "origin": candidate.origin,
@@ -145,9 +155,62 @@ def _is_local(source: ModelSource) -> bool:
     return Path(source.path).is_absolute() or Path(source.path).is_dir()
 
 
-def _hub_ids(archive: "Archive") -> list[str]:
-    sources = _model_sources(archive).values()
-    return list(dict.fromkeys(source.path for source in sources if not _is_local(source)))
+def merged_cards(archive: "Archive", recipe: MergeRecipe) -> list[SourceCard]:
+    """Return the cards of the base and of every checkpoint that has a weight in a merge."""
+    directories = {source.name: source.directory for source in archive.sources.everything}
+    return [
+        read_source_card(name, (_own_directory(archive, source), directories[name]))
+        for name, source in _merged_sources(archive, recipe).items()
+    ]
+
+
+def _own_directory(archive: "Archive", source: ModelSource) -> Path:
+    """Where a model's card is if the job names a directory: an adapter is merged elsewhere."""
+    return archive.working_directory / Path(source.path).expanduser()
+
+
+def _merged_sources(archive: "Archive", recipe: MergeRecipe) -> dict[str, ModelSource]:
+    weights = {
+        checkpoint.name: any(row)
+        for checkpoint, row in zip(recipe.checkpoints, recipe.weights, strict=True)
+    }
+    return {
+        name: source for name, source in _model_sources(archive).items() if weights.get(name, True)
+    }
+
+
+def _metadata(
+    archive: "Archive",
+    choice: Choice,
+    title: str,
+    other: OtherDtype | None,
+    cards: list[SourceCard],
+) -> str:
+    """Return the front matter; it has results only of the very tensors that are written."""
+    index, recipe = choice.candidate.index, choice.candidate.recipe
+    results: Mapping[str, TaskScores] | None = None
+    if other is not None:
+        results = None if other.rescored is None else other.rescored.task_scores
+    elif index in archive.scores(SPLIT):
+        results = archive.task_scores(index, SPLIT)
+    parents = _merged_sources(archive, recipe).values()
+    return card_metadata(
+        model_name=title,
+        parents=list(dict.fromkeys(s.path for s in parents if not _is_local(s))),
+        cards=cards,
+        is_causal=reference_is_causal(archive.sources.reference.directory),
+        job=archive.job,
+        results=results,
+    )
+
+
+def reference_is_causal(directory: Path) -> bool:
+    """Say whether a model continues texts, by its config; False where that cannot be read."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (architecture_of(config) or "").endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _sources(archive: "Archive") -> list[tuple[str, str, str]]:
@@ -155,9 +218,10 @@ def _sources(archive: "Archive") -> list[tuple[str, str, str]]:
     rows = []
     digests = {source.name: source.digest for source in archive.sources.everything}
     for name, source in _model_sources(archive).items():
-        origin = f"directory `{Path(source.path).name}`"
+        origin = f"directory {code_span(Path(source.path).name)}"
         if not _is_local(source):
-            origin = f"`{source.path}`" + (f" at `{source.revision}`" if source.revision else "")
+            at = f" at {code_span(source.revision)}" if source.revision else ""
+            origin = code_span(source.path) + at
         rows.append((name, origin, digests[name]))
     return rows
 

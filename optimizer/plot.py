@@ -7,6 +7,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,13 +60,19 @@ class Picture:
     num_before_search: int
 
     @classmethod
-    def of(cls, archive: "Archive") -> "Picture":
+    def of(cls, archive: "Archive", rows: Sequence[ScoredCandidate] | None = None) -> "Picture":
         """Gather the picture of an archive's search split.
+
+        Args:
+            archive: The record of the search.
+            rows: What was scored there, with what is believed of it (``optimizer.belief``); None
+                takes the raw scores.
 
         Raises:
             ArchiveError: Nothing was scored yet.
         """
-        rows = scored_candidates(archive, "search")
+        if rows is None:
+            rows = scored_candidates(archive, "search")
         if not rows:
             raise ArchiveError(
                 f"{archive.place}: nothing was scored yet, so there is nothing to draw; continue "
@@ -137,6 +144,21 @@ def volume_over_outcomes(archive: "Archive") -> FloatArray:
     return volumes
 
 
+def plot_style() -> AbstractContextManager[None]:
+    """Return matplotlib's settings for all figures."""
+    return mpl.rc_context(
+        {
+            "font.size": 9,
+            "axes.titlesize": 10,
+            # Names of people may hold dollar signs, which are no formulas.
+            "text.parse_math": False,
+            "svg.fonttype": "none",
+            # The same figure has the same ids.
+            "svg.hashsalt": "mergefront",
+        }
+    )
+
+
 def write_png(picture: Picture, path: Path, *, dpi: int = 110) -> None:
     """Draw every pair of objectives and the hypervolume over evaluations.
 
@@ -146,13 +168,13 @@ def write_png(picture: Picture, path: Path, *, dpi: int = 110) -> None:
     num_panels = len(picture.planes) + 1
     columns = _columns(num_panels)
     rows = math.ceil(num_panels / columns)
-    with mpl.rc_context({"font.size": 9, "axes.titlesize": 10}):
+    with plot_style():
         figure = Figure(figsize=(columns * _PANEL_WIDTH, rows * _PANEL_HEIGHT))
         FigureCanvasAgg(figure)
         panels = [figure.add_subplot(rows, columns, place + 1) for place in range(num_panels)]
         for axes, plane in zip(panels, picture.planes, strict=False):
-            _draw_plane(axes, picture, plane)
-        _draw_volume(panels[-1], picture)
+            draw_plane(axes, picture, plane)
+        draw_volume(panels[-1], picture)
         _finish(figure, picture, panels[0])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +201,9 @@ def _xy(
     return points[:, plane[0]], points[:, plane[1]]
 
 
-def _draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) -> None:
+def draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) -> None:
+    """Draw one pair of objectives; with None for the second, the first over the candidates."""
+
     def scatter(rows: Sequence[ScoredCandidate], label: str, order: int, **style: object) -> None:
         if rows:
             axes.scatter(*_xy(rows, plane), label=label, zorder=order, **style)  # type: ignore[arg-type]  # matplotlib checks what styles hold
@@ -195,17 +219,18 @@ def _draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) -
         star = {"s": 190, "marker": "*", "edgecolors": "black", "linewidths": 0.8}
         scatter([picture.chosen], "chosen, search items", 6, c=CHOSEN_COLOR, **star)
     if picture.chosen is not None and picture.report is not None:
-        reported = replace(picture.chosen, scores=picture.report)
+        reported = replace(picture.chosen, scores=picture.report, posterior=None)
         star = {"s": 190, "marker": "*", "edgecolors": CHOSEN_COLOR, "linewidths": 1.4}
         scatter([reported], "chosen, report items", 5, facecolors="white", **star)
     names = picture.objectives
     axes.set_xlabel("candidate" if plane[1] is None else names[plane[0]])
     axes.set_ylabel(names[plane[0]] if plane[1] is None else names[plane[1]])
     axes.margins(0.08)
-    _grid(axes)
+    finish_axes(axes)
 
 
-def _draw_volume(axes: "Axes", picture: Picture) -> None:
+def draw_volume(axes: "Axes", picture: Picture) -> None:
+    """Draw how the hypervolume grew over the evaluations."""
     evaluations = np.arange(1, picture.volume.size + 1)
     axes.step(evaluations, picture.volume, where="post", color=FRONT_COLOR, linewidth=1.6)
     axes.fill_between(evaluations, picture.volume, step="post", color=FRONT_COLOR, alpha=0.12)
@@ -219,10 +244,11 @@ def _draw_volume(axes: "Axes", picture: Picture) -> None:
     axes.set_ylabel("hypervolume of the front")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _grid(axes)
+    finish_axes(axes)
 
 
-def _grid(axes: "Axes") -> None:
+def finish_axes(axes: "Axes") -> None:
+    """Draw a grid behind everything, and leave half of the frame out."""
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

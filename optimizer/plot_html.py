@@ -34,7 +34,7 @@ def write_html(picture: Picture, path: Path) -> None:
     Raises:
         ArchiveError: The file cannot be written.
     """
-    figures = [("Front in every pair of objectives", _pairs(picture))]
+    figures = [("Front in every pair of objectives", pairs_figure(picture))]
     if len(picture.objectives) >= 3:
         figures.append(("Front in three objectives", _three_dimensions(picture)))
     figures.append(("Hypervolume of the front over evaluations", _volume(picture)))
@@ -103,7 +103,8 @@ def _values(rows: Sequence[ScoredCandidate], objective: str) -> list[float]:
     return [row.scores[objective].value for row in rows]
 
 
-def _pairs(picture: Picture) -> go.Figure:
+def pairs_figure(picture: Picture) -> go.Figure:
+    """Return the front in every pair of objectives; of one objective, over the candidates."""
     names = picture.objectives
     if len(names) == 1:
         return _over_candidates(picture)

@@ -57,29 +57,34 @@ def progress_report(
     return Progress(points, believed, _expected_gain(archive, space))
 
 
-def render_progress(found: Progress) -> list[RenderableType]:
-    """Lay the course out for a terminal, at a few evaluations."""
+def progress_table(found: Progress) -> Table:
+    """Lay the course out at a few evaluations."""
     table = Table(header_style="bold", pad_edge=False, box=None)
     for title in ("evaluations", "items", "hypervolume"):
         table.add_column(title, justify="right", no_wrap=True)
     chosen = np.unique(np.linspace(0, len(found.points) - 1, _ROWS).round().astype(int))
     for point in (found.points[index] for index in chosen):
         table.add_row(str(point.evaluations), f"{point.items:.0f}", f"{point.volume:.4f}")
-    parts: list[RenderableType] = [
-        Text("\nHypervolume over evaluations and search items, of raw scores", style="bold"),
-        table,
-    ]
+    return table
+
+
+def progress_sentences(found: Progress) -> list[str]:
+    """Say what is believed of the course, and what is ahead; nothing without a model."""
+    said = []
     if found.believed is not None:
-        parts.append(
-            Text(
-                f"Of posterior means it is {found.believed:.4f} now: the best of noisy scores "
-                "claim more than is there."
-            )
+        said.append(
+            f"Of posterior means it is {found.believed:.4f} now: the best of noisy scores "
+            "claim more than is there."
         )
     if found.expected_gain is not None:
-        text = f"The strategy expects its next candidate to add {found.expected_gain:.3g}."
-        parts.append(Text(text))
-    return parts
+        said.append(f"The strategy expects its next candidate to add {found.expected_gain:.3g}.")
+    return said
+
+
+def render_progress(found: Progress) -> list[RenderableType]:
+    """Lay the course out for a terminal."""
+    heading = Text("\nHypervolume over evaluations and search items, of raw scores", style="bold")
+    return [heading, progress_table(found), *(Text(said) for said in progress_sentences(found))]
 
 
 def progress_record(found: Progress) -> dict[str, object]:

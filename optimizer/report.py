@@ -144,7 +144,7 @@ def render(report: Report) -> RenderableType:
     """Lay the report out for a terminal."""
     parts: list[RenderableType] = [
         _headline(report),
-        _heading(_front_title(report)),
+        _heading(front_title(report)),
         front_table(report.front, report.objectives),
     ]
     if report.progress is not None:
@@ -160,13 +160,16 @@ def render(report: Report) -> RenderableType:
     if report.choice is None:
         parts += [Text("\nNo merge was chosen yet: the search has not been validated.")]
         return Group(*parts)
-    parts += [_recipe_heading(report.choice), _recipe_table(report.choice.candidate.recipe)]
+    parts += [
+        _heading(describe_choice(report.choice)),
+        recipe_table(report.choice.candidate.recipe),
+    ]
     parts += [
         _heading("Chosen merge on each split (search flatters, report was never used to choose)"),
-        _splits_table(report),
+        splits_table(report),
     ]
     if report.baselines:
-        parts += [_heading("Baselines on the report items"), _baselines_table(report)]
+        parts += [_heading("Baselines on the report items"), baselines_table(report)]
     if report.verdict is None:
         parts.append(_heading(NO_VERDICT))
     else:
@@ -178,7 +181,8 @@ def render(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _front_title(report: Report) -> str:
+def front_title(report: Report) -> str:
+    """Say what the front is of: of posterior means, or of raw scores."""
     if any(row.posterior is not None for row in report.front):
         return "Front by posterior mean, with raw search scores beside it (* chosen)"
     return "Front on the search items (* chosen)"
@@ -204,16 +208,18 @@ def _table() -> Table:
     return Table(header_style="bold", pad_edge=False, box=None)
 
 
-def _recipe_heading(row: ScoredCandidate) -> Text:
+def describe_choice(row: ScoredCandidate) -> str:
+    """Say in a line which merge was chosen."""
     recipe = row.candidate.recipe
     effective = f"{recipe.effective_checkpoints:.1f} of {len(recipe.checkpoints)}"
-    return _heading(
+    return (
         f"Chosen merge {row.short_id} ({row.candidate.origin}): {recipe.method}, "
         f"{effective} checkpoints effective"
     )
 
 
-def _recipe_table(recipe: MergeRecipe) -> Table:
+def recipe_table(recipe: MergeRecipe) -> Table:
+    """Lay a recipe out: one row per checkpoint and group."""
     table = _table()
     table.add_column("checkpoint")
     table.add_column("group")
@@ -235,7 +241,8 @@ def genes_of(recipe: MergeRecipe) -> list[tuple[str, str, float, float]]:
     ]
 
 
-def _splits_table(report: Report) -> Table:
+def splits_table(report: Report) -> Table:
+    """Lay out the chosen merge's scores on each split."""
     table = _table()
     table.add_column("objective")
     for split, scores in report.chosen.items():
@@ -253,7 +260,8 @@ def _items_text(scores: Scores) -> str:
     return f"{span} items each"
 
 
-def _baselines_table(report: Report) -> Table:
+def baselines_table(report: Report) -> Table:
+    """Lay out what the chosen merge is compared with, on the report items."""
     table = _table()
     table.add_column("baseline")
     for name in report.objectives:

@@ -34,12 +34,13 @@ SPLIT: SplitName = "report"
 class Rescored:
     """Scores of a merge in another dtype, beside those of the dtype that was searched.
 
-    ``recorded`` are the scores of the searched dtype on the same items; ``differences`` maps
-    each objective to other minus searched dtype, and ``mean_difference`` is that of the mean
-    weighted by the job's preference.
+    ``task_scores`` has them item by item. ``recorded`` are the scores of the searched dtype on the
+    same items; ``differences`` maps each objective to other minus searched dtype, and
+    ``mean_difference`` is that of the mean weighted by the job's preference.
     """
 
     weights_digest: str
+    task_scores: dict[str, TaskScores]
     scores: Scores
     recorded: Scores
     differences: dict[str, PairedDifference]
@@ -187,6 +188,7 @@ def _compared(archive: "Archive", scored: Completed, recorded: dict[str, TaskSco
 
     return Rescored(
         weights_digest=scored.weights_digest,
+        task_scores=dict(scored.task_scores),
         scores=aggregate(objectives, scored.task_scores),
         recorded=aggregate(objectives, recorded),
         differences={

@@ -21,7 +21,7 @@ def render_verdict(found: Verdict) -> list[RenderableType]:
         parts += [
             Text(f"\nChosen merge - {found.strongest}, the strongest of the baselines"),
             comparison_table(gap),
-            Text(_best_text(found), style="dim"),
+            Text(best_text(found), style="dim"),
         ]
     if found.curse is not None:
         parts.append(Text(f"\n{found.curse.sentence}"))
@@ -125,7 +125,7 @@ def verdict_record(found: Verdict) -> dict[str, object]:
     }
 
 
-def _best_text(found: Verdict) -> str:
+def best_text(found: Verdict) -> str:
     """Say what may be claimed of the best baseline, whichever of them that is."""
     interval = found.interval(CONFIDENCE)
     assert interval is not None  # noqa: S101 - asked only where there are baselines

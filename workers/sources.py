@@ -18,7 +18,7 @@ BASE_NAME = "base"
 """What the base is called in recipes and tables."""
 
 # What a snapshot of a hub repository must bring: weights, configuration, tokenizer; never code.
-_HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Weights in other layouts that many repositories carry beside the usual one; of directories only
 # the modules of sentence encoders (`1_Pooling`, `2_Dense`) are wanted, but for the model itself.
 _HUB_IGNORED = ("[!1-9]*/*", "?[!_]*/*", "??[!A-Z]*/*", "consolidated*")

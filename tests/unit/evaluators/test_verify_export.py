@@ -8,7 +8,7 @@ import pytest
 
 from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
-from scripts.verify_export import compare_with_stock, unknown_to_stock
+from optimizer.verify_export import compare_with_stock, unknown_to_stock
 
 # A scorer that draws, as IFEval's do.
 DRAWING = """
@@ -68,10 +68,20 @@ def test_stock_command_gives_the_scores_of_the_job_and_not_of_the_tasks_defaults
     ours = evaluator.evaluate(load(model), items).task_scores
     assert unknown_to_stock(evaluator.suite) == ["gsm8k"]
     del items["gsm8k"]
-    assert compare_with_stock(model, evaluator.suite, items, ours) == []
+    found = compare_with_stock(model, evaluator.suite, items, ours)
+    assert {check.task: check.num_items for check in found} == dict.fromkeys(items, 6)
+    assert not any(check.differences for check in found)
+    before = ours["tiny_text"].values[0]
     ours["tiny_text"].values[0] += 1.0
-    (line,) = compare_with_stock(model, evaluator.suite, items, ours)
-    assert line.startswith(f"tiny_text item {items['tiny_text'][0]}: archive ")
+    found = compare_with_stock(model, evaluator.suite, items, ours)
+    (check,) = [check for check in found if check.differences]
+    (gap,) = check.differences
+    assert (check.task, gap.item) == ("tiny_text", items["tiny_text"][0])
+    assert (gap.recorded, gap.found) == (before + 1.0, before)
+    assert check.lines == [
+        "tiny_text: 1 of 6 items differ",
+        f"  item {gap.item}: recorded {before + 1:g}, now {before:g}",
+    ]
 
 
 @pytest.mark.slow
@@ -82,4 +92,5 @@ def test_stock_task_is_verified_on_local_items(evaluator, load, write_checkpoint
     model = write_checkpoint(tmp_path / "model", 0, max_positions=1024)
     items = local.manifest.items("report")
     ours = local.evaluate(load(model), items).task_scores
-    assert compare_with_stock(model, local.suite, items, ours) == []
+    (check,) = compare_with_stock(model, local.suite, items, ours)
+    assert check.lines == ["gsm8k: 6 items, equal"]

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from optimizer.archive import Archive
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
-    "check", "noise", "run", "resume", "rival", "launch", "status", "logs", "stop", "list", "serve",
-    "front",    "plot", "report", "export", "merge", "recipe", "archive",
+    "init", "doctor", "check", "noise", "run", "resume", "rival", "launch", "status", "logs",
+    "stop", "list", "serve", "front", "plot", "report", "export", "push", "merge", "recipe",
+    "archive",
 )  # fmt: skip
 MERGES = (
     Merge((0, 0, 0), (0.1,) * 3, report=(0.1,) * 3, origin="baseline:base"),
@@ -77,6 +79,19 @@ def test_help_answers_in_half_a_second():
         subprocess.run(command, capture_output=True, check=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def test_shell_completes_commands():
+    code = "import sys; sys.argv = ['mergefront']; from optimizer.cli import main; main()"
+    typed = {"COMP_WORDS": "mergefront rep", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | typed | {"_MERGEFRONT_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["report"], done.stderr
 
 
 def test_version_is_printed():

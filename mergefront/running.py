@@ -1,0 +1,141 @@
+"""Checking, running and resuming a search from a program."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError, Problem
+from configs.load import job_of
+from configs.schema import JobConfig
+from mergefront.search import Search
+from optimizer.archive import Archive
+from optimizer.events import Event, Finished
+
+if TYPE_CHECKING:
+    from optimizer.preflight import Prepared
+    from workers.pool import WorkerPool
+
+logger = logging.getLogger("mergefront")
+
+OnOutcome = Callable[[Finished], None]
+
+
+def check(job: JobConfig, *, headers_only: bool = False) -> "Prepared":
+    """Find everything that is wrong with a job, evaluating nothing.
+
+    Args:
+        job: From ``load_job``.
+        headers_only: Read no weights.
+
+    Returns:
+        What a search needs: among it ``warnings``, and an ``estimate`` of what it costs.
+
+    Raises:
+        MergefrontError: All that was found, at once.
+    """
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
+    return prepare(job, headers_only=headers_only)
+
+
+def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool = False) -> Search:
+    """Search until the budget is spent, then validate and choose.
+
+    Args:
+        job: From ``load_job``; its archive must not exist.
+        on_outcome: Called in this thread whenever a candidate is finished, baselines and
+            candidates on held-out items too. What it raises ends the search, which ``resume``
+            goes on with.
+        in_process: Score in this process, one candidate after another, instead of starting
+            workers: nothing to wait for where models are small.
+
+    Raises:
+        MergefrontError: The job cannot work, or too many candidates failed.
+    """
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
+    prepared = prepare(job)
+    archive = Archive.create(
+        job.archive,
+        job=job,
+        job_path=None,
+        sources=prepared.sources,
+        manifest=prepared.manifest,
+    )
+    return _search(archive, prepared, on_outcome, in_process)
+
+
+def resume(
+    place: str,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    on_outcome: OnOutcome | None = None,
+    in_process: bool = False,
+) -> Search:
+    """Go on with a search that was stopped, or with a larger budget.
+
+    Args:
+        place: Its archive.
+        overrides: Dotted key -> value of what may change, ``{"budget.evaluations": 300}`` say.
+        on_outcome: As for ``run``.
+        in_process: As for ``run``.
+
+    Raises:
+        ConfigError: An override changes what is searched.
+        MergefrontError: The search cannot go on here.
+    """
+    from optimizer.cli_running import may_change  # noqa: PLC0415 - torch
+    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+
+    changes = overrides or {}
+    if problems := [
+        Problem(key, "cannot change on resume") for key in changes if not may_change(key)
+    ]:
+        raise ConfigError("the search cannot go on so", problems)
+    archive = Archive.open(place, writable=True)
+    with ExitStack() as on_error:
+        on_error.enter_context(archive)
+        content = archive.job.model_dump(mode="json")
+        job = job_of(content, changes, name="the archived job")
+        prepared = prepare(job, archive=archive)
+        on_error.pop_all()
+    return _search(archive, prepared, on_outcome, in_process)
+
+
+def _search(
+    archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
+) -> Search:
+    """Run the search of an archive, and close it."""
+    from optimizer.cli_running import watchers  # noqa: PLC0415 - torch
+    from optimizer.driver import run_search  # noqa: PLC0415 - torch
+
+    job = prepared.job
+    for warning in prepared.warnings:
+        logger.warning("%s", warning)
+    if in_process:
+        # The metrics are Ray's.
+        telemetry = job.telemetry.model_copy(update={"metrics": False})
+        job = job.model_copy(update={"telemetry": telemetry})
+
+    def tell(event: Event) -> None:
+        if on_outcome is not None and isinstance(event, Finished):
+            on_outcome(event)
+
+    with archive, watchers(archive, job) as watching, _pool(prepared, in_process) as pool:
+        on_event = watching.beside(tell)
+        run_search(archive, pool, prepared.space, job=job, on_event=on_event)
+    return Search(archive.place)
+
+
+def _pool(prepared: "Prepared", in_process: bool) -> "WorkerPool":
+    from workers.job import JobRunner, WorkerSpec  # noqa: PLC0415 - heavy
+
+    spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
+    if in_process:
+        from workers.pool import LocalPool  # noqa: PLC0415 - with what it runs
+
+        return LocalPool(JobRunner(spec, "here"))
+    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+
+    return RayPool(spec)

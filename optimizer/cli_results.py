@@ -1,0 +1,208 @@
+"""The arguments of the commands that read an archive, and publish what is in it.
+
+What they do is in ``optimizer.cli_read`` (front, plot), ``optimizer.cli_report``,
+``optimizer.cli_export``, ``optimizer.cli_push`` and ``optimizer.cli_merge`` (merge, recipe).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.cli_guard import registered_on
+from optimizer.cli_options import (
+    ArchivePlace,
+    AsJson,
+    AtLeast,
+    Dtype,
+    Knee,
+    ModelPlaces,
+    Prefer,
+    Raw,
+    RecipeId,
+    ShardSize,
+)
+
+
+def front(
+    *,
+    archive: ArchivePlace,
+    split: Annotated[str, typer.Option(help="Whose scores: search, select or report.")] = "search",
+    prefer: Prefer = None,
+    at_least: AtLeast = None,
+    knee: Knee = False,
+    raw: Raw = False,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Print the merges that no other merge dominates."""
+    from optimizer import cli_read
+    from optimizer.cli_export import numbers
+    from optimizer.front_choice import FrontWish
+
+    floors = numbers("--at-least", at_least)
+    wish = FrontWish(numbers("--prefer", prefer), floors, knee=knee, raw=raw)
+    cli_read.front(archive, split=split, wish=wish, as_json=as_json, as_csv=as_csv)
+
+
+def plot(
+    archive: ArchivePlace,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="FILE.png, FILE.html, or a name for both. [default: beside ARCHIVE]"),
+    ] = None,
+) -> None:
+    """Draw the front and how it grew, as PNG and as one HTML page."""
+    from optimizer import cli_read
+
+    cli_read.plot(archive, out=out)
+
+
+def report(
+    *,
+    archive: ArchivePlace,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")
+    ] = None,
+    md: Annotated[
+        Path | None, typer.Option("--md", metavar="FILE.md", help="Write Markdown for a wiki.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="DIR", help="Write the figures as pictures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print or write the chosen merge, the baselines, and whether it won."""
+    from optimizer import cli_report
+
+    cli_report.report(archive, html=out, markdown=md, png=png, as_json=as_json)
+
+
+def export(
+    *,
+    archive: ArchivePlace,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    prefer: Prefer = None,
+    at_least: AtLeast = None,
+    knee: Knee = False,
+    recipe_id: RecipeId = None,
+    dtype: Dtype = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Score it with stock lm-eval and compare; exit 1 if unequal."
+        ),
+    ] = False,
+    max_shard_size: ShardSize = "5GB",
+    as_json: AsJson = False,
+) -> None:
+    """Write the chosen or another merge as a Hugging Face checkpoint."""
+    from optimizer import cli_export
+
+    cli_export.export(
+        archive,
+        out=out,
+        prefer=prefer,
+        at_least=at_least,
+        knee=knee,
+        recipe_id=recipe_id,
+        dtype=dtype,
+        score=score,
+        verify=verify,
+        max_shard_size=max_shard_size,
+        as_json=as_json,
+    )
+
+
+def push(
+    *,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported merge.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME, or NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see it; default: private.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch, made where it is missing.")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Message of the commit.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, print the files, and send nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an exported merge to the Hugging Face hub, private unless told."""
+    from optimizer import cli_push
+
+    cli_push.push(
+        directory,
+        repo_id,
+        public=public,
+        revision=revision,
+        message=message,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def merge(
+    *,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A recipe.json, or a mergekit YAML.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    source: ModelPlaces = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = "5GB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be merged, and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one merge without a search, of a recipe or mergekit YAML."""
+    from optimizer import cli_merge
+
+    cli_merge.merge(
+        file,
+        out=out,
+        directories=source or [],
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def recipe(
+    *,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCHIVE|FILE", help="An archive, a recipe.json, or a mergekit YAML."
+        ),
+    ],
+    recipe_id: RecipeId = None,
+    source: ModelPlaces = None,
+    form: Annotated[str, typer.Option("--format", help="json or mergekit.")] = "json",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; default: print it.")
+    ] = None,
+) -> None:
+    """Print a recipe as JSON, or as a mergekit YAML."""
+    from optimizer import cli_merge
+
+    cli_merge.recipe(file, recipe_id=recipe_id, directories=source or [], form=form, out=out)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands."""
+    for function in (front, plot, report, export, push, merge, recipe):
+        registered_on(app)(function)
