@@ -105,7 +105,12 @@ def make_job(archive: Path, strategy: str, workers: int, evaluations: int) -> Jo
                 "checkpoints": {name: f"none/{name}" for name in NAMES},
             },
             "objectives": {name: f"task_{name}" for name in NAMES},
-            "search": {"strategy": strategy, "ask_ahead": max(1, workers // 8)},
+            "search": {
+                "strategy": strategy,
+                "ask_ahead": max(1, workers // 8),
+                # Every evaluation is one of all items.
+                "racing": {"enabled": False},
+            },
             "budget": {"evaluations": evaluations},
             "workers": {"count": workers, "cpus": 0.01, "hang_factor": None},
             "archive": str(archive),
