@@ -41,8 +41,10 @@ def candidate_table(
     """
 
     def make(archive: Archive) -> list[CandidateRow]:
+        # Before all else: more is recorded meanwhile, and what is read later knows these.
+        candidates = archive.candidates()
         facts = _Facts(archive, believed)
-        return [facts.row(candidate) for candidate in archive.candidates()]
+        return [facts.row(candidate) for candidate in candidates]
 
     is_raw = belief.state in {"raw", "pending"}
     name = "raw table" if is_raw else "table"

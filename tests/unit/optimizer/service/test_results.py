@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import threading
 
+import numpy as np
 import pytest
 
 from optimizer.archive import Archive
@@ -12,7 +14,7 @@ from optimizer.front_view import front_of
 from optimizer.recorded_space import recorded_space
 from optimizer.service.client import ServiceRefusedError
 from tests.unit.optimizer.service.conftest import MERGES
-from tests.unit.optimizer.service.large_archive import build_large
+from tests.unit.optimizer.service.large_archive import add_candidate, build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 
@@ -242,6 +244,29 @@ def test_what_is_recorded_later_is_seen(client, archives):
         archive.record_outcome(_outcome(archive.job, 5, "search", (1.0,) * len(CHECKPOINTS)))
     assert client.search("done").revision != before
     assert [row.index for row in client.front("done").front] == [5]
+
+
+def test_answers_fit_together_while_a_search_records(client, archives):
+    path = build_large(archives / "live.sqlite", 2, 30)
+    with Archive.open(path) as archive:
+        space = recorded_space(archive)
+
+    def record() -> None:
+        rng = np.random.default_rng(0)
+        with Archive.open(path, writable=True) as archive:
+            for index in range(2, 42):
+                add_candidate(archive, space, index, rng)
+
+    writer = threading.Thread(target=record)
+    writer.start()
+    seen = [2]
+    while writer.is_alive():
+        seen.append(client.candidates("live.sqlite").total)
+        assert client.front("live.sqlite", fresh=False).front
+        assert len(client.points("live.sqlite").index) >= seen[-1] - 1
+    writer.join()
+    assert seen == sorted(seen)
+    assert client.candidates("live.sqlite").total == 42
 
 
 def test_a_deleted_archive_is_not_read_any_further(client, archives):
