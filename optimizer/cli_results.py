@@ -72,7 +72,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print or write the chosen merge, the baselines, and whether it won."""
+    """Print or write what was chosen, and whether it won."""
     from optimizer import cli_report
 
     cli_report.report(archive, html=out, markdown=md, png=png, as_json=as_json)
@@ -138,7 +138,7 @@ def push(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload an exported merge to the Hugging Face hub, private unless told."""
+    """Upload an exported merge to the Hugging Face hub."""
     from optimizer import cli_push
 
     cli_push.push(
