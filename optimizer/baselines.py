@@ -72,6 +72,10 @@ class BaselinePlan:
         self._names = tuple(names)
         self._preference = preference
         self.fixed = self._fixed()
+        # Recipes are hashed once, not for every ask: a plan belongs to one search.
+        self._fixed_ids = [baseline.recipe.recipe_id for baseline in self.fixed]
+        self._ids: dict[int, str] = {}
+        self._soups: dict[tuple[int, ...], tuple[MergeRecipe, str]] = {}
 
     def next(
         self,
@@ -94,10 +98,13 @@ class BaselinePlan:
                 at once.
             num_own: Evaluations that the search has begun for proposals of its own.
         """
-        # Of baselines only: hashing thousands of other recipes for every ask takes its time.
         baselines = [other for other in proposed if other.is_baseline]
-        known = {other.recipe.recipe_id for other in baselines}
-        missing = [baseline for baseline in self.fixed if baseline.recipe.recipe_id not in known]
+        known = {self._id(other) for other in baselines}
+        missing = [
+            baseline
+            for baseline, recipe_id in zip(self.fixed, self._fixed_ids, strict=True)
+            if recipe_id not in known
+        ]
         for baseline in missing:
             if baseline.is_source or baseline.label in _EARLY:
                 return baseline
@@ -148,13 +155,11 @@ class BaselinePlan:
             all scored), and the soup so far.
         """
         scores = {
-            seen.candidate.recipe.recipe_id: seen.scores
-            for seen in observed
-            if seen.candidate.is_baseline
+            self._id(seen.candidate): seen.scores for seen in observed if seen.candidate.is_baseline
         }
         singles = []
         for index in range(len(self._names)):
-            recipe_id = self._recipe(_one_hot(index, len(self._names))).recipe_id
+            _, recipe_id = self._soup([index])
             if recipe_id not in scores:
                 return None, None
             if (found := scores[recipe_id]) is not None:
@@ -162,19 +167,29 @@ class BaselinePlan:
         members: list[int] = []
         best = float("-inf")
         for _, index in sorted(singles):
-            trial = self._soup([*members, index])
-            if trial.recipe_id not in scores:
+            trial, recipe_id = self._soup([*members, index])
+            if recipe_id not in scores:
                 label = "soup of " + " + ".join(self._names[i] for i in [*members, index])
                 return Baseline(label, trial), None
-            found = scores[trial.recipe_id]
+            found = scores[recipe_id]
             if found is not None and preferred_mean(found, self._preference) >= best:
                 best = preferred_mean(found, self._preference)
                 members.append(index)
-        return None, self._soup(members) if members else None
+        return None, self._soup(members)[0] if members else None
 
-    def _soup(self, members: Sequence[int]) -> MergeRecipe:
-        share = 1.0 / len(members)
-        return self._recipe([share if i in members else 0.0 for i in range(len(self._names))])
+    def _soup(self, members: Sequence[int]) -> tuple[MergeRecipe, str]:
+        """Return the average of some checkpoints, and its id."""
+        key = tuple(members)
+        if key not in self._soups:
+            share = 1.0 / len(key)
+            recipe = self._recipe([share if i in key else 0.0 for i in range(len(self._names))])
+            self._soups[key] = recipe, recipe.recipe_id
+        return self._soups[key]
+
+    def _id(self, candidate: Candidate) -> str:
+        if candidate.index not in self._ids:
+            self._ids[candidate.index] = candidate.recipe.recipe_id
+        return self._ids[candidate.index]
 
     def _recipe(self, weights: Sequence[float]) -> MergeRecipe:
         """One weight per checkpoint, the same in every group, nothing dropped."""

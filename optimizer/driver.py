@@ -35,7 +35,6 @@ from optimizer.events import (
 from optimizer.progress import Course
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse
-from optimizer.stopped import num_evaluated
 from optimizer.strategies import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -138,7 +137,7 @@ class _Search:
         self.observations: list[Observation] = []
         # Kept up to date: counting thousands of candidates again for every ask takes its time.
         self._untold: dict[int, Candidate] = {}
-        self._num_baselines = 0
+        self._num_baselines = self._num_baselines_told = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(archive, self._strategy, sources)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
@@ -259,8 +258,8 @@ class _Search:
 
     @property
     def _num_evaluated(self) -> int:
-        groups = self._dispatch.groups
-        return num_evaluated(self.observations, 1 if groups is None else groups.size)
+        groups, own = self._dispatch.groups, len(self.observations) - self._num_baselines_told
+        return self._num_baselines_told + own // (1 if groups is None else groups.size)
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -319,6 +318,7 @@ class _Search:
         for observation in new:
             self.observations.append(observation)
             del self._untold[observation.candidate.index]
+            self._num_baselines_told += observation.candidate.is_baseline
             self._dispatch.note(observation)
             self._volume = self._course.add(observation)
             self._strategy.tell(observation)

@@ -50,17 +50,18 @@ class SurrogateMemory:
     def __init__(self, space: SearchSpace, names: Sequence[str]) -> None:
         self._space = space
         self._names = tuple(names)
-        self._num_read = 0
         self._usable: list[Observation] = []
+        # By the number of observations: how many of them are usable.
+        self._num_usable = [0]
         self._choices: dict[int, list[Observation]] = {}
         self._fits: dict[tuple[int, int], list[Fits]] = {}
 
     def usable(self, observations: Sequence[Observation]) -> list[Observation]:
         """Return those that a surrogate learns from."""
-        new = observations[self._num_read :]
-        self._usable += usable_observations(self._space, new)
-        self._num_read = len(observations)
-        return self._usable
+        for seen in observations[len(self._num_usable) - 1 :]:
+            self._usable += usable_observations(self._space, [seen])
+            self._num_usable.append(len(self._usable))
+        return self._usable[: self._num_usable[len(observations)]]
 
     def choice(self, usable: list[Observation], settled: int) -> list[Observation]:
         """Return what is kept of the first ``settled`` usable observations."""

@@ -33,6 +33,9 @@ _FRONT_PARENTS, _PREFERRED_PARENTS = 24, 6
 _ELITE, _GENERATIONS = 20, 3
 # Of the pool's last, so many with the largest bounds have their hypervolume gain computed.
 _EXACT = 64
+# A belief may lack the last outcomes: as many as this share of the merges under evaluation, and of
+# what was told. They count as under evaluation until it is renewed, which takes as long as an ask.
+_LATE_OF_PENDING, _LATE_OF_TOLD = 1 / 8, 1 / 32
 # Each function lies this much of a Thompson sample's way from the posterior's mean, drawn
 # uniformly: in many dimensions a full sample is best where least is known.
 _SPREAD = (0.5, 1.0)
@@ -98,7 +101,7 @@ class SurrogateStrategy:
         rng = ask_generator(self._seed, candidates[-1].index)
         if rng.random() < self._preference_share:
             return best
-        belief = self._believe()
+        belief = self._believe(len(self._told))
         row, gain = best_gain(expected, belief.front, belief.reference)
         return row if gain > 0 else best
 
@@ -127,10 +130,12 @@ class SurrogateStrategy:
 
     def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
         """Search one function drawn from the posterior for what is best if it were true."""
-        belief = self._believe()
+        count = self._num_believed(len(pending))
+        belief = self._believe(count)
         surrogate = belief.surrogate
         steered = rng.random() < self._preference_share
-        running = [seen.recipe for seen in pending if seen.recipe.method == self._space.method]
+        unknown = [*(seen.candidate for seen in self._told[count:]), *pending]
+        running = [one.recipe for one in unknown if one.recipe.method == self._space.method]
         narrowing = surrogate.features_of_recipes(running) if running else None
         drawn = surrogate.path(rng, narrowing, spread=float(rng.uniform(*_SPREAD)))
         pool = draw_pool(self._space, belief.parents, self._cma, rng)
@@ -161,16 +166,27 @@ class SurrogateStrategy:
         # Those that add nothing come after all that do, in the order of the preference.
         return np.where(bound > 0, bound, preferred - preferred.max() - 1.0)
 
-    def _believe(self) -> _Belief:
-        """Return the belief after everything told; computed once per tell."""
-        if self._belief is None or self._belief[0] != len(self._told):
-            self._belief = (len(self._told), self._learn())
+    def _num_believed(self, num_pending: int) -> int:
+        """Return how many of the observations an ask believes in: with few workers all.
+
+        Where many workers end at once, a belief serves several asks.
+        """
+        told = len(self._told)
+        step = max(1, int(min(num_pending * _LATE_OF_PENDING, told * _LATE_OF_TOLD)))
+        count = told // step * step
+        known = self._memory.usable(self._told[:count])
+        return count if any(seen.scores for seen in known) else told
+
+    def _believe(self, count: int) -> _Belief:
+        """Return the belief after the first ``count`` observations; the last one is kept."""
+        if self._belief is None or self._belief[0] != count:
+            self._belief = (count, self._learn(self._told[:count]))
         return self._belief[1]
 
-    def _learn(self) -> _Belief:
-        surrogate = Surrogate(self._space, self._names, self._told, memory=self._memory)
+    def _learn(self, told: Sequence[Observation]) -> _Belief:
+        surrogate = Surrogate(self._space, self._names, told, memory=self._memory)
         mean = surrogate.observed_middle()
-        reference = reference_point(self._told, self._names)
+        reference = reference_point(told, self._names)
         front = np.flatnonzero(non_dominated(mean))
         worth = hypervolume_contributions(mean[front], reference)
         spread = front[np.argsort(-worth, kind="stable")[:_FRONT_PARENTS]].tolist()

@@ -3,12 +3,14 @@ import pytest
 
 from configs.errors import ConfigError
 from evaluators.scores import ObjectiveScore
+from optimizer import surrogate_strategy
 from optimizer.candidate import Candidate, Observation
 from optimizer.cma_strategy import rank_fitness
 from optimizer.strategies import STRATEGIES, make_strategy
+from optimizer.surrogate import Surrogate
 from scripts.bench.landscapes import Landscape
 from scripts.bench.search_closed import run_search
-from tests.contract.strategy_contract import StrategyContract, score
+from tests.contract.strategy_contract import StrategyContract, plain, score
 
 
 class TestCma(StrategyContract):
@@ -82,6 +84,32 @@ class TestSurrogateCma(StrategyContract):
             )
         )
         assert strategy.ask(1, []).recipe.recipe_id != soup.recipe_id
+
+    @pytest.mark.parametrize(("workers", "beliefs"), [(4, 9), (64, 4)])
+    def test_one_belief_serves_the_asks_of_many_workers(self, build, monkeypatch, workers, beliefs):
+        """And a strategy that was told all at once asks as the one that grew does."""
+        grown, _, names = build()
+        rng = np.random.default_rng(2)
+        known = [plain(grown.ask(index, []), names, rng) for index in range(200)]
+        told, pending = known[:100], [seen.candidate for seen in known[-workers:]]
+        for seen in told[:-8]:
+            grown.tell(seen)
+        made = []
+
+        def counted(*arguments, **options):
+            made.append(1)
+            return Surrogate(*arguments, **options)
+
+        monkeypatch.setattr(surrogate_strategy, "Surrogate", counted)
+        last = grown.ask(200, pending)
+        for seen in told[-8:]:
+            grown.tell(seen)
+            last = grown.ask(200, pending)
+        assert len(made) <= beliefs
+        fresh, _, _ = build()
+        for seen in told:
+            fresh.tell(seen)
+        assert last.same_proposal(fresh.ask(200, pending))
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_finds_what_the_landscape_hides(self, share):
