@@ -1,0 +1,101 @@
+// Scales and axes of charts, in units of the SVG's view box.
+
+import { short, svg } from "./dom.js";
+
+/** Round steps that cover a range, about `count` of them. */
+export function ticks(low, high, count = 5) {
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) {
+    found.push(Math.abs(at) < step / 1e6 ? 0 : at);
+  }
+  return found;
+}
+
+/** A range around values with some room. */
+export function rangeOf(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (!Number.isFinite(value)) continue;
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  if (low > high) return [0, 1];
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - room, high + room];
+}
+
+/** A linear scale from a range to pixels. */
+export function scale([low, high], [from, to]) {
+  const factor = (to - from) / (high - low || 1);
+  return (value) => from + (value - low) * factor;
+}
+
+/** Draw both axes with grid lines, ticks and names; `box` has left, top, right, bottom. */
+export function axes(box, ranges, names, show = [short, short]) {
+  const [x, y] = scales(box, ranges);
+  const group = svg("g", { class: "axes", "aria-hidden": "true" });
+  for (const at of ticks(...ranges[0])) {
+    group.append(
+      svg("line", { x1: x(at), x2: x(at), y1: box.top, y2: box.bottom }),
+      svg("text", { x: x(at), y: box.bottom + 16, class: "middle" }, show[0](at)),
+    );
+  }
+  for (const at of ticks(...ranges[1])) {
+    group.append(
+      svg("line", { x1: box.left, x2: box.right, y1: y(at), y2: y(at) }),
+      svg("text", { x: box.left - 6, y: y(at) + 4, class: "end" }, show[1](at)),
+    );
+  }
+  group.append(
+    svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 34, class: "middle name" }, names[0]),
+    svg("text", { x: box.left, y: box.top - 8, class: "name" }, names[1]),
+  );
+  return group;
+}
+
+/** The scales of a box. */
+export function scales(box, ranges) {
+  return [scale(ranges[0], [box.left, box.right]), scale(ranges[1], [box.bottom, box.top])];
+}
+
+/**
+ * Have the arrow keys go through marks as through one control: one of them is in the tab order.
+ *
+ * `marks` are elements in the order in which they are gone through.
+ */
+export function rove(marks, first) {
+  for (const mark of marks) mark.setAttribute("tabindex", mark === first ? "0" : "-1");
+  marks.forEach((mark, place) => {
+    mark.addEventListener("keydown", (event) => {
+      const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10 };
+      let to = place + (steps[event.key] ?? 0);
+      if (event.key === "Home") to = 0;
+      if (event.key === "End") to = marks.length - 1;
+      if (event.key === "Enter" || event.key === " ") mark.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      else if (to === place && !["Home", "End"].includes(event.key)) return;
+      event.preventDefault();
+      const next = marks[Math.max(0, Math.min(marks.length - 1, to))];
+      mark.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    });
+  });
+}
+
+/** Put a chart in the place of another, and the focus on what it was on. */
+export function replaceChart(holder, chart) {
+  const focused = holder.contains(document.activeElement)
+    ? document.activeElement.getAttribute("data-index")
+    : null;
+  holder.replaceChildren(chart);
+  if (focused === null) return;
+  const again = chart.querySelector(`[data-index="${CSS.escape(focused)}"]`);
+  if (!again) return;
+  for (const other of chart.querySelectorAll('[tabindex="0"]')) other.setAttribute("tabindex", "-1");
+  again.setAttribute("tabindex", "0");
+  again.focus({ preventScroll: true });
+}
