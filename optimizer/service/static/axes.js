@@ -34,17 +34,20 @@ export function scale([low, high], [from, to]) {
   return (value) => from + (value - low) * factor;
 }
 
-/** Draw both axes with grid lines, ticks and names; `box` has left, top, right, bottom. */
-export function axes(box, ranges, names, show = [short, short]) {
+/**
+ * Draw both axes with grid lines, ticks and names; `box` has left, top, right, bottom, and
+ * `steps` where the ticks are, if not at round numbers.
+ */
+export function axes(box, ranges, names, show = [short, short], steps = [null, null]) {
   const [x, y] = scales(box, ranges);
   const group = svg("g", { class: "axes", "aria-hidden": "true" });
-  for (const at of ticks(...ranges[0])) {
+  for (const at of steps[0] ?? ticks(...ranges[0])) {
     group.append(
       svg("line", { x1: x(at), x2: x(at), y1: box.top, y2: box.bottom }),
       svg("text", { x: x(at), y: box.bottom + 16, class: "middle" }, show[0](at)),
     );
   }
-  for (const at of ticks(...ranges[1])) {
+  for (const at of steps[1] ?? ticks(...ranges[1])) {
     group.append(
       svg("line", { x1: box.left, x2: box.right, y1: y(at), y2: y(at) }),
       svg("text", { x: box.left - 6, y: y(at) + 4, class: "end" }, show[1](at)),

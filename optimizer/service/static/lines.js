@@ -1,6 +1,6 @@
 // Line charts: hypervolume, step size. The arrow keys read a line value by value.
 
-import { axes, rangeOf, scales } from "./axes.js";
+import { axes, rangeOf, scales, ticks } from "./axes.js";
 import { short, svg } from "./dom.js";
 
 const BOX = { left: 60, top: 28, right: 388, bottom: 200 };
@@ -25,7 +25,7 @@ export function drawLine(holder, line) {
     { viewBox: "0 0 400 244", class: "chart line", role: "slider", "aria-label": line.title, tabindex: 0, "data-index": line.title },
     svg("title", {}, line.title),
     svg("desc", {}, said),
-    axes(BOX, ranges, line.names, [short, show]),
+    axes(BOX, ranges, line.names, [short, show], [null, line.isLog ? logTicks(ranges[1]) : null]),
     svg("path", { class: "course", d: places.map(([px, py], row) => `${row ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`).join("") }),
     dot,
     text,
@@ -39,6 +39,15 @@ export function drawLine(holder, line) {
   });
   holder.replaceChildren(chart);
   if (hadFocus) chart.focus({ preventScroll: true });
+}
+
+/** Round numbers within a range of logarithms, as logarithms. */
+function logTicks([low, high]) {
+  if (high - low < 1) return ticks(10 ** low, 10 ** high).map(Math.log10);
+  const decades = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, at) => Math.floor(low) + at);
+  const parts = high - low < 2 ? [1, 2, 5] : [1];
+  const found = decades.flatMap((decade) => parts.map((part) => decade + Math.log10(part)));
+  return found.filter((at) => at >= low && at <= high);
 }
 
 function readable(chart, { dot, text, places, line, last, kept }) {

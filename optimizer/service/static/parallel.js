@@ -1,6 +1,6 @@
 // Parallel coordinates: weights and drop ratios of every merge, and how good it is.
 
-import { rangeOf, replaceChart, rove, scale } from "./axes.js";
+import { replaceChart, rove, scale } from "./axes.js";
 import { score, short, svg } from "./dom.js";
 
 const TOP = 86;
@@ -11,17 +11,17 @@ const CLASSES = 5;
 /** Draw into a holder; `view` is as that of a scatter, with `genes`, the names of the columns. */
 export function drawParallel(holder, view) {
   const columns = columnsOf(view);
-  const width = Math.max(400, 60 + GAP * (columns.length - 1) + 60);
+  const width = Math.max(holder.clientWidth, 360, 120 + GAP * (columns.length - 1));
   const gap = (width - 120) / Math.max(1, columns.length - 1);
   const x = (place) => 60 + gap * place;
   const scaled = columns.map((column) => {
-    const range = rangeOf(view.rows.map(column.of));
-    return { ...column, range, y: scale(range, [BOTTOM, TOP]) };
+    const range = endsOf(view.rows.map(column.of));
+    return { ...column, range, y: scale(range, range[0] < range[1] ? [BOTTOM, TOP] : [BOTTOM, BOTTOM]) };
   });
   const title = "Weights, drop ratios and mean of every merge";
   const chart = svg(
     "svg",
-    { viewBox: `0 0 ${width} 330`, width, class: "chart parallel", role: "group", "aria-label": title },
+    { viewBox: `0 0 ${width} 330`, width, height: 330, class: "chart parallel", role: "group", "aria-label": title },
     svg("title", {}, title),
     svg("desc", {}, "Each line is a merge; the better its mean, the stronger the line. Arrow keys go from the best to the worst, Enter opens its recipe."),
   );
@@ -33,6 +33,10 @@ export function drawParallel(holder, view) {
   const ordered = best.map((row) => marks.get(row.index));
   rove(ordered, marks.get(view.selected) ?? marks.get(view.chosen) ?? ordered[0]);
   replaceChart(holder, chart);
+}
+
+function endsOf(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
 function columnsOf(view) {
@@ -72,8 +76,8 @@ function axis(column, x) {
     "g",
     { class: "axes", "aria-hidden": "true" },
     svg("line", { x1: x, x2: x, y1: TOP, y2: BOTTOM, class: "upright" }),
-    svg("text", { x, y: TOP - 8, class: "middle" }, short(Number(column.range[1].toPrecision(2)))),
-    svg("text", { x, y: BOTTOM + 16, class: "middle" }, short(Number(column.range[0].toPrecision(2)))),
+    svg("text", { x, y: TOP - 8, class: "middle" }, short(Number(column.range[1].toPrecision(3)))),
+    svg("text", { x, y: BOTTOM + 16, class: "middle" }, short(Number(column.range[0].toPrecision(3)))),
     svg("text", { x: x + 4, y: TOP - 24, class: "name", transform: `rotate(-30 ${x} ${TOP - 24})` }, `${column.name.slice(0, 14)} ${column.kind}`),
   );
 }

@@ -46,14 +46,10 @@ main.append(
   el(
     "div",
     { class: "split" },
-    el(
-      "div",
-      { class: "charts" },
-      section("front", "Front", el("div", { class: "fold" }, wishes.node), legend(), parts.scatters),
-      section("volume", "Hypervolume", parts.volumes),
-    ),
+    section("front", "Front", wishes.node, legend(), parts.scatters),
     panel,
   ),
+  section("volume", "Hypervolume", parts.volumes),
   section("genes", "Weights and drop ratios", parts.parallel),
   section("verdict", "Baselines and verdict", parts.verdict),
   section("cma", "Convergence", parts.convergence),
@@ -159,6 +155,7 @@ function drawConvergence(found) {
   drawLine(ratio, line("Axis ratio", found.axis_ratio));
 }
 
+addEventListener("resize", drawSoon);
 const refreshSoon = calmly(refresh, REFRESH_MS);
 refreshSoon();
 follow(

@@ -84,7 +84,7 @@ export class Wishes {
       const share = total ? Number(this.preferInputs[place].value) / total : 0;
       say(this.preferInputs[place], `${Math.round(100 * share)} %`);
       const floor = this.floors[place];
-      say(this.floorInputs[place], floor === null ? "none" : `at least ${score(floor)}`);
+      say(this.floorInputs[place], floor === null ? "none" : `at least ${score(floor)}`, floor === null ? "none" : `≥ ${score(floor)}`);
     });
   }
 
@@ -145,7 +145,7 @@ function slider(name, limits, onInput) {
   return { input, node: el("label", { class: "slider" }, el("span", {}, shown), input, output) };
 }
 
-function say(input, text) {
-  input.output.value = text;
+function say(input, text, shown = text) {
+  input.output.value = shown;
   input.setAttribute("aria-valuetext", text);
 }
