@@ -68,25 +68,46 @@ export function scales(box, ranges) {
 /**
  * Have the arrow keys go through marks as through one control: one of them is in the tab order.
  *
- * `marks` are elements in the order in which they are gone through.
+ * `marks` are elements of a chart in the order in which they are gone through; each has its
+ * candidate as `data-index`, which `open` is called with.
  */
-export function rove(marks, first) {
-  for (const mark of marks) mark.setAttribute("tabindex", mark === first ? "0" : "-1");
-  marks.forEach((mark, place) => {
-    mark.addEventListener("keydown", (event) => {
-      const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10 };
-      let to = place + (steps[event.key] ?? 0);
-      if (event.key === "Home") to = 0;
-      if (event.key === "End") to = marks.length - 1;
-      if (event.key === "Enter" || event.key === " ") mark.dispatchEvent(new MouseEvent("click", { bubbles: true }));
-      else if (to === place && !["Home", "End"].includes(event.key)) return;
-      event.preventDefault();
-      const next = marks[Math.max(0, Math.min(marks.length - 1, to))];
-      mark.setAttribute("tabindex", "-1");
-      next.setAttribute("tabindex", "0");
-      next.focus();
-    });
+export function rove(chart, marks, first, open) {
+  for (const mark of marks) mark.setAttribute("tabindex", "-1");
+  (first ?? marks[0])?.setAttribute("tabindex", "0");
+  const places = new Map(marks.map((mark, place) => [mark, place]));
+  chart.addEventListener("click", (event) => {
+    if (places.has(event.target)) open(Number(event.target.dataset.index));
   });
+  chart.addEventListener("pointerover", (event) => {
+    // A tooltip, made when it is needed: there are thousands of marks.
+    const mark = event.target;
+    if (places.has(mark) && !mark.firstChild) mark.append(svg("title", {}, mark.getAttribute("aria-label")));
+  });
+  chart.addEventListener("keydown", (event) => {
+    const place = places.get(event.target);
+    if (place === undefined) return;
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      open(Number(event.target.dataset.index));
+      return;
+    }
+    const to = { ArrowRight: place + 1, ArrowUp: place + 1, ArrowLeft: place - 1, ArrowDown: place - 1, PageUp: place + 10, PageDown: place - 10, Home: 0, End: marks.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    focusMark(chart, marks[Math.max(0, Math.min(marks.length - 1, to))]);
+  });
+}
+
+function focusMark(chart, mark) {
+  for (const other of chart.querySelectorAll('[tabindex="0"]')) other.setAttribute("tabindex", "-1");
+  mark.setAttribute("tabindex", "0");
+  mark.focus({ preventScroll: true });
+}
+
+/** Say which mark of a chart is the open one. */
+export function press(chart, mark) {
+  for (const other of chart.querySelectorAll('[aria-pressed="true"]')) other.setAttribute("aria-pressed", "false");
+  mark?.setAttribute("aria-pressed", "true");
 }
 
 /** Put a chart in the place of another, and the focus on what it was on. */
@@ -98,7 +119,5 @@ export function replaceChart(holder, chart) {
   if (focused === null) return;
   const again = chart.querySelector(`[data-index="${CSS.escape(focused)}"]`);
   if (!again) return;
-  for (const other of chart.querySelectorAll('[tabindex="0"]')) other.setAttribute("tabindex", "-1");
-  again.setAttribute("tabindex", "0");
-  again.focus({ preventScroll: true });
+  focusMark(chart, again);
 }

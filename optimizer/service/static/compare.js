@@ -9,6 +9,7 @@ const WHICH = { differing: "those that differ", wins: "wins", losses: "losses", 
 /** A comparison of a candidate with one of the baselines; `rival` is chosen at first. */
 export function compareView(search, candidate, baselines, rival) {
   const others = baselines.filter((row) => row.index !== candidate.index);
+  if (!others.length) return el("p", { class: "legend" }, "There is no other baseline to compare it with.");
   const against = el(
     "select",
     { id: "against" },
@@ -23,7 +24,7 @@ export function compareView(search, candidate, baselines, rival) {
   const show = () => fill(result, search, candidate.index, against.value, which.value);
   against.addEventListener("change", show);
   which.addEventListener("change", show);
-  if (others.length) show();
+  show();
   return el(
     "div",
     { class: "compare" },

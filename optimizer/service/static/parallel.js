@@ -1,12 +1,13 @@
 // Parallel coordinates: weights and drop ratios of every merge, and how good it is.
 
-import { replaceChart, rove, scale } from "./axes.js";
+import { press, replaceChart, rove, scale } from "./axes.js";
 import { score, short, svg } from "./dom.js";
 
 const TOP = 86;
 const BOTTOM = 300;
 const GAP = 64;
 const CLASSES = 5;
+const REACH = 8;
 
 /** Draw into a holder; `view` is as that of a scatter, with `genes`, the names of the columns. */
 export function drawParallel(holder, view) {
@@ -22,17 +23,46 @@ export function drawParallel(holder, view) {
   const chart = svg(
     "svg",
     { viewBox: `0 0 ${width} 330`, width, height: 330, class: "chart parallel", role: "group", "aria-label": title },
-    svg("title", {}, title),
     svg("desc", {}, "Each line is a merge; the better its mean, the stronger the line. Arrow keys go from the best to the worst, Enter opens its recipe."),
   );
   const best = [...view.rows].sort((a, b) => b.mean - a.mean);
-  const marks = new Map(best.map((row, place) => [row.index, lineOf(row, place / best.length, scaled, x, view)]));
-  // The best lie on top; the selected one above all.
-  const drawn = [...best].reverse().sort((a, b) => rank(a, view) - rank(b, view));
-  chart.append(...drawn.map((row) => marks.get(row.index)), ...scaled.map((column, place) => axis(column, x(place))));
-  const ordered = best.map((row) => marks.get(row.index));
-  rove(ordered, marks.get(view.selected) ?? marks.get(view.chosen) ?? ordered[0]);
+  const places = new Map(best.map((row) => [row.index, scaled.map((column, at) => [x(at), column.y(column.of(row))])]));
+  const marks = new Map(best.map((row, at) => [row.index, lineOf(row, at / best.length, scaled, places.get(row.index))]));
+  const over = svg("g", { class: "over" });
+  // The best lie on top.
+  chart.append(...[...marks.values()].reverse(), ...scaled.map((column, at) => axis(column, x(at))), over);
+  rove(chart, best.map((row) => marks.get(row.index)), marks.get(view.selected) ?? marks.get(view.chosen), (index) => view.open(index));
+  chart.addEventListener("click", (event) => {
+    const near = nearest(places, event.offsetX, event.offsetY);
+    if (!marks.has(Number(event.target.dataset.index)) && near !== null) view.open(near);
+  });
+  holder.adorn = () => {
+    press(chart, marks.get(view.selected));
+    over.replaceChildren(
+      ...[["wished", view.chosen], ["selected", view.selected]]
+        .filter(([, index]) => places.has(index))
+        .map(([name, index]) => svg("path", { class: name, d: pathOf(places.get(index)) })),
+    );
+  };
+  holder.adorn();
   replaceChart(holder, chart);
+}
+
+/** Return the merge whose line is within reach of a place of the chart, or null. */
+function nearest(places, x, y) {
+  let [found, least] = [null, REACH];
+  for (const [index, line] of places) {
+    const right = line.findIndex(([px]) => px >= x);
+    if (right < 1) continue;
+    const [[x0, y0], [x1, y1]] = [line[right - 1], line[right]];
+    const away = Math.abs(y0 + ((y1 - y0) * (x - x0)) / (x1 - x0) - y);
+    if (away < least) [found, least] = [index, away];
+  }
+  return found;
+}
+
+function pathOf(line) {
+  return line.map(([x, y], at) => `${at ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
 function endsOf(values) {
@@ -45,30 +75,15 @@ function columnsOf(view) {
   return [...gene("weight", "weights"), ...gene("drop", "dropRatios"), mean];
 }
 
-function rank(row, view) {
-  return row.index === view.selected ? 2 : row.index === view.chosen ? 1 : 0;
-}
-
-function lineOf(row, place, columns, x, view) {
-  const d = columns.map((column, at) => `${at ? "L" : "M"}${x(at).toFixed(1)} ${column.y(column.of(row)).toFixed(1)}`).join("");
+function lineOf(row, place, columns, line) {
   const genes = columns.map((column) => `${column.kind} ${column.name} ${short(column.of(row))}`);
-  const classes = ["merge", `class-${Math.min(CLASSES - 1, Math.floor(place * CLASSES))}`];
-  if (row.index === view.selected) classes.push("selected");
-  if (row.index === view.chosen) classes.push("wished");
-  return svg(
-    "g",
-    {
-      class: classes.join(" "),
-      role: "button",
-      "data-index": row.index,
-      "aria-pressed": row.index === view.selected ? "true" : "false",
-      "aria-label": `${row.label}, mean ${score(row.mean)}: ${genes.join(", ")}`,
-      onclick: () => view.open(row.index),
-    },
-    svg("title", {}, `${row.label}, mean ${score(row.mean)}`),
-    svg("path", { d, class: "around" }),
-    svg("path", { d }),
-  );
+  return svg("path", {
+    class: `merge class-${Math.min(CLASSES - 1, Math.floor(place * CLASSES))}`,
+    role: "button",
+    "data-index": row.index,
+    "aria-label": `${row.label}, mean ${score(row.mean)}: ${genes.join(", ")}`,
+    d: pathOf(line),
+  });
 }
 
 function axis(column, x) {

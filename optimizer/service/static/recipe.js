@@ -20,7 +20,7 @@ export async function showRecipe(panel, search, index, baselines, rival) {
       found.failure ? failure(found.failure) : scores(found),
       genes(found),
       found.failure ? "" : exportView(search, found),
-      found.failure || !baselines.length ? "" : compareView(search, found, baselines, rival),
+      found.failure ? "" : compareView(search, found, baselines, rival),
     );
     return heading;
   } catch (error) {

@@ -1,6 +1,6 @@
 // The front: one scatter for every pair of objectives.
 
-import { axes, rangeOf, replaceChart, rove, scales } from "./axes.js";
+import { axes, press, rangeOf, replaceChart, rove, scales } from "./axes.js";
 import { score, svg } from "./dom.js";
 
 const BOX = { left: 52, top: 28, right: 388, bottom: 300 };
@@ -46,65 +46,60 @@ export function drawScatter(holder, pair, view) {
   const [x, y] = scales(BOX, ranges);
   const title = `${names[1]} over ${names[0]}`;
   const numFront = view.rows.filter((row) => row.isFront).length;
+  const over = svg("g", { class: "over" });
   const chart = svg(
     "svg",
     { viewBox: "0 0 400 344", class: "chart scatter", role: "group", "aria-label": title },
-    svg("title", {}, title),
     svg("desc", {}, `${view.rows.length} merges, ${numFront} of them on the front. Arrow keys go from one to the next, Enter opens its recipe.`),
     axes(BOX, ranges, names, [tick, tick]),
   );
-  chart.append(...floorLines(pair, view.floors, ranges, [x, y]));
+  const places = new Map(view.rows.map((row) => [row.index, [x(at(row, 0)), y(at(row, 1))]]));
   // What matters most lies above the rest; keys go from left to right.
-  const drawn = [...view.rows].sort((a, b) => rank(a, view) - rank(b, view));
-  const marks = new Map();
-  for (const row of drawn) {
-    const place = [x(at(row, 0)), y(at(row, 1))];
-    if (row.index === view.selected || row.index === view.chosen) {
-      chart.append(...errorBars(row, pair, place, [x, y]), ring(row, place, view));
-    }
-    const mark = markOf(row, place, view, names, at);
-    marks.set(row.index, mark);
-    chart.append(mark);
-  }
+  const drawn = [...view.rows].sort((a, b) => rank(a) - rank(b));
+  const marks = new Map(drawn.map((row) => [row.index, markOf(row, places.get(row.index), names, at)]));
+  chart.append(...marks.values(), over);
   const ordered = [...view.rows].sort((a, b) => at(a, 0) - at(b, 0)).map((row) => marks.get(row.index));
-  rove(ordered, marks.get(view.selected) ?? marks.get(view.chosen) ?? ordered[0]);
+  rove(chart, ordered, marks.get(view.selected) ?? marks.get(view.chosen), (index) => view.open(index));
+  holder.adorn = () => {
+    for (const row of view.rows) marks.get(row.index)?.classList.toggle("below", !meets(row, view.floors));
+    press(chart, marks.get(view.selected));
+    const shown = view.rows.filter((row) => row.index === view.selected || row.index === view.chosen);
+    over.replaceChildren(
+      ...floorLines(pair, view.floors, ranges, [x, y]),
+      ...shown.flatMap((row) => [...errorBars(row, pair, places.get(row.index), [x, y]), ...rings(row, places.get(row.index), view)]),
+    );
+  };
+  holder.adorn();
   replaceChart(holder, chart);
 }
 
 const tick = (value) => String(Math.round(value * 1e4) / 1e4);
 
-function rank(row, view) {
-  if (row.index === view.selected || row.index === view.chosen) return 3;
-  if (row.kind === "baseline") return 2;
-  return row.isFront ? 1 : 0;
+function rank(row) {
+  return row.kind === "baseline" ? 2 : row.isFront ? 1 : 0;
 }
 
-function markOf(row, [x, y], view, names, at) {
+function markOf(row, [x, y], names, at) {
   const classes = ["mark", row.kind, row.state];
   if (row.isFront) classes.push("front");
-  if (!meets(row, view.floors)) classes.push("below");
-  const said = [0, 1].map((side) => `${names[side]} ${side || names[0] !== "candidate" ? score(at(row, side)) : at(row, side)}`);
-  const facts = [row.kind === "baseline" ? "baseline" : null, row.isFront ? "on the front" : null, row.state === "stopped" ? "stopped early, estimated" : null, row.index === view.chosen ? "chosen by the wish" : null];
-  const text = [row.label, ...said, ...facts.filter(Boolean)].join(", ");
+  const said = [0, 1].map((side) => `${names[side]} ${names[side] === "candidate" ? at(row, side) : score(at(row, side))}`);
+  const facts = [row.kind === "baseline" ? "baseline" : null, row.isFront ? "on the front" : null, row.state === "stopped" ? "stopped early, estimated" : null];
   const attributes = {
     class: classes.join(" "),
     "data-index": row.index,
     role: "button",
-    "aria-label": text,
-    "aria-pressed": row.index === view.selected ? "true" : "false",
-    onclick: () => view.open(row.index),
+    "aria-label": [row.label, ...said, ...facts.filter(Boolean)].join(", "),
   };
-  const shape =
-    row.kind === "baseline"
-      ? svg("path", { d: `M${x} ${y - 6}l6 6l-6 6l-6-6z` })
-      : svg("circle", { cx: x, cy: y, r: row.isFront ? 5 : 3.5 });
-  // Fingers need more than a dot.
-  const around = svg("circle", { cx: x, cy: y, r: 9, class: "around" });
-  return svg("g", attributes, svg("title", {}, text), around, shape);
+  if (row.kind === "baseline") return svg("path", { ...attributes, d: `M${x} ${y - 6}l6 6l-6 6l-6-6z` });
+  return svg("circle", { ...attributes, cx: x, cy: y, r: row.isFront ? 5 : 3.5 });
 }
 
-function ring(row, [x, y], view) {
-  return svg("circle", { cx: x, cy: y, r: row.index === view.selected ? 9 : 12, class: row.index === view.selected ? "ring selected" : "ring wished" });
+function rings(row, [x, y], view) {
+  const ring = (r, name) => svg("circle", { cx: x, cy: y, r, class: `ring ${name}` });
+  const found = [];
+  if (row.index === view.chosen) found.push(ring(12, "wished"));
+  if (row.index === view.selected) found.push(ring(8, "selected"));
+  return found;
 }
 
 function errorBars(row, pair, [x, y], [scaleX, scaleY]) {

@@ -30,12 +30,12 @@ const wishes = new Wishes(search, {
   open,
   onChange: (floors) => {
     view.floors = [...floors];
-    drawSoon();
+    adornSoon();
   },
   onChoice: (index) => {
     if (view.chosen === index) return;
     view.chosen = index;
-    drawSoon();
+    adornSoon();
   },
 });
 
@@ -63,13 +63,18 @@ function legend() {
 }
 
 let isDrawing = false;
-function drawSoon() {
+function adornSoon() {
   if (isDrawing) return;
   isDrawing = true;
   requestAnimationFrame(() => {
     isDrawing = false;
-    draw();
+    adorn();
   });
+}
+
+/** Show what is chosen, open and below floors; the points themselves stay. */
+function adorn() {
+  for (const holder of [...parts.scatters.children, parts.parallel]) holder.adorn?.();
 }
 
 function draw() {
@@ -83,15 +88,17 @@ function draw() {
     parts.scatters.replaceChildren(...pairs.map(() => el("div")));
   }
   pairs.forEach((pair, place) => drawScatter(parts.scatters.children[place], pair, view));
-  drawParallel(parts.parallel, view);
+  // First what everybody looks at.
+  setTimeout(() => drawParallel(parts.parallel, view));
 }
 
 async function open(index) {
   view.selected = index;
   history.replaceState(null, "", `#candidate-${index}`);
-  draw();
-  const baselines = view.rows.filter((row) => row.kind === "baseline");
-  const heading = await showRecipe(panel, search, index, baselines, view.rival);
+  adorn();
+  // A baseline is compared with the others, and with what the sliders choose.
+  const others = view.rows.filter((row) => row.kind === "baseline" || row.index === view.chosen);
+  const heading = await showRecipe(panel, search, index, others, view.rival);
   // On a phone the panel lies elsewhere; who uses keys or a screen reader goes there, too.
   if (heading) heading.focus({ preventScroll: matchMedia("(min-width: 70rem)").matches });
 }
@@ -155,7 +162,7 @@ function drawConvergence(found) {
   drawLine(ratio, line("Axis ratio", found.axis_ratio));
 }
 
-addEventListener("resize", drawSoon);
+addEventListener("resize", calmly(draw, 300));
 const refreshSoon = calmly(refresh, REFRESH_MS);
 refreshSoon();
 follow(
