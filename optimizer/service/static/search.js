@@ -105,22 +105,23 @@ async function open(index) {
 
 async function refresh() {
   try {
+    // All at once: what the status takes is not waited for before the points are asked for.
+    const asked = Promise.all(["/points", "/progress", "/convergence"].map((path) => get(pathOf(search, path))));
+    asked.catch(() => {}); // where there is no archive yet, nobody waits for it
     const status = await get(pathOf(search));
     parts.overview.replaceChildren(...overview(status).filter(Boolean));
     controls.update(status);
     parts.workers.replaceChildren(...workers(status));
     view.rival = status.verdict?.strongest ?? "uniform";
-    if (status.created_at !== null) await refreshResults(status);
+    if (status.created_at !== null) refreshResults(status, await asked);
+    parts.failures.replaceChildren(...(await failures(search, status, open)));
     trouble.replaceChildren();
   } catch (error) {
     trouble.replaceChildren(problem(error));
   }
 }
 
-async function refreshResults(status) {
-  const [points, progress, convergence] = await Promise.all(
-    ["/points", "/progress", "/convergence"].map((path) => get(pathOf(search, path))),
-  );
+function refreshResults(status, [points, progress, convergence]) {
   const revision = `${points.revision} ${points.belief.state} ${points.belief.outcomes}`;
   if (revision !== view.revision) {
     view.revision = revision;
@@ -134,8 +135,6 @@ async function refreshResults(status) {
     drawConvergence(convergence);
   }
   parts.verdict.replaceChildren(...verdict(status, view.rows));
-  const failed = await failures(search, status, open);
-  parts.failures.replaceChildren(...failed);
 }
 
 function holders(holder, count) {
