@@ -72,7 +72,7 @@ export function workers(status) {
       time(one.last_finished_at),
     ];
   });
-  return [table("Workers", ["worker", "evaluations", "failures", "busy", "idle share", "last finished"], rows)];
+  return [table("What each worker did", ["worker", "evaluations", "failures", "busy", "idle share", "last finished"], rows)];
 }
 
 /** When something was, in the time of who looks. */
