@@ -9,6 +9,7 @@ import { drawLine } from "./lines.js";
 import { drawParallel } from "./parallel.js";
 import { showRecipe } from "./recipe.js";
 import { drawScatter, pairsOf, rowsOf } from "./scatter.js";
+import { Space } from "./space.js";
 import { Wishes } from "./wishes.js";
 
 const REFRESH_MS = 1000;
@@ -25,6 +26,7 @@ parts.parallel.classList.add("wide");
 const live = el("p", { class: "live", role: "status" }, "Loading …");
 const trouble = el("div");
 const panel = el("aside", { id: "recipe", "aria-labelledby": "recipe-title" }, el("h2", { id: "recipe-title" }, "Recipe"), el("p", {}, "Choose a point to see its recipe, scores and comparisons."));
+const space = new Space(view);
 const controls = new Controls(search);
 const wishes = new Wishes(search, {
   open,
@@ -46,7 +48,7 @@ main.append(
   el(
     "div",
     { class: "split" },
-    section("front", "Front", wishes.node, legend(), parts.scatters),
+    section("front", "Front", wishes.node, legend(), parts.scatters, space.node),
     panel,
   ),
   section("volume", "Hypervolume", parts.volumes),
@@ -75,6 +77,7 @@ function adornSoon() {
 /** Show what is chosen, open and below floors; the points themselves stay. */
 function adorn() {
   for (const holder of [...parts.scatters.children, parts.parallel]) holder.adorn?.();
+  space.adorn();
 }
 
 function draw() {
@@ -89,7 +92,10 @@ function draw() {
   }
   pairs.forEach((pair, place) => drawScatter(parts.scatters.children[place], pair, view));
   // First what everybody looks at.
-  setTimeout(() => drawParallel(parts.parallel, view));
+  setTimeout(() => {
+    drawParallel(parts.parallel, view);
+    space.update();
+  });
 }
 
 async function open(index) {
