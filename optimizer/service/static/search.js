@@ -109,6 +109,14 @@ async function open(index) {
   if (heading) heading.focus({ preventScroll: matchMedia("(min-width: 70rem)").matches });
 }
 
+let isLinked = true;
+/** Open what the address names, once it is known what that can be compared with. */
+function openLinked() {
+  const wanted = /^#candidate-(\d+)$/.exec(location.hash);
+  if (isLinked && view.rows.length && wanted) open(Number(wanted[1]));
+  isLinked &&= !view.rows.length;
+}
+
 async function refresh() {
   try {
     // All at once: what the status takes is not waited for before the points are asked for.
@@ -120,6 +128,7 @@ async function refresh() {
     parts.workers.replaceChildren(...workers(status));
     view.rival = status.verdict?.strongest ?? "uniform";
     if (status.created_at !== null) refreshResults(status, await asked);
+    openLinked();
     parts.failures.replaceChildren(...(await failures(search, status, open)));
     trouble.replaceChildren();
   } catch (error) {
@@ -187,5 +196,3 @@ follow(
     live.textContent = isConnected ? "Live." : "The connection is lost; it is tried again.";
   },
 );
-const wanted = /^#candidate-(\d+)$/.exec(location.hash);
-if (wanted) open(Number(wanted[1]));
