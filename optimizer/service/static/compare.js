@@ -49,10 +49,12 @@ async function fill(result, search, a, b, which) {
   try {
     const found = await get(path(0));
     if (result.asked !== asked) return;
+    // Tasks that somebody looks into stay open.
+    const isOpen = new Set([...result.querySelectorAll("details[open]")].map((one) => one.dataset.task));
     result.replaceChildren(
       differences(found),
       el("p", {}, `On the items of the ${found.split} split; every difference is ${found.a.label} minus ${found.b.label}.`),
-      ...found.tasks.map((task) => items(task, found, which, path)),
+      ...found.tasks.map((task) => items(task, found, which, path, isOpen.has(task.task))),
     );
   } catch (error) {
     if (result.asked === asked) result.replaceChildren(problem(error));
@@ -72,7 +74,7 @@ function differences(found) {
   return table(caption, ["objective", "difference", "95 % interval", "p"], rows);
 }
 
-function items(task, found, which, path) {
+function items(task, found, which, path, isOpen) {
   const list = el("ul", { class: "items" }, task.items.map((item) => entry(item, found)));
   const numAll = { differing: task.wins + task.losses, wins: task.wins, losses: task.losses, all: task.num_items }[which];
   const more = el("button", { type: "button" }, "More items");
@@ -94,7 +96,7 @@ function items(task, found, which, path) {
   settle();
   return el(
     "details",
-    {},
+    { open: isOpen, "data-task": task.task },
     el("summary", {}, `${task.task}: ${task.wins} wins, ${task.losses} losses, ${task.ties} ties`),
     list,
     more,

@@ -126,7 +126,7 @@ async function refresh() {
     parts.overview.replaceChildren(...overview(status).filter(Boolean));
     controls.update(status);
     parts.workers.replaceChildren(...workers(status));
-    view.rival = status.verdict?.strongest ?? "uniform";
+    view.rival = status.verdict?.strongest ?? "uniform soup";
     if (status.created_at !== null) refreshResults(status, await asked);
     openLinked();
     parts.failures.replaceChildren(...(await failures(search, status, open)));

@@ -72,7 +72,9 @@ def test_script_imports_what_ships_and_parses_no_html(script):
     for name in re.findall(r'from "([^"]+)"', text):
         assert (STATIC / name).resolve() in SCRIPTS, name
     # Text of archives must not become elements, code, or styles that the policy forbids.
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMPars"
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMPars"
+    )
     assert not re.search(forbidden, text)
     assert not re.search(r'setAttribute\("style"|\bstyle:', text)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
