@@ -15,6 +15,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from optimizer.service.processes import DetachedProcess
+
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 
@@ -78,3 +80,15 @@ class ServeCommand:
         """Ask it to end; returns its exit code."""
         self._process.terminate()
         return self._process.wait(timeout=30)
+
+
+@contextmanager
+def serving(root: Path, *options: str) -> Iterator[ServeCommand]:
+    """Run ``mergefront serve`` on archives below a directory; ends what it started, too."""
+    found = ServeCommand(root / "archives", root / "state", *options)
+    try:
+        yield found
+    finally:
+        found.kill()
+        for record in (root / "archives").rglob("process.json"):
+            DetachedProcess(record.parent).kill()

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from optimizer.service.client import ServiceClient
-from optimizer.service.processes import DetachedProcess
-from tests.e2e.service_server import ServeCommand
+from tests.e2e.service_server import ServeCommand, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,17 +39,10 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def service(tiny_job, tiny_pool, tmp_path_factory) -> Iterator[ServeCommand]:
-    root = tmp_path_factory.mktemp("dashboard")
     tasks = tiny_job().evaluation.include_path[0]
-    found = ServeCommand(
-        root / "archives",
-        root / "state",
-        *("--model-root", str(tiny_pool.base.parent), "--allow-tasks", tasks),
-    )
-    yield found
-    found.kill()
-    for record in (root / "archives").rglob("process.json"):
-        DetachedProcess(record.parent).kill()
+    allowed = ("--model-root", str(tiny_pool.base.parent), "--allow-tasks", tasks)
+    with serving(tmp_path_factory.mktemp("dashboard"), *allowed) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -279,7 +279,7 @@ def test_a_deleted_archive_is_not_read_any_further(client, archives):
 def test_html_in_names_is_text_everywhere(as_program, archives):
     evil = "<script>alert(1)</script>"
     build(archives / "x.sqlite", [Merge((0, 0, 0), (0.5,) * 3)], name=evil)
-    page = as_program.get("/").text
+    page = as_program.get("/searches/x.sqlite").text
     assert evil not in page
     assert "&lt;script&gt;" in page
     answer = as_program.get("/api/v1/searches")
