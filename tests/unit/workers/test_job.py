@@ -17,7 +17,7 @@ from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed,
 
 @pytest.fixture(scope="module")
 def spec(tiny_job):
-    from evaluators.harness import build_manifest
+    from evaluators.harness_suite import build_manifest
     from workers.job import WorkerSpec
     from workers.sources import resolve_sources
 
