@@ -1,162 +1,53 @@
 """lm-eval as an evaluator of live models: its tasks and scores, none of its repeated work.
 
-``describe_tasks`` and ``build_manifest`` need no model and import no torch. ``HarnessEvaluator``
-scores a live model whose weights change between calls; its reference is the stock ``lm_eval``
-command on the exported checkpoint (equal texts and scores in float32 on the CPU). Of the package
-only ``harness_data``, ``_index``, ``_metrics``, ``_requests``, ``_scoring`` and ``_tasks`` import
-lm-eval.
+``HarnessEvaluator`` scores a live model whose weights change between calls; its reference is the
+stock ``lm_eval`` command on the exported checkpoint (equal texts and scores in float32 on the
+CPU). What needs no model is in ``harness_suite``, which imports no torch. Of the package only
+``harness_checks``, ``_data``, ``_index``, ``_metrics``, ``_requests``, ``_scoring`` and ``_tasks``
+import lm-eval.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from configs.errors import ConfigError, EvaluationError, Problem
+from configs.errors import EvaluationError, Problem
 from configs.evaluation import SPLITS, EvaluationSettings, Objective, SplitName
-from evaluators.evaluator import Evaluation, LiveModel, TaskDescription
+from evaluators.evaluator import Evaluation, LiveModel
 from evaluators.harness_board import Board
+from evaluators.harness_requests import Encoder, FrozenItem, freeze_split
 from evaluators.harness_scoring import ItemScorer, ScoringPool
-from evaluators.harness_tasks import LoadedTask, load_tasks
-from evaluators.manifest import Manifest, item_id, split_items
+from evaluators.harness_suite import Suite
+from evaluators.manifest import Manifest
 from evaluators.rng_guard import preserved_rng_state
+from evaluators.runner import ItemRunner
 from evaluators.sandbox import close_shared_sandboxes, select_sandbox
 from evaluators.scores import Items
 
-if TYPE_CHECKING:
-    from evaluators.harness_requests import Encoder, FrozenItem
-    from evaluators.runner import ItemRunner
 
+def prompt_problems(suite: Suite, live: LiveModel) -> list[Problem]:
+    """Build all requests for a model, and say which cannot be, the first of every task.
 
-class Suite:
-    """The loaded lm-eval tasks of a job, and their manifest; ``evaluators.suite`` has all of it.
+    Answers longer than the model sees, budgets that leave no room for a prompt.
 
     Args:
-        objectives: The job's objectives.
-        settings: The job's evaluation settings.
+        suite: The tasks of a job.
+        live: As for ``HarnessEvaluator``; its weights are not looked at.
 
     Raises:
-        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
+        EvaluationError: No request can be built for this model.
     """
-
-    def __init__(self, objectives: Mapping[str, Objective], settings: EvaluationSettings) -> None:
-        self.settings = settings
-        self._objective_of = {
-            spec.task: name
-            for name, objective in objectives.items()
-            for spec in objective.lm_eval_tasks
-        }
-        with preserved_rng_state():
-            loaded, problems = load_tasks(objectives, settings)
-        self.tasks = {task.name: task for task in loaded}
-        splits: dict[SplitName, dict[str, tuple[str, ...]]] = {split: {} for split in SPLITS}
-        for task in loaded:
+    encoder = Encoder(live, apply_chat_template=suite.settings.apply_chat_template)
+    found: dict[str, Problem] = {}
+    for split in SPLITS:
+        for name, ids in suite.manifest.items(split).items():
             try:
-                parts = split_items(task.indices, settings.splits)
-            except ValueError as error:
-                problems.append(Problem(self._path(task.name), str(error)))
-                continue
-            problems.extend(self._check_fewshot(task, parts))
-            for split in SPLITS:
-                splits[split][task.name] = parts[split]
-        if problems:
-            raise ConfigError("the objectives cannot be evaluated", problems)
-        self.manifest = Manifest(splits, {task.name: task.definition for task in loaded})
-
-    def describe(self) -> list[TaskDescription]:
-        """Describe the tasks, in the order of the job."""
-        return [
-            TaskDescription(
-                objective=self._objective_of[task.name],
-                task=task.name,
-                metric=str(task.key),
-                output_type=task.output_type,
-                num_items=len(task.indices),
-                num_fewshot=task.num_fewshot,
-                max_new_tokens=task.max_new_tokens,
-                higher_is_better=task.key.sign > 0,
-            )
-            for task in self.tasks.values()
-        ]
-
-    def stock_samples(self, items: Items) -> dict[str, list[int]]:
-        """Return task -> positions of items, ascending: what ``lm_eval --samples`` takes.
-
-        The stock command scores the same items with the same few-shot examples when it is
-        given all items of one split.
-        """
-        return {
-            task: sorted(self.tasks[task].indices[item] for item in ids)
-            for task, ids in items.items()
-        }
-
-    def prompt_problems(self, live: LiveModel) -> list[Problem]:
-        """Build all requests for a model, and say which cannot be, the first of every task.
-
-        Answers longer than the model sees, budgets that leave no room for a prompt.
-
-        Args:
-            live: As for ``HarnessEvaluator``; its weights are not looked at.
-
-        Raises:
-            EvaluationError: No request can be built for this model.
-        """
-        # Imported here because it imports torch, which describing tasks does without.
-        from evaluators.harness_requests import Encoder, freeze_split  # noqa: PLC0415 - imports torch
-
-        encoder = Encoder(live, apply_chat_template=self.settings.apply_chat_template)
-        found: dict[str, Problem] = {}
-        for split in SPLITS:
-            for name, ids in self.manifest.items(split).items():
-                try:
-                    with preserved_rng_state():
-                        freeze_split(self.tasks[name], ids, encoder)
-                except EvaluationError as error:
-                    found.setdefault(name, Problem(self._path(name), error.message))
-        return list(found.values())
-
-    def _path(self, task: str) -> str:
-        return f"objectives.{self._objective_of[task]}.{task}"
-
-    def _check_fewshot(
-        self, task: LoadedTask, parts: Mapping[SplitName, Sequence[str]]
-    ) -> Iterator[Problem]:
-        pool = task.fewshot_pool()
-        if len(pool) < task.num_fewshot:
-            yield Problem(
-                f"{self._path(task.name)}.num_fewshot",
-                f"asks for {task.num_fewshot} examples, but there are {len(pool)} to draw from",
-            )
-        scored = {item for ids in parts.values() for item in ids}
-        shared = [doc for doc in pool if item_id(doc) in scored]
-        if shared:
-            yield Problem(
-                self._path(task.name),
-                f"draws its {task.num_fewshot} few-shot examples from the items that are scored "
-                f"({len(shared)} in common); set `num_fewshot: 0`, or use a task with a "
-                "`fewshot_split` of its own",
-            )
-
-
-def describe_tasks(
-    objectives: Mapping[str, Objective], settings: EvaluationSettings
-) -> list[TaskDescription]:
-    """Describe the tasks of a job without loading a model.
-
-    Raises:
-        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
-    """
-    return Suite(objectives, settings).describe()
-
-
-def build_manifest(objectives: Mapping[str, Objective], settings: EvaluationSettings) -> Manifest:
-    """Choose the items of a job without loading a model.
-
-    Raises:
-        ConfigError: Everything that is wrong with tasks, metrics, data and splits.
-    """
-    return Suite(objectives, settings).manifest
+                with preserved_rng_state():
+                    freeze_split(suite.tasks[name], ids, encoder)
+            except EvaluationError as error:
+                found.setdefault(name, Problem(suite.path_of(name), error.message))
+    return list(found.values())
 
 
 class HarnessEvaluator:
@@ -276,9 +167,6 @@ class HarnessEvaluator:
 
     def _encode_with(self, live: LiveModel) -> Encoder:
         """Return the encoder of a live model; another tokenizer makes all requests anew."""
-        # Imported here because it imports torch, which `mergefront check` does without.
-        from evaluators.harness_requests import Encoder  # noqa: PLC0415 - imports torch
-
         if self._encoder is None or not self._encoder.serves(live):
             self._encoder = Encoder(
                 live, apply_chat_template=self.suite.settings.apply_chat_template
@@ -294,8 +182,6 @@ class HarnessEvaluator:
         }
 
     def _frozen_item(self, live: LiveModel, task: str, item: str) -> FrozenItem:
-        from evaluators.harness_requests import freeze_split  # noqa: PLC0415 - imports torch
-
         split = self._split_of.get((task, item))
         if split is None:
             raise EvaluationError(
@@ -312,8 +198,6 @@ class HarnessEvaluator:
 
     def _run_with(self, live: LiveModel) -> ItemRunner:
         """Return the runner of a live model; another model makes a new one."""
-        from evaluators.runner import ItemRunner  # noqa: PLC0415 - imports torch
-
         encoder = self._encode_with(live)
         if self._runner is None or not self._runner.serves(live):
             if self._runner is not None:

@@ -133,8 +133,8 @@ class Board:
     def _likelihood(self, unit: _Unit, responses: Responses) -> float:
         reference = self._tasks[unit.task].reference
         response = responses[0]
-        assert reference is not None  # noqa: S101 - only tasks with one are asked
-        assert isinstance(response, tuple)  # noqa: S101 - texts are answers to others
+        if reference is None or not isinstance(response, tuple):
+            raise TypeError(f"`{unit.task}` has no reference answer whose likelihood this is")
         value = reference.value(response[0], unit.item.target_bytes)
         if not math.isfinite(value):
             raise EvaluationError(

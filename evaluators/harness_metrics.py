@@ -212,7 +212,7 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
-    except Exception:  # noqa: BLE001 - somebody else's function may raise anything on our probes
+    except Exception:  # noqa: BLE001 - a task's own aggregation may raise anything on numbers it does not expect
         return False
 
 

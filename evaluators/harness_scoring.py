@@ -250,12 +250,12 @@ def _start_worker(
     settings: EvaluationSettings,
     definitions: Mapping[str, str],
 ) -> None:
-    global _worker, _refusal  # noqa: PLW0603 - a process of the pool has one scorer
+    global _worker, _refusal  # noqa: PLW0603 - a pool's initializer can leave things only in its module
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # What an initializer raises ends all processes and reaches nobody.
     try:
         _worker = _load_scorer(objectives, settings, definitions)
-    except Exception as error:  # noqa: BLE001 - told by whatever is asked first
+    except Exception as error:  # noqa: BLE001 - whatever it was, the first item that is asked for tells it
         said = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
         _refusal = f"a scoring process cannot load the tasks: {said}{error}"
 

@@ -43,21 +43,32 @@ def place(cache: DynamicCache, part: DynamicCache, *, slot: int, rows: int, widt
         slot: The first row that they take.
         rows: Rows of the whole.
         width: Tokens of the longest prompt of the whole.
+
+    Raises:
+        TypeError: A layer is of another kind; see :func:`is_plain`.
     """
-    for layer, filled in zip(cache.layers, part.layers, strict=True):
-        assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
-        assert isinstance(filled, _RoomyLayer)  # noqa: S101 - as above, of the part
+    for layer, filled in zip(_roomy_layers(cache), _roomy_layers(part), strict=True):
         layer.place(filled.keys, filled.values, slot=slot, rows=rows, width=width)
 
 
 def drop_columns(cache: DynamicCache, count: int) -> None:
-    """Forget the first ``count`` columns, which no row needs any more."""
-    for layer in cache.layers:
-        assert isinstance(layer, _RoomyLayer)  # noqa: S101 - the caller's promise
+    """Forget the first ``count`` columns, which no row needs any more.
+
+    Raises:
+        TypeError: A layer is of another kind; see :func:`is_plain`.
+    """
+    for layer in _roomy_layers(cache):
         layer.drop_columns(count)
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it so
+def _roomy_layers(cache: DynamicCache) -> list[_RoomyLayer]:
+    roomy = [layer for layer in cache.layers if isinstance(layer, _RoomyLayer)]
+    if len(roomy) < len(cache.layers):
+        raise TypeError("rows of a cache can only be put together where all its layers are roomy")
+    return roomy
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' class has no types
     """Keys and values of one layer, in buffers that grow by a quarter when they are full.
 
     ``keys`` and ``values`` are views of the buffers, (rows, heads, tokens, head size).
@@ -67,7 +78,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
     values: torch.Tensor
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
         self._length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -80,8 +91,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *args: object,  # noqa: ARG002 - the signature of the base class
-        **kwargs: object,  # noqa: ARG002 - the signature of the base class
+        *args: object,  # noqa: ARG002 - transformers passes more than a plain layer needs
+        **kwargs: object,  # noqa: ARG002 - transformers passes more than a plain layer needs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -17,7 +17,8 @@ from evaluators.scorer_suite import load_scorers
 from evaluators.scores import Items
 
 if TYPE_CHECKING:
-    from evaluators.harness import HarnessEvaluator, Suite
+    from evaluators.harness import HarnessEvaluator
+    from evaluators.harness_suite import Suite
 
 
 class JobSuite:
@@ -41,7 +42,7 @@ class JobSuite:
         problems: list[Problem] = []
         self.lm_eval: Suite | None = None
         if any(part.lm_eval_tasks for part in objectives.values()):
-            from evaluators.harness import Suite  # noqa: PLC0415 - takes a second to import
+            from evaluators.harness_suite import Suite  # noqa: PLC0415 - takes a second to import
 
             try:
                 self.lm_eval = Suite(objectives, settings)

@@ -48,10 +48,11 @@ def try_prompts(job: JobConfig, sources: "Sources", suite: "JobSuite") -> None:
     """
     if suite.lm_eval is None:
         return
+    from evaluators.harness import prompt_problems  # noqa: PLC0415 - heavy
     from workers.job import WorkerSpec, load_skeleton  # noqa: PLC0415 - heavy
 
     live = load_skeleton(WorkerSpec(job, sources, suite.manifest))
-    if problems := suite.lm_eval.prompt_problems(live):
+    if problems := prompt_problems(suite.lm_eval, live):
         raise ConfigError("the tasks cannot be asked of these models", problems)
 
 

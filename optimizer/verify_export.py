@@ -21,7 +21,7 @@ from configs.errors import ArchiveError, CheckpointError, EvaluationError
 from configs.evaluation import SPLITS, SplitName
 from configs.schema import DtypeName, JobConfig
 from evaluators.evaluator import LiveModel
-from evaluators.harness import Suite
+from evaluators.harness_suite import Suite
 from evaluators.python_scorer import ScorerEvaluator
 from evaluators.scores import Items, TaskScores
 from evaluators.suite import JobSuite

@@ -313,7 +313,7 @@ def load_skeleton(spec: WorkerSpec) -> "LiveModel":
         CheckpointError: Transformers cannot load the config or the tokenizer.
     """
     import torch  # noqa: PLC0415 - heavy
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: PLC0415 - heavy
 
     from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
     from workers.vocabulary import companion, decide_vocabulary  # noqa: PLC0415 - heavy

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -69,7 +70,7 @@ class Life:
         for line in self.process.stdout or ():
             self._lines.put(line)
 
-    def events(self, wait_s: float) -> list[dict[str, object]]:
+    def events(self, wait_s: float) -> list[dict[str, Any]]:
         """Return what was said since, after waiting a while for it."""
         if self.process.poll() is not None:
             # Whatever it has said is there then.
@@ -236,13 +237,13 @@ class DisturbedSearch:
     def _moment(self) -> int:
         return self._random.randint(1, _MOST_OUTCOMES)
 
-    def _note(self, event: dict[str, object]) -> str:
+    def _note(self, event: dict[str, Any]) -> str:
         """Take in what the driver said; returns it where it says how far it is."""
         kind = str(event["event"])
         if kind == "recorded":
-            self._seen.recorded.add(EvaluationKey(**event["key"]))  # type: ignore[arg-type]
+            self._seen.recorded.add(EvaluationKey(**event["key"]))
         elif kind == "told":
-            self._seen.told.append(int(str(event["candidate"])))
+            self._seen.told.append(int(event["candidate"]))
         elif kind == "fault":
             self._fared.faults[str(event["kind"])] += 1
         else:

@@ -12,6 +12,7 @@ import faulthandler
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from scripts.bench.scripted import (
 from workers.job import WorkerSpec
 from workers.ray_pool import RayPool
 
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Mapping[str, object]]] = {
     "cma": {"search": {"strategy": "cma", "population_size": 6, **IN_FULL}},
     "racing": {"search": {"strategy": "dirichlet", "ask_ahead": 2, **OFTEN}},
     # What a job gets that says nothing but that its tasks have companions.
@@ -69,8 +70,7 @@ class Settings:
 def fault_job(settings: Settings) -> JobConfig:
     """Return the job of a search that expects trouble."""
     changes = dict(VARIANTS[settings.variant])
-    search = dict(changes["search"])  # type: ignore[call-overload]
-    changes["search"] = {**search, "max_failed_share": 1.0}
+    changes["search"] = {**changes["search"], "max_failed_share": 1.0}
     workers = {
         "count": NUM_WORKERS,
         "cpus": WORKER_CPUS,

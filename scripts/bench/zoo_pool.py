@@ -17,7 +17,7 @@ from configs.evaluation import SplitSizes
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.blocks import block_name
-from evaluators.harness import build_manifest
+from evaluators.harness_suite import build_manifest
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
 from optimizer.space import SearchSpace

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def spec(tiny_job):
-    from evaluators.harness import build_manifest
+    from evaluators.harness_suite import build_manifest
     from workers.job import WorkerSpec
     from workers.sources import resolve_sources
 

@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.evaluation import EvaluationSettings, Objective
-from evaluators.harness import build_manifest
+from evaluators.harness_suite import build_manifest
 
 SCORER_FAILURES = [
     ("{'vowels': float('nan')}", r"vowels,none of ITEM is nan"),

@@ -10,7 +10,8 @@ import torch
 from configs.errors import EvaluationError, SandboxUnavailableError
 from configs.evaluation import EvaluationSettings, Objective
 from evaluators.evaluator import LiveModel
-from evaluators.harness import HarnessEvaluator, Suite, build_manifest
+from evaluators.harness import HarnessEvaluator
+from evaluators.harness_suite import Suite, build_manifest
 from evaluators.manifest import item_id
 from evaluators.rng_guard import seed_scorer, seed_torch
 from tests.unit.evaluators.own_tasks import SCORER_FAILURES, add_task, with_tasks

@@ -8,8 +8,8 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.evaluation import EvaluationSettings, Objective, SplitSizes
-from evaluators.harness import Suite
 from evaluators.harness_data import dataset_folder
+from evaluators.harness_suite import Suite
 
 MATCH = "exact_match,flexible-extract"
 

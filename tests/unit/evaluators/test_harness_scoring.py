@@ -14,8 +14,9 @@ import pytest
 from configs.errors import ConfigError, EvaluationError
 from configs.evaluation import EvaluationSettings, Objective
 from evaluators import sandbox
-from evaluators.harness import HarnessEvaluator, Suite
+from evaluators.harness import HarnessEvaluator
 from evaluators.harness_scoring import ItemScorer, ScoringPool, Weighted
+from evaluators.harness_suite import Suite
 from evaluators.runner import ItemRunner
 
 LOTTERY = {"luck": Objective(tasks=[{"task": "tiny_lottery", "metric": "drawn"}])}

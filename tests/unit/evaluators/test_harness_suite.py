@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.evaluation import Objective, SplitSizes
-from evaluators.harness import build_manifest, describe_tasks
+from evaluators.harness_suite import build_manifest, describe_tasks
 from tests.unit.evaluators.own_tasks import SCORER_FAILURES, add_task, refusal, with_tasks
 
 

@@ -14,7 +14,8 @@ from configs.evaluation import Objective
 from evaluators.backend import Prompt
 from evaluators.blocks import partition, union
 from evaluators.generation import StaticBatches
-from evaluators.harness import HarnessEvaluator, build_manifest, describe_tasks
+from evaluators.harness import HarnessEvaluator
+from evaluators.harness_suite import build_manifest, describe_tasks
 from evaluators.loglikelihood import loglikelihoods
 
 BITS = "target_bits_per_byte"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -122,7 +121,7 @@ def test_log_tells_of_workers_that_start_are_lost_or_go(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")  # noqa: PTH110
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_search_goes_on_when_the_disk_of_its_log_is_full(tmp_path, caplog):
     path = tmp_path / "archive.sqlite"
     run_watched(path, {"log_file": "/dev/full"})

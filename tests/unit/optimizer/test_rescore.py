@@ -28,7 +28,7 @@ SPLITS = (("search", "select", "report"), ("search", "select"), ("search",))
 @pytest.fixture(scope="module")
 def runner_and_archive(tiny_job):
     """An archive whose scores a worker made, and that worker."""
-    from evaluators.harness import build_manifest
+    from evaluators.harness_suite import build_manifest
     from workers.job import JobRunner, WorkerSpec
     from workers.sources import resolve_sources
 

@@ -17,7 +17,7 @@ from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed,
 
 @pytest.fixture(scope="module")
 def spec(tiny_job):
-    from evaluators.harness import build_manifest
+    from evaluators.harness_suite import build_manifest
     from workers.job import WorkerSpec
     from workers.sources import resolve_sources
 
@@ -28,7 +28,7 @@ def spec(tiny_job):
 
 
 @pytest.fixture(scope="module")
-def runner(spec):
+def built_runner(spec):
     import torch
 
     from workers.job import JobRunner
@@ -36,6 +36,13 @@ def runner(spec):
     num_threads = torch.get_num_threads()
     yield JobRunner(spec, "worker-1")
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def runner(built_runner):
+    """The runner without a memory of the test before: what its model holds is not merged again."""
+    built_runner._held = None
+    return built_runner
 
 
 @pytest.fixture
@@ -242,8 +249,7 @@ def test_runner_lets_an_interrupt_through(runner, make_request, monkeypatch):
 
     monkeypatch.setattr(runner._materializer, "into", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        # Weights of no other test: what the model has already is not merged again.
-        runner.run(make_request(0.11, 0.13, 0.17))
+        runner.run(make_request(0.1, 0.1, 0.1))
 
 
 def test_runner_evaluates_in_the_dtype_of_the_recipe(runner, spec, make_request, tmp_path):
