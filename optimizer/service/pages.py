@@ -9,36 +9,31 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{head}<title>{title}</title>
+<title>{title}</title>
 <link rel="icon" type="image/svg+xml" href="/static/icon.svg">
 <link rel="stylesheet" href="/static/service.css">
-</head>
+{head}</head>
 <body>
-<main>
-<h1>{title}</h1>
-{content}
-</main>
+{body}
 </body>
 </html>
 """
 
+_PLAIN = """<main>
+<h1>{title}</h1>
+{content}
+</main>"""
+
 _BACK = '<p><a href="/">All searches</a></p>'
 
-# Scripts of a page fill its main part; who has none is told so.
-_DASHBOARD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} - mergefront</title>
-<link rel="icon" type="image/svg+xml" href="/static/icon.svg">
-<link rel="stylesheet" href="/static/service.css">
-<link rel="stylesheet" href="/static/dashboard.css">
+_DASHBOARD_HEAD = """<link rel="stylesheet" href="/static/dashboard.css">
+<link rel="stylesheet" href="/static/forms.css">
 <link rel="stylesheet" href="/static/charts.css">
 <script type="module" src="/static/{script}.js"></script>
-</head>
-<body>
-<a class="skip" href="#main">To the content</a>
+"""
+
+# Scripts of a page fill its main part; who has none is told so.
+_DASHBOARD = """<a class="skip" href="#main">To the content</a>
 <header class="top">
 <a href="/">mergefront</a>
 <form method="post" action="/logout"><button type="submit">Log out</button></form>
@@ -46,10 +41,7 @@ _DASHBOARD = """<!doctype html>
 <main id="main"{attributes}>
 <h1>{title}</h1>
 <noscript><p>This page needs JavaScript; the API at <code>/api/v1</code> does not.</p></noscript>
-</main>
-</body>
-</html>
-"""
+</main>"""
 
 _FORM = """<p role="alert">{message}</p>
 <form method="post" action="/login">
@@ -61,7 +53,9 @@ _FORM = """<p role="alert">{message}</p>
 
 def page(title: str, content: str, *, status: int = 200, head: str = "") -> HTMLResponse:
     """Return a page; ``content`` and ``head`` are HTML, ``title`` is text."""
-    return HTMLResponse(_PAGE.format(title=escape(title), content=content, head=head), status)
+    name = escape(title)
+    body = _PLAIN.format(title=name, content=content)
+    return HTMLResponse(_PAGE.format(title=name, head=head, body=body), status)
 
 
 def login_page(message: str, status: int) -> HTMLResponse:
@@ -100,6 +94,7 @@ def missing_page(message: str) -> HTMLResponse:
 
 
 def _dashboard(title: str, script: str, attributes: str) -> HTMLResponse:
-    return HTMLResponse(
-        _DASHBOARD.format(title=escape(title), script=script, attributes=attributes)
-    )
+    name = escape(title)
+    head = _DASHBOARD_HEAD.format(script=script)
+    body = _DASHBOARD.format(title=name, attributes=attributes)
+    return HTMLResponse(_PAGE.format(title=f"{name} - mergefront", head=head, body=body))

@@ -1,6 +1,7 @@
 // The REST API: what it answers, and its errors as exceptions.
 
 const API = "/api/v1";
+const PATIENCE_MS = 60000;
 
 /** What the service refused, with all problems that it listed. */
 export class ApiError extends Error {
@@ -9,23 +10,32 @@ export class ApiError extends Error {
     this.status = status;
     this.problems = body?.error?.problems ?? [];
   }
+
+  /** Whether nobody answered: asking again may help. */
+  get isLost() {
+    return this.status === 0;
+  }
 }
 
 async function asked(method, path, body) {
   // The header shows that a page of this service asks, not one of another site.
   const options = { method, headers: { "X-Mergefront": "1" } };
+  // Who reads waits for ever where a network swallows the answer; what changes something may take long.
+  if (method === "GET") options.signal = AbortSignal.timeout(PATIENCE_MS);
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  let answer;
+  let answer = null;
+  let content = null;
   try {
     answer = await fetch(`${API}${path}`, options);
+    content = await answer.json();
   } catch {
-    throw new ApiError(0, { error: { message: "the service does not answer; is it running?" } });
+    // What a proxy says of an error need not be JSON; otherwise the connection broke.
+    if (answer === null || answer.ok) throw new ApiError(0, { error: { message: "the service does not answer; is it running?" } });
   }
   if (answer.status === 401) location.assign("/login");
-  const content = await answer.json().catch(() => null);
   if (!answer.ok) throw new ApiError(answer.status, content);
   return content;
 }

@@ -2,9 +2,11 @@
 
 import { short, svg } from "./dom.js";
 
-/** Round steps that cover a range, about `count` of them. */
-export function ticks(low, high, count = 5) {
-  const rough = (high - low) / count || 1;
+const REACH = 16;
+
+/** Round steps that cover a range, about five of them; `least` is 1 for what is counted. */
+export function ticks(low, high, least = 0) {
+  const rough = Math.max((high - low) / 5, least) || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
   const found = [];
@@ -65,18 +67,37 @@ export function scales(box, ranges) {
   return [scale(ranges[0], [box.left, box.right]), scale(ranges[1], [box.bottom, box.top])];
 }
 
+/** Where something happened in a chart, in units of its view box. */
+export function spotOf(chart, event) {
+  const size = chart.getBoundingClientRect();
+  const { width, height } = chart.viewBox.baseVal;
+  return [((event.clientX - size.left) / size.width) * width, ((event.clientY - size.top) / size.height) * height];
+}
+
+/** The key whose place, of a map of places, is nearest to a spot and not too far; else null. */
+export function nearest(places, [x, y]) {
+  let [found, least] = [null, REACH];
+  for (const [key, [px, py]] of places) {
+    const away = Math.hypot(px - x, py - y);
+    if (away < least) [found, least] = [key, away];
+  }
+  return found;
+}
+
 /**
  * Have the arrow keys go through marks as through one control: one of them is in the tab order.
  *
  * `marks` are elements of a chart in the order in which they are gone through; each has its
- * candidate as `data-index`, which `open` is called with.
+ * candidate as `data-index`. `open` is called with that of the mark which is clicked, or with what
+ * `near` finds at a spot: fingers need more than a dot.
  */
-export function rove(chart, marks, first, open) {
+export function rove(chart, marks, first, { open, near }) {
   for (const mark of marks) mark.setAttribute("tabindex", "-1");
   (first ?? marks[0])?.setAttribute("tabindex", "0");
   const places = new Map(marks.map((mark, place) => [mark, place]));
   chart.addEventListener("click", (event) => {
-    if (places.has(event.target)) open(Number(event.target.dataset.index));
+    const found = places.has(event.target) ? Number(event.target.dataset.index) : near(spotOf(chart, event));
+    if (found !== null) open(found);
   });
   chart.addEventListener("pointerover", (event) => {
     // A tooltip, made when it is needed: there are thousands of marks.

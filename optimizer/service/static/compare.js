@@ -1,74 +1,80 @@
 // Two candidates item by item, with what they said.
 
 import { get, pathOf } from "./api.js";
-import { el, problem, score, signed, table } from "./dom.js";
+import { chance, el, problem, score, signed, table } from "./dom.js";
 
 const PAGE = 20;
 const WHICH = { differing: "those that differ", wins: "wins", losses: "losses", all: "all" };
 
-/** A comparison of a candidate with one of the baselines; `rival` is chosen at first. */
-export function compareView(search, candidate, baselines, rival) {
-  const others = baselines.filter((row) => row.index !== candidate.index);
-  if (!others.length) return el("p", { class: "legend" }, "There is no other baseline to compare it with.");
-  const against = el(
-    "select",
-    { id: "against" },
-    others.map((row) => el("option", { value: row.index, selected: row.label === rival }, row.label)),
-  );
-  const which = el(
-    "select",
-    { id: "which" },
-    Object.entries(WHICH).map(([value, text]) => el("option", { value }, text)),
-  );
-  const result = el("div", { "aria-live": "polite" });
-  const show = () => fill(result, search, candidate.index, against.value, which.value);
-  against.addEventListener("change", show);
-  which.addEventListener("change", show);
-  show();
-  return el(
-    "div",
-    { class: "compare" },
-    el("h3", {}, "Compared with a baseline"),
-    el(
+/** A comparison of a candidate with one of its rivals; `strongest` is the label of the first one. */
+export class Comparison {
+  constructor(search, candidate, strongest) {
+    this.search = search;
+    this.candidate = candidate;
+    this.strongest = strongest;
+    this.rivals = [];
+    this.against = el("select", { id: "against", onchange: () => this.#show() });
+    const options = Object.entries(WHICH).map(([value, text]) => el("option", { value }, text));
+    this.which = el("select", { id: "which", onchange: () => this.#show() }, options);
+    this.result = el("div", { "aria-live": "polite" });
+    this.fields = el(
       "p",
       { class: "fields" },
       el("label", { for: "against" }, "Against "),
-      against,
+      this.against,
       el("label", { for: "which" }, " Items "),
-      which,
-    ),
-    result,
-  );
-}
-
-async function fill(result, search, a, b, which) {
-  const asked = Symbol("asked");
-  result.asked = asked;
-  const path = (offset) =>
-    pathOf(search, `/compare?${new URLSearchParams({ a, b, which, offset, limit: PAGE })}`);
-  try {
-    const found = await get(path(0));
-    if (result.asked !== asked) return;
-    // Tasks that somebody looks into stay open.
-    const isOpen = new Set([...result.querySelectorAll("details[open]")].map((one) => one.dataset.task));
-    result.replaceChildren(
-      differences(found),
-      el("p", {}, `On the items of the ${found.split} split; every difference is ${found.a.label} minus ${found.b.label}.`),
-      ...found.tasks.map((task) => items(task, found, which, path, isOpen.has(task.task))),
+      this.which,
     );
-  } catch (error) {
-    if (result.asked === asked) result.replaceChildren(problem(error));
+    this.none = el("p", { class: "legend" }, "There is no other baseline to compare it with.");
+    this.node = el("div", { class: "compare" }, el("h3", {}, "Compared with a baseline"), this.none, this.fields, this.result);
+    this.fields.hidden = true;
+  }
+
+  /** Take over what it can be compared with; who is compared with now stays. */
+  update(rows) {
+    const now = Number(this.against.value);
+    const kept = this.rivals.filter((row) => row.index === now && !rows.some((one) => one.index === now));
+    const rivals = [...kept, ...rows].filter((row) => row.index !== this.candidate.index);
+    const key = rivals.map((row) => `${row.index} ${row.label}`).join("\n");
+    if (key === this.key) return;
+    const isFirst = !this.rivals.length;
+    const chosen = isFirst ? rivals.find((row) => row.label === this.strongest)?.index : now;
+    this.key = key;
+    this.rivals = rivals;
+    this.against.replaceChildren(
+      ...rivals.map((row) => el("option", { value: row.index, selected: row.index === chosen }, row.label)),
+    );
+    this.none.hidden = rivals.length > 0;
+    this.fields.hidden = !rivals.length;
+    if (isFirst && rivals.length) this.#show();
+  }
+
+  async #show() {
+    const [a, b, which] = [this.candidate.index, this.against.value, this.which.value];
+    const asked = Symbol("asked");
+    this.asked = asked;
+    const path = (offset) =>
+      pathOf(this.search, `/compare?${new URLSearchParams({ a, b, which, offset, limit: PAGE })}`);
+    try {
+      const found = await get(path(0));
+      if (this.asked !== asked) return;
+      // Tasks that somebody looks into stay open.
+      const isOpen = new Set([...this.result.querySelectorAll("details[open]")].map((one) => one.dataset.task));
+      this.result.replaceChildren(
+        differences(found),
+        found.left_out.length ? el("p", { class: "legend" }, `They share no items of ${found.left_out.join(", ")}.`) : "",
+        el("p", {}, `On the items of the ${found.split} split; every difference is ${found.a.label} minus ${found.b.label}.`),
+        ...found.tasks.map((task) => items(task, found, which, path, isOpen.has(task.task))),
+      );
+    } catch (error) {
+      if (this.asked === asked) this.result.replaceChildren(problem(error));
+    }
   }
 }
 
 function differences(found) {
   const rows = [["preferred mean", found.preferred], ...Object.entries(found.objectives)].map(
-    ([name, gap]) => [
-      name,
-      signed(gap.mean),
-      gap.interval_95.map(signed).join(" to "),
-      gap.p_value === null ? "–" : gap.p_value < 0.001 ? "< 0.001" : gap.p_value.toFixed(3),
-    ],
+    ([name, gap]) => [name, signed(gap.mean), gap.interval_95.map(signed).join(" to "), chance(gap.p_value)],
   );
   const caption = `${found.a.label} minus ${found.b.label}`;
   return table(caption, ["objective", "difference", "95 % interval", "p"], rows);
@@ -77,18 +83,23 @@ function differences(found) {
 function items(task, found, which, path, isOpen) {
   const list = el("ul", { class: "items" }, task.items.map((item) => entry(item, found)));
   const numAll = { differing: task.wins + task.losses, wins: task.wins, losses: task.losses, all: task.num_items }[which];
+  const trouble = el("div");
   const more = el("button", { type: "button" }, "More items");
   const settle = () => {
     more.hidden = list.childElementCount >= numAll;
   };
   more.addEventListener("click", async () => {
+    const numBefore = list.childElementCount;
     more.disabled = true;
     try {
-      const next = await get(path(list.childElementCount));
+      const next = await get(path(numBefore));
       const same = next.tasks.find((one) => one.task === task.task);
       list.append(...same.items.map((item) => entry(item, found)));
+      trouble.replaceChildren();
+      // The button may be gone; who reads goes on with the first of the new ones.
+      list.children[numBefore]?.focus();
     } catch (error) {
-      more.before(problem(error));
+      trouble.replaceChildren(problem(error));
     }
     more.disabled = false;
     settle();
@@ -99,6 +110,7 @@ function items(task, found, which, path, isOpen) {
     { open: isOpen, "data-task": task.task },
     el("summary", {}, `${task.task}: ${task.wins} wins, ${task.losses} losses, ${task.ties} ties`),
     list,
+    trouble,
     more,
   );
 }
@@ -114,7 +126,7 @@ function entry(item, found) {
   const outcome = item.a === item.b ? "tie" : item.a > item.b ? "win" : "loss";
   return el(
     "li",
-    { class: outcome },
+    { class: outcome, tabindex: -1 },
     el("p", {}, el("span", { class: "tag" }, outcome), " ", el("code", {}, item.id)),
     el("div", { class: "sides" }, side(found.a.label, item.a, item.text_a), side(found.b.label, item.b, item.text_b)),
   );

@@ -9,6 +9,7 @@ const ALIVE = new Set(["starting", "running", "stopping"]);
 export class Controls {
   constructor(search) {
     this.search = search;
+    this.isBusy = false;
     this.answer = el("div", { "aria-live": "polite" });
     this.buttons = el("div", { class: "buttons" });
     this.node = el("div", {}, this.buttons, this.answer);
@@ -16,35 +17,52 @@ export class Controls {
 
   /** Show what the state of the search allows. */
   update(status) {
-    if (this.state === status.state && this.budget === status.evaluations.budget) return;
-    this.state = status.state;
+    const key = [status.state, status.runner, status.evaluations.budget].join(" ");
+    if (this.key === key) return;
+    const hadFocus = this.buttons.contains(document.activeElement);
+    if (!this.answer.querySelector(".problem")) this.answer.replaceChildren();
+    this.key = key;
     this.budget = status.evaluations.budget;
     const isAlive = ALIVE.has(status.state);
     const isHere = status.runner !== "elsewhere" && status.runner !== null;
     this.buttons.replaceChildren(
       ...[
-        isAlive && isHere ? this.#button("Stop", () => this.#stop(false)) : null,
+        isAlive && isHere && status.state !== "stopping" ? this.#button("Stop", () => this.#stop(false)) : null,
         status.state === "stopping" && isHere ? this.#button("Kill now", () => this.#stop(true)) : null,
         isAlive ? null : this.#resume(),
-        this.#button("Fork", () => this.#fork()),
+        this.#fork(),
         isAlive ? null : this.#delete(),
       ].filter(Boolean),
     );
+    // Whose button is gone goes on with what there is now, not at the top of the page.
+    if (hadFocus) this.buttons.querySelector("button, summary").focus();
   }
 
   #button(text, work) {
-    return el("button", { type: "button", onclick: (event) => this.#run(event.target, work) }, text);
+    return el("button", { type: "button", onclick: () => this.#run(work) }, text);
   }
 
-  async #run(button, work) {
-    button.disabled = true;
+  #form(work, ...children) {
+    const submit = (event) => {
+      event.preventDefault();
+      this.#run(work);
+    };
+    return el("form", { onsubmit: submit }, ...children);
+  }
+
+  /** One thing at a time; buttons stay enabled, since disabled ones lose the focus. */
+  async #run(work) {
+    if (this.isBusy) return;
+    this.isBusy = true;
+    this.node.setAttribute("aria-busy", "true");
     this.answer.replaceChildren();
     try {
       await work();
     } catch (error) {
       this.answer.replaceChildren(problem(error));
     }
-    button.disabled = false;
+    this.node.removeAttribute("aria-busy");
+    this.isBusy = false;
   }
 
   async #stop(force) {
@@ -52,45 +70,41 @@ export class Controls {
     this.answer.replaceChildren(el("p", {}, force ? "It was killed." : "It finishes what is under way."));
   }
 
-  #resume() {
-    const budget = el("input", { type: "number", id: "budget", min: 1, value: this.budget, required: true });
-    const submit = async () => {
-      const changes = Number(budget.value) === this.budget ? {} : { "budget.evaluations": Number(budget.value) };
-      await post(pathOf(this.search, "/resume"), { changes });
-      this.answer.replaceChildren(el("p", {}, "It goes on."));
-    };
-    return el(
-      "form",
-      { onsubmit: (event) => (event.preventDefault(), this.#run(event.submitter, submit)) },
-      el("label", { for: "budget" }, "Evaluations "),
-      budget,
-      el("button", { type: "submit" }, "Resume"),
-    );
+  #evaluations(id, label) {
+    const input = el("input", { type: "number", id, min: 1, value: this.budget, required: true });
+    // What is not changed is the job's own.
+    const changes = () => (Number(input.value) === this.budget ? {} : { "budget.evaluations": Number(input.value) });
+    return { nodes: [el("label", { for: id }, label), input], changes };
   }
 
-  async #fork() {
-    const found = await post(pathOf(this.search, "/fork"), {});
-    location.assign(`/searches/${encodeURIComponent(found.id)}`);
+  #resume() {
+    const { nodes, changes } = this.#evaluations("budget", "Evaluations");
+    const work = async () => {
+      await post(pathOf(this.search, "/resume"), { changes: changes() });
+      this.answer.replaceChildren(el("p", {}, "It goes on."));
+    };
+    return this.#form(work, ...nodes, el("button", { type: "submit" }, "Resume"));
+  }
+
+  #fork() {
+    const { nodes, changes } = this.#evaluations("fork-budget", "Its evaluations");
+    const work = async () => {
+      const found = await post(pathOf(this.search, "/fork"), { changes: changes() });
+      location.assign(`/searches/${encodeURIComponent(found.id)}`);
+    };
+    const text = el("p", {}, "A new search of the same job begins with what this one learnt.");
+    const button = el("button", { type: "submit" }, "Start the fork");
+    return el("details", {}, el("summary", {}, "Fork …"), text, this.#form(work, ...nodes, button));
   }
 
   #delete() {
-    const typed = el("input", { id: "confirm", autocomplete: "off", required: true });
-    const submit = async () => {
-      const confirm = encodeURIComponent(typed.value);
-      await remove(pathOf(this.search, `?confirm=${confirm}`));
+    const typed = el("input", { id: "confirm", autocomplete: "off", autocapitalize: "off", spellcheck: "false", required: true });
+    const work = async () => {
+      await remove(pathOf(this.search, `?confirm=${encodeURIComponent(typed.value)}`));
       location.assign("/");
     };
-    return el(
-      "details",
-      {},
-      el("summary", {}, "Delete …"),
-      el(
-        "form",
-        { onsubmit: (event) => (event.preventDefault(), this.#run(event.submitter, submit)) },
-        el("label", { for: "confirm" }, "Archive and exports are deleted for good. Type the id ", el("code", {}, this.search)),
-        typed,
-        el("button", { type: "submit", class: "danger" }, "Delete"),
-      ),
-    );
+    const label = el("label", { for: "confirm" }, "Archive and exports are deleted for good. Type the id ", el("code", {}, this.search));
+    const button = el("button", { type: "submit", class: "danger" }, "Delete");
+    return el("details", {}, el("summary", {}, "Delete …"), this.#form(work, label, typed, button));
   }
 }

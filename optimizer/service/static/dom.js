@@ -22,6 +22,33 @@ export function svg(tag, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), attributes, children);
 }
 
+/**
+ * Have a holder show nodes. What is there already and equal stays, and with it the focus, what is
+ * marked with the mouse, and how far it is scrolled. An old node may stay for a new one, so nodes
+ * have no listeners of their own; the holder may.
+ */
+export function settle(holder, nodes) {
+  const old = [...holder.childNodes];
+  nodes.forEach((node, place) => {
+    const there = old[place];
+    if (!there) holder.append(node);
+    else if (!there.isEqualNode(node)) renew(there, node);
+  });
+  for (const rest of old.slice(nodes.length)) rest.remove();
+}
+
+function renew(there, node) {
+  if (there.nodeName !== node.nodeName) {
+    there.replaceWith(node);
+  } else if (there.nodeType === Node.TEXT_NODE) {
+    there.data = node.data;
+  } else {
+    for (const { name } of [...there.attributes]) if (!node.hasAttribute(name)) there.removeAttribute(name);
+    for (const { name, value } of node.attributes) there.setAttribute(name, value);
+    settle(there, [...node.childNodes]);
+  }
+}
+
 /** Make a table: `rows` are arrays of text or nodes, whose first cell is the head of the row. */
 export function table(caption, heads, rows) {
   const head = el("tr", {}, heads.map((text) => el("th", { scope: "col" }, text)));
@@ -43,9 +70,10 @@ export function score(value) {
   return value === null || value === undefined ? "–" : value.toFixed(3);
 }
 
-/** Say a number of any size with few digits. */
+/** Say a number with few digits; counts and numbers of candidates keep all of theirs. */
 export function short(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (!Number.isFinite(value)) return "–";
+  if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en");
   if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)) return value.toExponential(1);
   return value.toLocaleString("en", { maximumSignificantDigits: 4 });
 }
@@ -57,7 +85,14 @@ export function withError(found) {
 
 /** Say a difference, its sign always. */
 export function signed(value) {
+  if (!Number.isFinite(value)) return "–";
   return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+}
+
+/** Say how likely it is that there is no difference at all. */
+export function chance(value) {
+  if (!Number.isFinite(value)) return "–";
+  return value < 0.001 ? "< 0.001" : value.toFixed(3);
 }
 
 /** Say seconds as people do. */
@@ -85,5 +120,6 @@ export function problem(error) {
   const listed = (error.problems ?? []).map((one) =>
     el("li", {}, el("code", {}, one.path), `: ${one.message}`),
   );
-  return el("div", { role: "alert", class: "problem" }, el("p", {}, error.message), listed.length ? el("ul", {}, listed) : null);
+  const list = listed.length ? el("ul", {}, listed) : null;
+  return el("div", { role: "alert", class: "problem" }, el("p", {}, error.message), list);
 }

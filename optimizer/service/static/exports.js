@@ -10,31 +10,23 @@ export function exportView(search, candidate) {
   const state = el("div", { "aria-live": "polite" });
   const button = el("button", { type: "button", class: "primary" }, "Export this");
   const node = el("div", { class: "export" }, button, state);
-  button.addEventListener("click", async () => {
+  const run = async (found) => {
     button.disabled = true;
     try {
-      await follow(search, await post(pathOf(search, "/exports"), { recipe_id: candidate.recipe_id }), node, state);
+      const begun = await found();
+      if (begun) await follow(search, begun, node, state);
     } catch (error) {
       state.replaceChildren(problem(error));
     }
     button.disabled = false;
-  });
-  showKnown(search, candidate, node, state, button);
-  return node;
-}
-
-/** Show an export of the same merge that was started before. */
-async function showKnown(search, candidate, node, state, button) {
-  try {
+  };
+  button.addEventListener("click", () => run(() => post(pathOf(search, "/exports"), { recipe_id: candidate.recipe_id })));
+  // One of the same merge that was started before is found again.
+  run(async () => {
     const { exports } = await get(pathOf(search, "/exports"));
-    const known = exports.find((one) => one.recipe_id === candidate.recipe_id);
-    if (!known) return;
-    button.disabled = known.state === "running";
-    await follow(search, known, node, state);
-    button.disabled = false;
-  } catch (error) {
-    state.replaceChildren(problem(error));
-  }
+    return exports.find((one) => one.recipe_id === candidate.recipe_id);
+  });
+  return node;
 }
 
 async function follow(search, found, node, state) {
@@ -47,7 +39,7 @@ async function follow(search, found, node, state) {
     await new Promise((done) => setTimeout(done, POLL_MS));
     // Nobody looks any more: another merge is shown.
     if (!node.isConnected) return;
-    found = await get(pathOf(search, `/exports/${found.id}`));
+    found = await later(search, found);
   }
   if (found.state === "failed") {
     state.replaceChildren(problem({ message: found.error ?? "the export failed" }));
@@ -58,6 +50,16 @@ async function follow(search, found, node, state) {
     el("p", {}, el("a", { href: link, download: true, class: "download" }, `Download (${bytes(found.written_bytes)})`)),
     el("p", { class: "id" }, `On the service's machine: `, el("code", {}, found.directory)),
   );
+}
+
+/** How an export is now; an export outlives the service, so while that is away nothing is new. */
+async function later(search, found) {
+  try {
+    return await get(pathOf(search, `/exports/${found.id}`));
+  } catch (error) {
+    if (error.isLost) return found;
+    throw error;
+  }
 }
 
 function show(state) {

@@ -1,7 +1,9 @@
 // How a search is as a whole: state, cost, verdict, workers, failures.
 
 import { get, pathOf } from "./api.js";
-import { duration, el, problem, score, short, signed, table } from "./dom.js";
+import { chance, duration, el, problem, score, short, signed, table } from "./dom.js";
+
+const MOST_FAILURES = 50;
 
 /** State, progress, ETA and cost. */
 export function overview(status) {
@@ -14,7 +16,7 @@ export function overview(status) {
     ["Left", status.eta_s === null ? "–" : `about ${duration(status.eta_s)}`],
     ["Failures", String(status.failures)],
     ...Object.entries(status.stopped).map(([reason, count]) => [`Stopped (${reason})`, String(count)]),
-    ["Items scored", cost ? short(cost.items) : "–"],
+    ["Items scored", cost ? short(Math.round(cost.items)) : "–"],
     ["Model time", cost ? duration(cost.model_s) : "–"],
     ["Worker time", cost ? duration(cost.worker_s) : "–"],
     ["GPU hours", cost ? short(cost.gpu_hours) : "–"],
@@ -48,14 +50,7 @@ export function verdict(status, rows) {
 }
 
 function differenceCells(gap) {
-  const interval = gap.interval_95 ?? gap.interval;
-  const mean = gap.mean ?? gap.difference;
-  const p = gap.adjusted_p_value;
-  return [
-    typeof mean === "number" ? signed(mean) : "–",
-    Array.isArray(interval) ? interval.map(signed).join(" to ") : "–",
-    typeof p === "number" ? (p < 0.001 ? "< 0.001" : p.toFixed(3)) : "–",
-  ];
+  return [signed(gap.mean), gap.interval_95.map(signed).join(" to "), chance(gap.adjusted_p_value)];
 }
 
 /** What each worker did, and how much of the time it was idle. */
@@ -76,19 +71,20 @@ export function workers(status) {
 }
 
 /** When something was, in the time of who looks. */
-export function time(text) {
+function time(text) {
   if (!text) return "–";
   return el("time", { datetime: text }, new Date(text).toLocaleString());
 }
 
-/** The newest failures with their messages. */
-export async function failures(search, status, open) {
+/** The newest failures with their messages; who clicks a button opens its `data-open`. */
+export async function failures(search, status) {
   if (!status.failures) return [el("p", {}, "Nothing has failed.")];
-  const path = "/candidates?state=failed&sort=finished_at&descending=true&limit=50";
+  const path = `/candidates?state=failed&sort=finished_at&descending=true&limit=${MOST_FAILURES}`;
   const page = await get(pathOf(search, path));
   const counts = Object.entries(status.failed).map(([what, count]) => `${what}: ${count}`);
+  const rest = page.total > page.items.length ? ` The newest ${page.items.length} of ${page.total}:` : "";
   return [
-    el("p", {}, counts.join(", ")),
+    el("p", {}, `${counts.join(", ")}.${rest}`),
     el(
       "ul",
       { class: "failures" },
@@ -96,7 +92,7 @@ export async function failures(search, status, open) {
         el(
           "li",
           {},
-          el("button", { type: "button", class: "link", onclick: () => open(row.index) }, row.label),
+          el("button", { type: "button", class: "link", "data-open": row.index }, row.label),
           ` ${row.failure?.stage ?? ""}: ${row.failure?.error_class ?? ""}`,
           el("pre", {}, row.failure?.message ?? ""),
         ),

@@ -6,15 +6,17 @@ import { score, short, svg } from "./dom.js";
 const TOP = 86;
 const BOTTOM = 300;
 const GAP = 64;
+// The last name leans out to the right.
+const [LEFT, RIGHT] = [60, 100];
 const CLASSES = 5;
 const REACH = 8;
 
 /** Draw into a holder; `view` is as that of a scatter, with `genes`, the names of the columns. */
 export function drawParallel(holder, view) {
   const columns = columnsOf(view);
-  const width = Math.max(holder.clientWidth, 360, 120 + GAP * (columns.length - 1));
-  const gap = (width - 120) / Math.max(1, columns.length - 1);
-  const x = (place) => 60 + gap * place;
+  const width = Math.max(holder.clientWidth, 360, LEFT + RIGHT + GAP * (columns.length - 1));
+  const gap = (width - LEFT - RIGHT) / Math.max(1, columns.length - 1);
+  const x = (place) => LEFT + gap * place;
   const scaled = columns.map((column) => {
     const range = endsOf(view.rows.map(column.of));
     return { ...column, range, y: scale(range, range[0] < range[1] ? [BOTTOM, TOP] : [BOTTOM, BOTTOM]) };
@@ -31,10 +33,9 @@ export function drawParallel(holder, view) {
   const over = svg("g", { class: "over" });
   // The best lie on top.
   chart.append(...[...marks.values()].reverse(), ...scaled.map((column, at) => axis(column, x(at))), over);
-  rove(chart, best.map((row) => marks.get(row.index)), marks.get(view.selected) ?? marks.get(view.chosen), (index) => view.open(index));
-  chart.addEventListener("click", (event) => {
-    const near = nearest(places, event.offsetX, event.offsetY);
-    if (!marks.has(Number(event.target.dataset.index)) && near !== null) view.open(near);
+  rove(chart, best.map((row) => marks.get(row.index)), marks.get(view.selected) ?? marks.get(view.chosen), {
+    open: view.open,
+    near: (spot) => nearestLine(places, spot),
   });
   holder.adorn = () => {
     press(chart, marks.get(view.selected));
@@ -49,7 +50,7 @@ export function drawParallel(holder, view) {
 }
 
 /** Return the merge whose line is within reach of a place of the chart, or null. */
-function nearest(places, x, y) {
+function nearestLine(places, [x, y]) {
   let [found, least] = [null, REACH];
   for (const [index, line] of places) {
     const right = line.findIndex(([px]) => px >= x);

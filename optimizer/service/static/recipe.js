@@ -1,34 +1,86 @@
-// What is recorded of one candidate: its recipe and its scores.
+// What is recorded of one candidate: its recipe and its scores, what can be done with it.
 
 import { get, pathOf } from "./api.js";
-import { compareView } from "./compare.js";
-import { el, duration, problem, score, short, svg, table, withError } from "./dom.js";
 import { axes, scale } from "./axes.js";
+import { Comparison } from "./compare.js";
+import { el, duration, problem, score, settle, short, svg, table, withError } from "./dom.js";
 import { exportView } from "./exports.js";
 
 const SPLITS = ["search", "select", "report"];
 
-/** Fill the panel with a candidate; `baselines` are rows that it can be compared with. */
-export async function showRecipe(panel, search, index, baselines, rival) {
-  panel.setAttribute("aria-busy", "true");
-  try {
-    const found = await get(pathOf(search, `/candidates/${index}`));
-    const heading = el("h2", { id: "recipe-title", tabindex: -1 }, `Merge ${found.label}`);
-    panel.replaceChildren(
-      heading,
-      facts(found),
-      found.failure ? failure(found.failure) : scores(found),
-      genes(found),
-      found.failure ? "" : exportView(search, found),
-      found.failure ? "" : compareView(search, found, baselines, rival),
-    );
-    return heading;
-  } catch (error) {
-    panel.replaceChildren(problem(error));
-    return null;
-  } finally {
-    panel.removeAttribute("aria-busy");
+/** The panel of the open candidate; `rivals()` are rows that one can be compared with. */
+export class Recipe {
+  constructor(search, rivals) {
+    this.search = search;
+    this.rivals = rivals;
+    this.index = null;
+    this.heading = el("h2", { id: "recipe-title", tabindex: -1 }, "Recipe");
+    this.body = el("div", {}, el("p", {}, "Choose a point to see its recipe, scores and comparisons."));
+    this.node = el("aside", { id: "recipe", "aria-labelledby": "recipe-title" }, this.heading, this.body);
   }
+
+  /** Show a candidate; returns whether it is shown, and not yet another one. */
+  async open(index, strongest) {
+    this.index = index;
+    this.strongest = strongest;
+    this.state = null;
+    this.node.setAttribute("aria-busy", "true");
+    await this.#ask(index);
+    if (this.index !== index) return false;
+    this.node.removeAttribute("aria-busy");
+    return true;
+  }
+
+  /** Ask for it again, since something was recorded. */
+  async refresh() {
+    this.compare();
+    if (this.index !== null && !this.node.hasAttribute("aria-busy")) await this.#ask(this.index);
+  }
+
+  /** Take over what it can be compared with. */
+  compare() {
+    this.comparison?.update(this.rivals());
+  }
+
+  async #ask(index) {
+    try {
+      const found = await get(pathOf(this.search, `/candidates/${index}`));
+      // Answers need not come in the order in which they were asked for.
+      if (this.index !== index) return;
+      // What somebody looks into stays as it is; scores come one split after the other.
+      if (this.state === found.state) settle(this.scores, scoresOf(found));
+      else this.#build(found);
+    } catch (error) {
+      if (this.index !== index) return;
+      if (this.state === null) {
+        this.heading.textContent = "Recipe";
+        this.comparison = null;
+        this.body.replaceChildren(problem(error));
+      }
+    }
+  }
+
+  #build(found) {
+    const isScored = found.state === "completed" || found.state === "stopped";
+    this.state = found.state;
+    this.heading.textContent = `Merge ${found.label}`;
+    this.scores = el("div", {}, ...scoresOf(found));
+    this.comparison = isScored ? new Comparison(this.search, found, this.strongest) : null;
+    this.body.replaceChildren(
+      this.scores,
+      genes(found),
+      ...(isScored ? [exportView(this.search, found), this.comparison.node] : []),
+    );
+    this.compare();
+  }
+}
+
+function scoresOf(found) {
+  const parts = [facts(found)];
+  if (found.failure) parts.push(failure(found.failure));
+  else if (found.state === "pending") parts.push(el("p", {}, "It is being scored."));
+  else parts.push(scores(found));
+  return parts;
 }
 
 function facts(found) {

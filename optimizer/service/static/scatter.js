@@ -1,6 +1,6 @@
 // The front: one scatter for every pair of objectives.
 
-import { axes, press, rangeOf, replaceChart, rove, scales } from "./axes.js";
+import { axes, nearest, press, rangeOf, replaceChart, rove, scales, ticks } from "./axes.js";
 import { score, svg } from "./dom.js";
 
 const BOX = { left: 52, top: 28, right: 388, bottom: 300 };
@@ -51,7 +51,7 @@ export function drawScatter(holder, pair, view) {
     "svg",
     { viewBox: "0 0 400 344", class: "chart scatter", role: "group", "aria-label": title },
     svg("desc", {}, `${view.rows.length} merges, ${numFront} of them on the front. Arrow keys go from one to the next, Enter opens its recipe.`),
-    axes(BOX, ranges, names, [tick, tick]),
+    axes(BOX, ranges, names, [tick, tick], [pair[0] === null ? ticks(...ranges[0], 1) : null, null]),
   );
   const places = new Map(view.rows.map((row) => [row.index, [x(at(row, 0)), y(at(row, 1))]]));
   // What matters most lies above the rest; keys go from left to right.
@@ -59,7 +59,10 @@ export function drawScatter(holder, pair, view) {
   const marks = new Map(drawn.map((row) => [row.index, markOf(row, places.get(row.index), names, at)]));
   chart.append(...marks.values(), over);
   const ordered = [...view.rows].sort((a, b) => at(a, 0) - at(b, 0)).map((row) => marks.get(row.index));
-  rove(chart, ordered, marks.get(view.selected) ?? marks.get(view.chosen), (index) => view.open(index));
+  rove(chart, ordered, marks.get(view.selected) ?? marks.get(view.chosen), {
+    open: view.open,
+    near: (spot) => nearest(places, spot),
+  });
   holder.adorn = () => {
     for (const row of view.rows) marks.get(row.index)?.classList.toggle("below", !meets(row, view.floors));
     press(chart, marks.get(view.selected));
@@ -104,12 +107,17 @@ function rings(row, [x, y], view) {
 
 function errorBars(row, pair, [x, y], [scaleX, scaleY]) {
   const bars = [];
+  // They end where the chart does.
+  const ends = (to, side, low, high) => {
+    const [value, error] = [row.values[pair[side]], row.errors[pair[side]]];
+    return [value - error, value + error].map((end) => Math.max(low, Math.min(high, to(end))));
+  };
   if (pair[0] !== null) {
-    const [value, error] = [row.values[pair[0]], row.errors[pair[0]]];
-    bars.push(svg("line", { class: "error", x1: scaleX(value - error), x2: scaleX(value + error), y1: y, y2: y }));
+    const [x1, x2] = ends(scaleX, 0, BOX.left, BOX.right);
+    bars.push(svg("line", { class: "error", x1, x2, y1: y, y2: y }));
   }
-  const [value, error] = [row.values[pair[1]], row.errors[pair[1]]];
-  bars.push(svg("line", { class: "error", x1: x, x2: x, y1: scaleY(value - error), y2: scaleY(value + error) }));
+  const [y1, y2] = ends(scaleY, 1, BOX.top, BOX.bottom);
+  bars.push(svg("line", { class: "error", x1: x, x2: x, y1, y2 }));
   return bars;
 }
 

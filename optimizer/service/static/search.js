@@ -2,17 +2,21 @@
 
 import { get, pathOf } from "./api.js";
 import { Controls } from "./controls.js";
-import { el, problem, section } from "./dom.js";
+import { el, problem, score, section, settle } from "./dom.js";
 import { calmly, follow } from "./events.js";
 import { failures, overview, verdict, workers } from "./facts.js";
-import { drawLine } from "./lines.js";
+import { drawConvergence, drawProgress } from "./lines.js";
 import { drawParallel } from "./parallel.js";
-import { showRecipe } from "./recipe.js";
+import { Recipe } from "./recipe.js";
 import { drawScatter, pairsOf, rowsOf } from "./scatter.js";
 import { Space } from "./space.js";
 import { Wishes } from "./wishes.js";
 
 const REFRESH_MS = 1000;
+const RETRY_MS = 5000;
+const CLOCKS_MS = 30000;
+// Streams end once an hour and begin again; that is not worth a word.
+const LOST_MS = 4000;
 const main = document.getElementById("main");
 const search = main.dataset.search;
 
@@ -23,11 +27,20 @@ const parts = Object.fromEntries(
   ),
 );
 parts.parallel.classList.add("wide");
-const live = el("p", { class: "live", role: "status" }, "Loading …");
+const live = el("span", { role: "status" }, "Loading …");
+// Not read out: it may change every second.
+const latest = el("span");
 const trouble = el("div");
-const panel = el("aside", { id: "recipe", "aria-labelledby": "recipe-title" }, el("h2", { id: "recipe-title" }, "Recipe"), el("p", {}, "Choose a point to see its recipe, scores and comparisons."));
+const legend = el(
+  "p",
+  { class: "legend", hidden: true },
+  "Filled and large: on the front. Diamond: baseline. Hollow: stopped early. Wide ring: chosen by the sliders. ",
+  "Narrow ring: open on this page. Lines through these two: standard errors.",
+);
 const space = new Space(view);
 const controls = new Controls(search);
+// A baseline is compared with the others, and with what the sliders choose.
+const recipe = new Recipe(search, () => view.rows.filter((row) => row.kind === "baseline" || row.index === view.chosen));
 const wishes = new Wishes(search, {
   open,
   onChange: (floors) => {
@@ -37,19 +50,20 @@ const wishes = new Wishes(search, {
   onChoice: (index) => {
     if (view.chosen === index) return;
     view.chosen = index;
+    recipe.compare();
     adornSoon();
   },
 });
 
 main.append(
-  live,
+  el("p", { class: "live" }, live, " ", latest),
   trouble,
   section("overview", "Overview", parts.overview, controls.node),
   el(
     "div",
     { class: "split" },
-    section("front", "Front", wishes.node, legend(), parts.scatters, space.node),
-    panel,
+    section("front", "Front", wishes.node, legend, parts.scatters, space.node),
+    recipe.node,
   ),
   section("volume", "Hypervolume", parts.volumes),
   section("genes", "Weights and drop ratios", parts.parallel),
@@ -58,11 +72,9 @@ main.append(
   section("work", "Workers", parts.workers),
   section("failed", "Failures", parts.failures),
 );
-
-function legend() {
-  const text = "Filled and large: on the front. Diamond: baseline. Hollow: stopped early. Wide ring: chosen by the sliders. Narrow ring: open on this page. Lines through these two: standard errors.";
-  return el("p", { class: "legend" }, text);
-}
+parts.failures.addEventListener("click", (event) => {
+  if (event.target.dataset.open !== undefined) open(Number(event.target.dataset.open));
+});
 
 let isDrawing = false;
 function adornSoon() {
@@ -81,8 +93,9 @@ function adorn() {
 }
 
 function draw() {
+  legend.hidden = !view.rows.length;
   if (!view.rows.length) {
-    parts.scatters.replaceChildren(el("p", {}, "No merge was scored yet."));
+    for (const part of [parts.scatters, parts.parallel]) part.replaceChildren(el("p", {}, "No merge was scored yet."));
     return;
   }
   const pairs = pairsOf(view.objectives);
@@ -102,43 +115,55 @@ async function open(index) {
   view.selected = index;
   history.replaceState(null, "", `#candidate-${index}`);
   adorn();
-  // A baseline is compared with the others, and with what the sliders choose.
-  const others = view.rows.filter((row) => row.kind === "baseline" || row.index === view.chosen);
-  const heading = await showRecipe(panel, search, index, others, view.rival);
+  if (!(await recipe.open(index, view.strongest))) return;
   // On a phone the panel lies elsewhere; who uses keys or a screen reader goes there, too.
-  if (heading) heading.focus({ preventScroll: matchMedia("(min-width: 70rem)").matches });
+  recipe.heading.focus({ preventScroll: matchMedia("(min-width: 70rem)").matches });
 }
 
-let isLinked = true;
-/** Open what the address names, once it is known what that can be compared with. */
+/** Open what the address names. */
 function openLinked() {
   const wanted = /^#candidate-(\d+)$/.exec(location.hash);
-  if (isLinked && view.rows.length && wanted) open(Number(wanted[1]));
-  isLinked &&= !view.rows.length;
+  if (wanted) open(Number(wanted[1]));
 }
 
+let retry = null;
 async function refresh() {
+  clearTimeout(retry);
   try {
     // All at once: what the status takes is not waited for before the points are asked for.
     const asked = Promise.all(["/points", "/progress", "/convergence"].map((path) => get(pathOf(search, path))));
     asked.catch(() => {}); // where there is no archive yet, nobody waits for it
     const status = await get(pathOf(search));
-    parts.overview.replaceChildren(...overview(status).filter(Boolean));
-    controls.update(status);
-    parts.workers.replaceChildren(...workers(status));
-    view.rival = status.verdict?.strongest ?? "uniform soup";
-    if (status.created_at !== null) refreshResults(status, await asked);
-    openLinked();
-    parts.failures.replaceChildren(...(await failures(search, status, open)));
+    showStatus(status);
+    if (status.created_at !== null) showResults(status, await asked);
+    await showFailures(status);
     trouble.replaceChildren();
   } catch (error) {
-    trouble.replaceChildren(problem(error));
+    settle(trouble, [problem(error)]);
+    // No event may come that would have it asked for again.
+    if (error.status !== 404) retry = setTimeout(refreshSoon, RETRY_MS);
   }
 }
 
-function refreshResults(status, [points, progress, convergence]) {
+function showStatus(status) {
+  view.strongest = status.verdict?.strongest ?? "uniform soup";
+  view.isRunning = status.state === "running";
+  settle(parts.overview, overview(status).filter(Boolean));
+  settle(parts.workers, workers(status));
+  controls.update(status);
+}
+
+async function showFailures(status) {
+  const key = JSON.stringify(status.failed);
+  if (view.failures === key) return;
+  settle(parts.failures, await failures(search, status));
+  view.failures = key;
+}
+
+function showResults(status, [points, progress, convergence]) {
   const revision = `${points.revision} ${points.belief.state} ${points.belief.outcomes}`;
-  if (revision !== view.revision) {
+  const isFirst = view.revision === undefined;
+  if (revision !== view.revision && !isHeld()) {
     view.revision = revision;
     view.objectives = points.objectives;
     view.genes = points.genes;
@@ -146,53 +171,75 @@ function refreshResults(status, [points, progress, convergence]) {
     if (!view.floors.length) view.floors = points.objectives.map(() => null);
     draw();
     wishes.update(points.objectives, status.preference, view.rows);
-    drawProgress(progress);
-    drawConvergence(convergence);
+    drawProgress(parts.volumes, progress);
+    drawConvergence(parts.convergence, convergence);
+    recipe.refresh();
   }
-  parts.verdict.replaceChildren(...verdict(status, view.rows));
+  settle(parts.verdict, verdict(status, view.rows));
+  // Only now it is known what it can be compared with.
+  if (isFirst) openLinked();
 }
 
-function holders(holder, count) {
-  if (holder.childElementCount !== count) holder.replaceChildren(...Array.from({ length: count }, () => el("div")));
-  return [...holder.children];
+// A press and a release make a click only where the mark is still the same one.
+let isPressed = false;
+let isOwed = false;
+function isHeld() {
+  isOwed ||= isPressed;
+  return isPressed;
 }
-
-function drawProgress(progress) {
-  const [overEvaluations, overItems] = holders(parts.volumes, 2);
-  const line = (title, name, x) => ({ title, names: [name, "hypervolume"], x, y: progress.volume });
-  drawLine(overEvaluations, line("Hypervolume over evaluations", "evaluations", progress.evaluations));
-  drawLine(overItems, line("Hypervolume over items", "items scored", progress.items));
+function release() {
+  isPressed = false;
+  if (isOwed) refreshSoon();
+  isOwed = false;
 }
+main.addEventListener("pointerdown", (event) => {
+  isPressed = event.button === 0 && event.target.closest(".chart") !== null;
+});
+for (const name of ["pointerup", "pointercancel", "blur"]) addEventListener(name, release);
 
-function drawConvergence(found) {
-  if (!found.sigma.length) {
-    parts.convergence.replaceChildren(el("p", {}, "There is no update of CMA-ES to show."));
-    return;
-  }
-  if (parts.convergence.querySelector("p")) parts.convergence.replaceChildren();
-  const [sigma, ratio] = holders(parts.convergence, 2);
-  const line = (title, y) => ({ title, names: ["candidate", `${title}, logarithmic`], x: found.candidate, y, isLog: true });
-  drawLine(sigma, line("Step size sigma", found.sigma));
-  drawLine(ratio, line("Axis ratio", found.axis_ratio));
-}
+// Phones change the height whenever they are scrolled; only the width decides how charts look.
+let width = innerWidth;
+addEventListener("resize", calmly(() => {
+  if (width === innerWidth) return;
+  width = innerWidth;
+  draw();
+}, 300));
+addEventListener("hashchange", openLinked);
 
-addEventListener("resize", calmly(draw, 300));
 const refreshSoon = calmly(refresh, REFRESH_MS);
 refreshSoon();
+// Clocks run on without events.
+setInterval(() => {
+  if (view.isRunning && !document.hidden) refreshSoon();
+}, CLOCKS_MS);
+
+let losing = null;
+function onState(isConnected) {
+  if (isConnected) {
+    clearTimeout(losing);
+    losing = null;
+    live.textContent = "Live.";
+    return;
+  }
+  // Every attempt that fails is told, too.
+  losing ??= setTimeout(() => {
+    live.textContent = "The connection is lost; it is tried again.";
+  }, LOST_MS);
+}
+
 follow(
   search,
   {
     status: refreshSoon,
     candidate: (row) => {
-      live.textContent = `Live. Last finished: ${row.label}${row.mean === null ? "" : `, mean ${row.mean.toFixed(3)}`}.`;
+      latest.textContent = `Last finished: ${row.label}${row.mean === null ? "" : `, mean ${score(row.mean)}`}.`;
       refreshSoon();
     },
     belief: refreshSoon,
     deleted: () => {
       live.textContent = "This search was deleted.";
+      latest.replaceChildren();
     },
   },
-  (isConnected) => {
-    live.textContent = isConnected ? "Live." : "The connection is lost; it is tried again.";
-  },
+  { onState, onRefusal: refreshSoon },
 );

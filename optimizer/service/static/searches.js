@@ -1,32 +1,27 @@
 // The page of all searches: how each is, and the form that starts one.
 
 import { get, pathOf } from "./api.js";
-import { duration, el, problem, score, section, table } from "./dom.js";
+import { duration, el, problem, score, section, settle, table } from "./dom.js";
 import { submitForm } from "./submit.js";
 
 const REFRESH_MS = 5000;
 const main = document.getElementById("main");
-const list = el("div", { "aria-live": "off" }, el("p", {}, "Loading …"));
+const trouble = el("div");
+const list = el("div", {}, el("p", {}, "Loading …"));
 const facts = el("p", { class: "legend" });
-main.append(list, section("submit", "Start a search", submitForm()), facts);
+main.append(trouble, list, section("submit", "Start a search", submitForm()), facts);
 
-// What only the status of a search says, by the revision it was asked at.
+// What only the status of a search says, and the revision that it was asked at.
 const known = new Map();
 
 async function details(summary) {
-  const before = known.get(summary.id);
-  if (before?.revision === summary.revision) return before;
-  const found = { revision: summary.revision, best: null, verdict: null };
+  let found = { revision: summary.revision, best: null, verdict: null };
+  if (summary.created_at !== null) {
+    const path = "/candidates?sort=mean&descending=true&limit=1&state=completed";
+    const [best, status] = await Promise.all([get(pathOf(summary.id, path)), get(pathOf(summary.id))]);
+    found = { ...found, best: best.items[0]?.mean ?? null, verdict: status.verdict };
+  }
   known.set(summary.id, found);
-  if (summary.created_at === null) return found;
-  const path = "/candidates?sort=mean&descending=true&limit=1&state=completed";
-  const [best, status] = await Promise.all([
-    get(pathOf(summary.id, path)).catch(() => null),
-    get(pathOf(summary.id)).catch(() => null),
-  ]);
-  found.best = best?.items[0]?.mean ?? null;
-  found.verdict = status?.verdict ?? null;
-  return found;
 }
 
 function row(summary, more) {
@@ -51,13 +46,14 @@ function verdictText(verdict) {
 
 function show(searches) {
   if (!searches.length) {
-    list.replaceChildren(el("p", {}, "There is no search yet."));
+    settle(list, [el("p", {}, "There is no search yet.")]);
     return;
   }
-  const focused = document.activeElement?.getAttribute?.("href");
   const heads = ["search", "state", "evaluations", "left", "failures", "best mean", "verdict"];
   const rows = searches.map((one) => row(one, known.get(one.id)));
-  list.replaceChildren(table("All searches, the newest first", heads, rows));
+  const focused = document.activeElement?.getAttribute("href");
+  settle(list, [table("All searches, the newest first", heads, rows)]);
+  // A new search moves the others down.
   if (focused) list.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
@@ -67,11 +63,15 @@ async function refresh() {
     show(searches);
     for (const one of searches) {
       if (known.get(one.id)?.revision === one.revision) continue;
-      await details(one);
+      // One that cannot be read, or was deleted just now, must not keep the others from being shown.
+      await details(one).catch((error) => {
+        if (error.isLost) throw error;
+      });
       show(searches);
     }
+    trouble.replaceChildren();
   } catch (error) {
-    list.replaceChildren(problem(error));
+    settle(trouble, [problem(error)]);
   }
   setTimeout(refresh, REFRESH_MS);
 }

@@ -1,6 +1,6 @@
 // Three objectives at once, turned by two sliders; drawn once somebody opens it.
 
-import { press, rangeOf, replaceChart, rove, scale } from "./axes.js";
+import { nearest, press, rangeOf, replaceChart, rove, scale } from "./axes.js";
 import { el, score, svg } from "./dom.js";
 import { meets } from "./scatter.js";
 
@@ -74,13 +74,17 @@ export class Space {
       "svg",
       { viewBox: "0 0 400 360", class: "chart", role: "group", "aria-label": `${title} in three dimensions` },
       svg("desc", {}, "Arrow keys go from one merge to the next, Enter opens its recipe; sliders turn the view."),
-      svg("g", { class: "axes", "aria-hidden": "true" }, this.edges, this.labels),
+      svg("g", { class: "axes", "aria-hidden": "true" }, this.edges),
       svg("g", {}, ...this.marks.values()),
+      svg("g", { class: "axes", "aria-hidden": "true" }, this.labels),
       this.over,
     );
     const { selected, chosen } = this.view;
     const ordered = [...rows].sort((a, b) => b.mean - a.mean).map((row) => this.marks.get(row.index));
-    rove(this.chart, ordered, this.marks.get(selected) ?? this.marks.get(chosen), (index) => this.view.open(index));
+    rove(this.chart, ordered, this.marks.get(selected) ?? this.marks.get(chosen), {
+      open: this.view.open,
+      near: (spot) => nearest(new Map([...this.spots].map(([index, place]) => [index, this.#project(place)])), spot),
+    });
     this.#place();
     replaceChart(this.holder, this.chart);
   }

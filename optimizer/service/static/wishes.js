@@ -12,17 +12,19 @@ export class Wishes {
     this.onChange = onChange;
     this.onChoice = onChoice;
     this.open = open;
-    this.floors = [];
     this.names = [];
+    this.weights = [];
+    this.floors = [];
     this.fields = el("div", { class: "sliders" });
     this.answer = el("div", { class: "choice", "aria-live": "polite" });
     this.reset = el("button", { type: "button", onclick: () => this.#reset() }, "As the job has it");
-    this.node = el("div", {}, this.fields, this.reset, this.answer);
+    this.node = el("div", { hidden: true }, this.fields, this.reset, this.answer);
     this.ask = calmly(() => this.#ask(), 120);
   }
 
   /** Take over which objectives there are, and what they range over. */
   update(objectives, preference, rows) {
+    this.node.hidden = !rows.length;
     if (this.names.join("\n") !== objectives.join("\n")) this.#build(objectives, preference);
     this.names.forEach((_, place) => {
       const values = rows.map((row) => row.values[place]);
@@ -47,7 +49,10 @@ export class Wishes {
     this.floorInputs = [];
     this.fields.replaceChildren(
       ...objectives.map((name, place) => {
-        const weight = slider(`Weight of ${name}`, { min: 0, max: 1, step: 0.01 }, () => this.ask());
+        const weight = slider(`Weight of ${name}`, { min: 0, max: 1, step: 0.01 }, () => {
+          this.weights[place] = Number(weight.input.value);
+          this.ask();
+        });
         const floor = slider(`Floor of ${name}`, {}, () => {
           const input = this.floorInputs[place];
           const isOff = Number(input.value) <= Number(input.min);
@@ -65,8 +70,10 @@ export class Wishes {
 
   #fill() {
     const most = Math.max(...Object.values(this.preference), 1e-9);
-    this.names.forEach((name, place) => {
-      this.preferInputs[place].value = (this.preference[name] ?? 0) / most;
+    // Sliders have steps, the job's preference has none.
+    this.weights = this.names.map((name) => (this.preference[name] ?? 0) / most);
+    this.weights.forEach((weight, place) => {
+      this.preferInputs[place].value = weight;
     });
   }
 
@@ -79,9 +86,9 @@ export class Wishes {
   }
 
   #say() {
-    const total = this.preferInputs.reduce((sum, input) => sum + Number(input.value), 0);
+    const total = this.weights.reduce((sum, weight) => sum + weight, 0);
     this.names.forEach((_, place) => {
-      const share = total ? Number(this.preferInputs[place].value) / total : 0;
+      const share = total ? this.weights[place] / total : 0;
       say(this.preferInputs[place], `${Math.round(100 * share)} %`);
       const floor = this.floors[place];
       say(this.floorInputs[place], floor === null ? "none" : `at least ${score(floor)}`, floor === null ? "none" : `≥ ${score(floor)}`);
@@ -89,17 +96,18 @@ export class Wishes {
   }
 
   async #ask() {
-    if (!this.names.length) return;
+    if (this.node.hidden) return;
     this.#say();
     const wish = new URLSearchParams();
     this.names.forEach((name, place) => {
-      wish.append("prefer", `${name}=${this.preferInputs[place].value}`);
+      wish.append("prefer", `${name}=${this.weights[place]}`);
       if (this.floors[place] !== null) wish.append("floor", `${name}=${this.floors[place]}`);
     });
     try {
       const found = await get(pathOf(this.search, `/front?${wish}`));
       this.#show(found);
     } catch (error) {
+      this.shown = null;
       this.answer.replaceChildren(problem(error));
       this.onChoice(null);
     }
@@ -109,17 +117,18 @@ export class Wishes {
     const [first] = found.front;
     this.onChoice(first ? first.index : null);
     if (!first) {
+      this.shown = null;
       this.answer.replaceChildren(el("p", {}, "No merge was scored yet."));
       return;
     }
     const text = [
       `Chosen: ${first.label}, mean ${score(first.mean)}`,
       first.chance === null ? "" : `, floors hold with ${Math.round(100 * first.chance)} %`,
-      `. ${found.front.length} merges on the front. Rule: ${found.rule ?? "preferred mean"}.`,
+      `. On the front: ${found.front.length}. Rule: ${found.rule ?? "preferred mean"}.`,
       beliefText(found.belief),
     ].join("");
     const key = `${first.index}\n${text}`;
-    if (this.shown === key && this.answer.querySelector("button")) return;
+    if (this.shown === key) return;
     this.shown = key;
     this.answer.replaceChildren(
       el("p", {}, text),
@@ -138,7 +147,8 @@ function beliefText(belief) {
 }
 
 function slider(name, limits, onInput) {
-  const output = el("output", {});
+  // Not an output element: those are read out, and a slider is already.
+  const output = el("span", { "aria-hidden": "true" });
   const input = el("input", { type: "range", "aria-label": name, ...limits, oninput: onInput });
   input.output = output;
   const shown = name.startsWith("Weight") ? "Weight" : "Floor";
@@ -146,6 +156,6 @@ function slider(name, limits, onInput) {
 }
 
 function say(input, text, shown = text) {
-  input.output.value = shown;
+  input.output.textContent = shown;
   input.setAttribute("aria-valuetext", text);
 }
