@@ -10,7 +10,7 @@ import pytest
 from optimizer.archive import Archive
 from optimizer.service.app import create_app
 from optimizer.service.settings import ServiceSettings
-from tests.e2e.browser import DESKTOP, PHONE, chromium, logged_in, serious_faults
+from tests.e2e.browser import DESKTOP, PHONE, TIMEOUT_MS, chromium, logged_in, serious_faults
 from tests.e2e.service_server import served
 from tests.unit.optimizer.synthetic_archive import Merge, add, build
 
@@ -150,9 +150,13 @@ def test_answer_that_comes_late_is_not_shown_for_another_merge(page, service):
     page.locator('.scatters > div:first-child [data-index="0"]').click()
     title = page.locator("#recipe-title")
     expect(title).to_have_text("Merge base")
-    with page.expect_response("**/candidates/2"):
+    with page.expect_response("**/candidates/2") as answer:
         late[0].continue_()
-    page.wait_for_timeout(300)
+    answer.value.finished()
+    # Not only in the end: what is asked for anew would mend it.
+    for _ in range(20):
+        assert page.locator("#recipe dd").first.inner_text() == "0"
+        page.wait_for_timeout(25)
     expect(title).to_have_text("Merge base")
     expect(marks.and_(page.locator('[aria-pressed="true"]'))).to_have_attribute("data-index", "0")
 
@@ -171,6 +175,16 @@ def test_error_of_the_service_is_told_and_asked_again(page, service, answer, sai
     expect(page.get_by_role("alert")).to_contain_text(said)
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".scatters svg")).to_have_count(3)
+
+
+def test_page_asks_again_by_itself_where_no_event_comes(page, service):
+    page.route("**/events", lambda route: route.abort())
+    page.route("**/points", lambda route: route.fulfill(status=500, body="{}"), times=1)
+    page.goto(f"{service.url}/searches/done")
+    expect(page.get_by_role("alert")).to_have_text("the service answered 500")
+    expect(page.locator(".scatters svg")).to_have_count(3, timeout=TIMEOUT_MS)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.locator(".live")).to_contain_text("The connection is lost")
 
 
 def test_page_goes_to_the_login_when_the_session_is_over(page, service):
@@ -238,6 +252,11 @@ def test_hidden_page_follows_nothing_and_catches_up(browser, service, growing):
         assert marks.count() == count
         assert len(streams) == 1
         page.evaluate(change % "visibilitychange", False)
+        expect(marks).to_have_count(count + 1)
+        assert len(streams) == 2
+        # One that is opened behind others does not begin with it, either.
+        page.add_init_script("window.away = true")
+        page.reload()
         expect(marks).to_have_count(count + 1)
         assert len(streams) == 2
 
