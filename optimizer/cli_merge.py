@@ -46,7 +46,13 @@ def merge(
     }
     if not dry_run:
         done = write_merge(plan, out, max_shard_bytes=max_shard_bytes)
-        record |= {"weights_digest": done.weights_digest, "size_bytes": done.size_bytes}
+        record |= {
+            "weights_digest": done.weights_digest,
+            "size_bytes": done.size_bytes,
+            "licence_warning": done.licence_warning or None,
+        }
+        if done.licence_warning:
+            sys.stderr.write(f"note: {done.licence_warning}\n")
         if not as_json:
             sys.stdout.write(f"{done.weights_digest}  {done.directory}\n")
     record |= {
