@@ -3,7 +3,6 @@
 It takes no lock and may run beside the search that writes the archive.
 """
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.schema import DtypeName
+from optimizer import front_choice
 from optimizer.archive import Archive
 from optimizer.cli_read import print_json
 
@@ -144,19 +144,7 @@ def numbers(flag: str, text: str | None) -> dict[str, float] | None:
     """
     if text is None:
         return None
-    numbers: dict[str, float] = {}
-    problems = []
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        try:
-            numbers[name.strip()] = float(value) if equals else math.nan
-        except ValueError:
-            equals = ""
-        if not equals:
-            problems.append(Problem(flag, f"expected NAME=NUMBER, found `{part}`"))
-    if problems:
-        raise ConfigError("the command line cannot be read", problems)
-    return numbers
+    return front_choice.numbers(text.split(","), flag, "the command line cannot be read")
 
 
 def size_in_bytes(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
 from configs.evaluation import SPLITS
+from configs.place import DatabasePlace
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
 from optimizer.model_card import merged_cards, model_card
@@ -166,7 +167,7 @@ def recipe_json(
             for split in SPLITS
             if index in (scores := archive.scores(split))
         },
-        "job": archive.job.model_dump(mode="json"),
+        "job": {**archive.job.model_dump(mode="json"), **_public_place(archive)},
         "mergefront_version": mergefront_version(),
     }
     if other is not None:
@@ -183,6 +184,12 @@ def recipe_json(
             **rescored_record(other),
         }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _public_place(archive: "Archive") -> dict[str, str]:
+    """Return what a published job says of its archive: servers and users are not published."""
+    place = archive.place
+    return {"archive": place.public_name} if isinstance(place, DatabasePlace) else {}
 
 
 def _device_of(archive: "Archive") -> str:

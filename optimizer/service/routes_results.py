@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError
 from configs.evaluation import SplitName
 from optimizer.archive import Archive
 from optimizer.belief import chance_of
-from optimizer.front_choice import FrontWish, wished_front
+from optimizer.front_choice import FrontWish, numbers, wished_front
 from optimizer.front_view import ScoredCandidate, gene_table
 from optimizer.service.candidates import (
     candidate_at,
@@ -212,16 +212,4 @@ def _numbers(key: str, texts: list[str] | None) -> dict[str, float] | None:
     Raises:
         ConfigError: One is something else.
     """
-    numbers: dict[str, float] = {}
-    problems = []
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            problems.append(Problem(key, f"expected NAME=NUMBER, found `{text[:100]}`"))
-    if problems:
-        raise ConfigError("the request cannot be read", problems)
-    return numbers or None
+    return numbers(texts or [], key, "the request cannot be read") or None

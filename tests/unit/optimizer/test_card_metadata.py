@@ -194,6 +194,7 @@ def test_licence_is_carried_over_only_where_all_agree(cards, fields, warning):
     assert bool(found.warning) == bool(warning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "card",
     [

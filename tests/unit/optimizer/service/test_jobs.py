@@ -169,6 +169,7 @@ def test_changes_are_checked_like_the_job(validate, job):
     assert paths_of(validate(job(), {"a..b": 1})) == ["a..b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
