@@ -95,6 +95,14 @@ def test_login_form_takes_the_token(http):
     assert http.get(SEARCHES).status_code == 200
 
 
+def test_cookies_of_other_services_do_not_hide_ours(http, app):
+    session = app.state.keys.new_session()
+    others = 'a={"b": [1, 2]}; c d=e; =; f="g; \xe9'.encode("latin-1")
+    for line in (others + b"; mergefront_80=%s", b"mergefront_80=%s; " + others):
+        headers = {"Cookie": line % session.encode()}
+        assert http.get(SEARCHES, headers=headers).status_code == 200
+
+
 def test_login_with_a_wrong_token_gives_nothing(http):
     answer = http.get("/login", params={"token": "<script>"})
     assert answer.status_code == 401
@@ -174,9 +182,21 @@ def test_cookie_changes_something_only_from_pages_of_the_service(http, headers, 
     assert http.post(STOP, json={}, headers=headers).status_code == status
 
 
-def test_other_sites_may_not_log_somebody_in(http):
-    headers = {"Origin": "http://evil.example"}
-    assert http.post("/login", data={"token": TOKEN}, headers=headers).status_code == 403
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (URL, 200),
+        ("http://evil.example", 403),
+        ("null", 403),  # sandboxed frames of any site send it
+        ("http://[", 403),
+        ("http://[::1", 403),
+        ("", 403),
+    ],
+)
+def test_only_the_service_s_own_form_logs_somebody_in(http, origin, status):
+    answer = http.post("/login", data={"token": TOKEN}, headers={"Origin": origin})
+    assert answer.status_code == status
+    assert ("set-cookie" in answer.headers) == (status == 200)
 
 
 def test_no_answer_lets_other_origins_read_it(http):
@@ -184,19 +204,25 @@ def test_no_answer_lets_other_origins_read_it(http):
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
-@pytest.mark.parametrize("path", ["/", "/login", SEARCHES, "/static/service.css", "/nowhere"])
-@pytest.mark.parametrize("headers", [BEARER, {}])
-def test_every_answer_tells_browsers_to_be_careful(http, path, headers):
-    found = http.get(path, headers=headers).headers
+def is_careful(answer, path):
+    """Check the headers that every answer has."""
+    found = answer.headers
     policy = found["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
     assert found["x-content-type-options"] == "nosniff"
-    assert found["referrer-policy"] == "no-referrer"
+    # With `no-referrer` browsers send `Origin: null` with the login form.
+    assert found["referrer-policy"] == "same-origin"
     assert found["x-frame-options"] == "DENY"
     kept = "no-cache" if path.startswith("/static") else "no-store"
     assert found["cache-control"] == kept
+
+
+@pytest.mark.parametrize("path", ["/", "/login", SEARCHES, "/static/service.css", "/nowhere"])
+@pytest.mark.parametrize("headers", [BEARER, {}])
+def test_every_answer_tells_browsers_to_be_careful(http, path, headers):
+    is_careful(http.get(path, headers=headers), path)
 
 
 def test_pages_have_no_inline_script_or_style(http):
@@ -325,3 +351,4 @@ def test_failure_inside_is_said_without_its_details(settings, monkeypatch):
     assert answer.status_code == 500
     assert error_of(answer)["kind"] == "internal"
     assert "secret" not in answer.text
+    is_careful(answer, SEARCHES)
