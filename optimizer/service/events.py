@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from configs.errors import ArchiveError
 from optimizer.service.beliefs import Beliefs
 from optimizer.service.candidates import candidate_table
-from optimizer.service.errors import NotFoundError
 from optimizer.service.models import SearchSummary
 from optimizer.service.result_models import CandidateRow
-from optimizer.service.searches import Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import Searches
 from optimizer.service.views import SearchViews
 
 _KEEP_ALIVE_S = 15.0
@@ -90,9 +90,7 @@ class EventStreams:
 
     def _news(self, files: SearchFiles, seen: _Seen) -> _News:
         """Look at a search, and note what is told now."""
-        try:
-            files = self._searches.find(files.key)
-        except NotFoundError:
+        if not files.is_there:
             return _News([event("deleted", {"id": files.key})], is_over=True)
         found = _News()
         summary = self._views.summary(files)

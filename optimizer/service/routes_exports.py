@@ -64,7 +64,7 @@ def download_export(parts: Parts, files: TheSearch, export: ExportId) -> Streami
     return StreamingResponse(tar.chunks, media_type="application/x-tar", headers=headers)
 
 
-@router.delete("/{export}", responses=errors(404, 422))
+@router.delete("/{export}", responses=errors(404, 409, 422))
 def delete_export(parts: Parts, files: TheSearch, export: ExportId) -> Deleted:
     """Delete an export; one that is being written is ended."""
     parts.exports.delete(files, export)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,12 @@ from optimizer.service.models import (
 )
 from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.runner import Runner
-from optimizer.service.searches import OpenArchive, Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import OpenArchive, Searches
 from optimizer.spending import spending_of
 from optimizer.status import archived_verdict, search_record
+
+_EXPLAINED = frozenset({"failed", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,9 @@ class SearchViews:
     def _of_archive(self, files: SearchFiles, opened: OpenArchive) -> dict[str, Any]:
         archive = opened.archive
         record = search_record(archive)
-        state = self.runner.state(files, cast("State", record["state"]))
+        begun = [datetime.fromisoformat(run.started_at).timestamp() for run in archive.runs()]
+        begun_at = begun[-1] if begun else None
+        state = self.runner.state(files, cast("State", record["state"]), begun_at=begun_at)
         budget = self._budget(files, archive)
         counts = record["evaluations"]
         recorded, elapsed_s = int(counts["recorded"]), float(record["elapsed_s"])
@@ -102,7 +108,7 @@ class SearchViews:
             "name": archive.job.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state == "failed" else None,
+            "error": self.runner.error(files) if state in _EXPLAINED else None,
             "archive": self._relative(files),
             "created_at": archive.created_at,
             "objectives": list(archive.job.objectives),
@@ -125,7 +131,7 @@ class SearchViews:
             "name": files.key if job is None else job.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state == "failed" else None,
+            "error": self.runner.error(files) if state in _EXPLAINED else None,
             "archive": self._relative(files),
             "created_at": None,
             "objectives": [] if job is None else list(job.objectives),
