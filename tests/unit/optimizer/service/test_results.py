@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from optimizer.archive import Archive
 from optimizer.belief import believed_candidates
 from optimizer.cma_strategy import CmaStrategy
 from optimizer.front_view import front_of
 from optimizer.recorded_space import recorded_space
+from optimizer.service.app import create_app
 from optimizer.service.client import ServiceRefusedError
-from tests.unit.optimizer.service.conftest import MERGES
+from optimizer.service.errors import BusyError
+from tests.unit.optimizer.service.conftest import MERGES, TOKEN, URL
 from tests.unit.optimizer.service.large_archive import add_candidate, build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -220,16 +225,27 @@ def test_events_number_candidates_so_that_browsers_can_go_on(as_program):
 
 
 def test_events_are_limited_in_number(settings):
-    from fastapi.testclient import TestClient
+    app = create_app(settings(max_streams=1, stream_s=2.0), TOKEN)
+    url, headers = "/api/v1/searches/done/events", {"Authorization": f"Bearer {TOKEN}"}
 
-    from optimizer.service.app import create_app
-    from tests.unit.optimizer.service.conftest import TOKEN, URL
+    def is_full() -> bool:
+        try:
+            app.state.services.refuse_more_streams()
+        except BusyError:
+            return True
+        return False
 
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    with TestClient(create_app(settings(max_streams=0), TOKEN), base_url=URL) as http:
-        answer = http.get("/api/v1/searches/done/events", headers=headers)
-    assert answer.status_code == 429
-    assert answer.json()["error"]["kind"] == "busy"
+    with TestClient(app, base_url=URL) as http, ThreadPoolExecutor() as pool:
+        first = pool.submit(http.get, url, headers=headers)
+        while not is_full():
+            assert not first.done(), "the first stream ended before it was counted"
+            time.sleep(0.01)
+        refused = http.get(url, headers=headers)
+        assert first.result().status_code == 200
+        again = http.get(url, headers=headers)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["kind"] == "busy"
+    assert again.status_code == 200
 
 
 def test_what_is_recorded_later_is_seen(client, archives):

@@ -1,5 +1,7 @@
 """Who is let in, from where, with how much."""
 
+import asyncio
+import json
 import re
 import stat
 
@@ -274,23 +276,45 @@ def test_export_ids_are_no_paths(http):
             assert http.get(url, headers=BEARER).status_code == 404
 
 
-def test_body_that_is_too_large_is_not_read(http):
-    answer = http.post(f"{SEARCHES}", content=b"x" * 1_000_001, headers=BEARER)
-    assert answer.status_code == 413
-    assert error_of(answer)["kind"] == "too_large"
+def posted(app, headers, parts):
+    """Post a body in parts, as a server hands it on; returns status, error, and parts taken."""
+    waiting, sent = list(parts), []
+
+    async def receive():
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def send(message):
+        sent.append(message)
+
+    named = {"host": "127.0.0.1", "authorization": BEARER["Authorization"], **headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": SEARCHES,
+        "raw_path": SEARCHES.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+    }
+    asyncio.run(app(scope, receive, send))
+    error = json.loads(sent[1]["body"])["error"]
+    return sent[0]["status"], error["kind"], len(parts) - len(waiting)
 
 
-def test_body_without_a_length_is_counted(http):
-    sent = []
+def test_body_that_is_too_large_is_not_read(app):
+    parts = [b"x" * 100_000] * 11
+    assert posted(app, {"content-length": "1000001"}, parts) == (413, "too_large", 0)
 
-    def chunks():
-        for number in range(100):
-            sent.append(number)
-            yield b"x" * 100_000
 
-    answer = http.post(f"{SEARCHES}", content=chunks(), headers=BEARER)
-    assert answer.status_code == 413
-    error_of(answer)
+def test_body_without_a_length_is_read_up_to_the_limit(app):
+    assert posted(app, {}, [b"x" * 100_000] * 100) == (413, "too_large", 11)
+    # Exactly as large as it may be, and all of it read.
+    status, kind, taken = posted(app, {}, [b"x" * 100_000] * 10)
+    assert (status, kind, taken) == (422, "request", 10)
+
+
+def test_body_that_is_longer_than_it_says_is_read_up_to_the_limit(app):
+    headers = {"content-length": "10"}
+    assert posted(app, headers, [b"x" * 100_000] * 100) == (413, "too_large", 11)
 
 
 def test_length_that_lies_is_refused(http):
