@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from evaluators.scores import ObjectiveScore
 from optimizer.archive import Archive
+from optimizer.archive_stops import Stop
 from optimizer.belief import believed_candidates
+from optimizer.candidate import Candidate
 from optimizer.cma_strategy import CmaStrategy
 from optimizer.front_view import front_of
 from optimizer.recorded_space import recorded_space
 from optimizer.service.app import create_app
-from optimizer.service.client import ServiceRefusedError
+from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import BusyError
 from tests.unit.optimizer.service.conftest import MERGES, TOKEN, URL
-from tests.unit.optimizer.service.large_archive import add_candidate, build_large
+from tests.unit.optimizer.service.large_archive import NAMES, add_candidate, build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 
@@ -260,6 +263,47 @@ def test_what_is_recorded_later_is_seen(client, archives):
         archive.record_outcome(_outcome(archive.job, 5, "search", (1.0,) * len(CHECKPOINTS)))
     assert client.search("done").revision != before
     assert [row.index for row in client.front("done").front] == [5]
+
+
+def test_table_is_of_the_belief_that_it_says_when_a_stop_changes_no_outcome(client, archives):
+    path = build_large(archives / "live.sqlite", 40, 30)
+    client.front("live.sqlite")
+    with Archive.open(path, writable=True) as archive:
+        weights = [[0.6], [0.6], [0.6]]
+        space = recorded_space(archive)
+        recipe = space.recipe(weights, [[0.1]] * 3)
+        genotype = space.encode(recipe.weights, recipe.drop_ratios)
+        archive.record_proposal(Candidate(40, genotype, recipe, "strategy:cma", seen=40))
+        estimates = {name: ObjectiveScore(0.05, 0.01, 10) for name in NAMES}
+        archive.record_stops({40: Stop(reason="racing", scores=estimates, numbers={})})
+        expected = [row.posterior for row in believed_candidates(archive)]
+    assert client.candidates("live.sqlite").total == 41  # of the belief from before the stop
+    found = client.points("live.sqlite", fresh=True)
+    assert found.belief.state == "current"
+    for rows in (found.posterior[:40], client.points("live.sqlite").posterior[:40]):
+        assert np.array(rows) == pytest.approx(
+            np.array([[score.value for score in row.values()] for row in expected]), abs=1e-9
+        )
+
+
+def test_posterior_that_fails_is_not_tried_again_at_once(settings, archives, monkeypatch):
+    build_large(archives / "live.sqlite", 40, 30)
+    tries = []
+
+    def fail(archive):
+        tries.append(archive)
+        raise RuntimeError("no posterior")
+
+    monkeypatch.setattr("optimizer.service.beliefs.believed_candidates", fail)
+    app = create_app(settings(), TOKEN)
+    with TestClient(app, base_url=URL) as http:
+        client = ServiceClient(URL, TOKEN, http=http)
+        for _ in range(10):
+            found = client.front("live.sqlite", fresh=False)
+            assert found.belief.state == "pending"
+            assert found.front
+            time.sleep(0.02)
+    assert len(tries) == 1
 
 
 def test_answers_fit_together_while_a_search_records(client, archives):
