@@ -102,6 +102,7 @@ class Searches:
         self.directory = directory
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, OpenArchive] = OrderedDict()
+        self._opening: dict[Path, threading.Lock] = {}
 
     def all(self) -> dict[str, SearchFiles]:
         """Return id -> search."""
@@ -152,6 +153,23 @@ class Searches:
             opened.release()
             self._retire_oldest()
 
+    @contextmanager
+    def glancing(self, files: SearchFiles) -> Iterator[OpenArchive]:
+        """Lend the archive as ``reading`` does, without keeping it open for the next one.
+
+        For who looks at many: those that are read would be closed for them.
+        """
+        with self._lock:
+            opened = self._held(files.archive)
+        if opened is None:
+            opened = _opened(files.archive)
+            opened.hold()
+            opened.retire()
+        try:
+            yield opened
+        finally:
+            opened.release()
+
     def remove(self, files: SearchFiles) -> None:
         """Delete a search: archive, exports, and all that is kept beside it."""
         with self._lock:
@@ -185,19 +203,33 @@ class Searches:
         return SearchFiles(key, archive, archive.with_name(archive.name + _STATE_SUFFIX))
 
     def _borrow(self, files: SearchFiles) -> OpenArchive:
+        path = files.archive
         with self._lock:
-            opened = self._open.get(files.archive)
-            identity = _identity(files.archive)
-            if opened is not None and opened.identity == identity:
-                self._open.move_to_end(files.archive)
-                opened.hold()
+            if (opened := self._held(path)) is not None:
                 return opened
-            fresh = OpenArchive(Archive.open(files.archive), identity)
+            opening = self._opening.setdefault(path, threading.Lock())
+        # Opening may take long: only who wants the same one waits.
+        with opening:
+            with self._lock:
+                if (opened := self._held(path)) is not None:
+                    return opened
+            fresh = _opened(path)
             fresh.hold()
-            self._open[files.archive] = fresh
-        if opened is not None:
-            opened.retire()
+            with self._lock:
+                replaced = self._open.pop(path, None)
+                self._open[path] = fresh
+        if replaced is not None:
+            replaced.retire()
         return fresh
+
+    def _held(self, path: Path) -> OpenArchive | None:
+        """Hold what is open, if it still is what is there; the lock is taken."""
+        opened = self._open.get(path)
+        if opened is None or opened.identity != _identity(path):
+            return None
+        self._open.move_to_end(path)
+        opened.hold()
+        return opened
 
     def _retire_oldest(self) -> None:
         """Close what nobody reads while more is open than may be, what was read last the last."""
@@ -207,6 +239,11 @@ class Searches:
             oldest = [self._open.pop(path) for path in idle[: max(0, excess)]]
         for opened in oldest:
             opened.retire()
+
+
+def _opened(path: Path) -> OpenArchive:
+    identity = _identity(path)  # before: it may be replaced meanwhile
+    return OpenArchive(Archive.open(path), identity)
 
 
 def _identity(path: Path) -> tuple[int, int]:
