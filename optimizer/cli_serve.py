@@ -84,8 +84,9 @@ def serve(
     roots = model_root or []
     urls = tuple(f"{root.rstrip('/')}/" for root in roots if "://" in root)
     directories = [Path(root) for root in roots if "://" not in root]
+    [archives] = existing_directories("--archive-dir", [_made(archive_dir)])
     settings = ServiceSettings(
-        archive_dir=_made(archive_dir),
+        archive_dir=archives,
         host=host,
         port=port,
         host_names=frozenset(allow_host or ()),
@@ -124,4 +125,4 @@ def _made(directory: Path) -> Path:
     except OSError as error:
         problem = Problem("--archive-dir", f"{directory} cannot be made: {error.strerror}")
         raise ConfigError("the service cannot be started", [problem]) from error
-    return directory.resolve()
+    return directory

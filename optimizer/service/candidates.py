@@ -91,8 +91,7 @@ def items_of(archive: Archive, index: int, split: SplitName) -> ItemsAnswer:
         NotFoundError: There is no such candidate.
     """
     candidate_at(archive, index)
-    scored = archive.scored_items(index, split)
-    texts = archive.texts_so_far(index, split)
+    scored, texts = archive.scores_and_texts(index, split)
     tasks = []
     for name, task in _tasks(archive):
         if (found := scored.get(task)) is None:

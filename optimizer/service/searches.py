@@ -21,6 +21,7 @@ from optimizer.archive_sqlite import SIDE_FILES
 from optimizer.service.errors import NotFoundError
 from optimizer.service.job_policy import TELEMETRY_DIRECTORY
 from optimizer.service.search_files import SearchFiles
+from optimizer.service.settings import is_text
 
 Value = TypeVar("Value")
 
@@ -255,7 +256,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _archives_in(directory: Path, depth: int) -> Iterator[Path]:
-    """Find archives, and those that are to come; links are not followed."""
+    """Find archives, and those that are to come; links are not followed.
+
+    Names that are no ids are left out: hidden ones, with ``~``, and not in UTF-8, as JSON is.
+    """
     try:
         with os.scandir(directory) as found:
             entries = list(found)
@@ -263,7 +267,7 @@ def _archives_in(directory: Path, depth: int) -> Iterator[Path]:
         return
     for entry in entries:
         path = directory / entry.name
-        if entry.name.startswith(".") or "~" in entry.name:
+        if entry.name.startswith(".") or "~" in entry.name or not is_text(entry.name):
             continue
         if entry.is_file(follow_symlinks=False):
             if path.suffix == _SUFFIX:

@@ -84,12 +84,27 @@ def existing_directories(flag: str, paths: list[Path]) -> tuple[Path, ...]:
     """Resolve directories that an option names.
 
     Raises:
-        ConfigError: One of them is none.
+        ConfigError: One of them is none, or its path is not in UTF-8, as jobs and answers are.
     """
     problems = [Problem(flag, f"{path}: no such directory") for path in paths if not path.is_dir()]
+    found = tuple(path.resolve() for path in paths)
+    problems += [
+        Problem(flag, f"{path}: its path is not in UTF-8; rename it")
+        for path in found
+        if not is_text(str(path))
+    ]
     if problems:
         raise ConfigError("the service cannot be started", problems)
-    return tuple(path.resolve() for path in paths)
+    return found
+
+
+def is_text(name: str) -> bool:
+    """Whether a name of a file is in UTF-8; Python stands for other bytes by surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def existing_scorers(flag: str, texts: list[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from evaluators.blocks import partition
 from evaluators.scores import ObjectiveScore
 from optimizer.archive import Archive
 from optimizer.archive_stops import Stop
@@ -21,6 +22,12 @@ from optimizer.recorded_space import recorded_space
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import BusyError
+from tests.contract.archive_examples import (
+    completed_block,
+    example_archive,
+    example_candidate,
+    example_manifest,
+)
 from tests.unit.optimizer.service.conftest import MERGES, TOKEN, URL
 from tests.unit.optimizer.service.large_archive import NAMES, add_candidate, build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
@@ -198,6 +205,37 @@ def test_comparison_is_paired_and_antisymmetric(client):
     assert client.compare("done", 1, 0, which="none").tasks[0].items == []
     paged = client.compare("done", 1, 0, which="all", offset=5, limit=3).tasks[0].items
     assert [item.id for item in paged] == [f"report-instruct-{n:02d}" for n in (5, 6, 7)]
+
+
+def test_scores_and_texts_are_of_one_moment_while_blocks_are_recorded(
+    client, archives, monkeypatch
+):
+    path = archives / "live.sqlite"
+    first, second = partition(example_manifest().items("search"), (1, 1))
+    with example_archive(path) as archive:
+        archive.begin_run()
+        blocks = [archive.record_block("search", items) for items in (first, second)]
+        for index in range(2):
+            candidate = example_candidate(index, origin=f"baseline:{index}")
+            archive.record_proposal(candidate)
+            archive.record_outcome(completed_block(index, blocks[0], first))
+    read_parts = Archive._read_parts
+
+    def record_after(self, *arguments):
+        """Read; whatever comes after it in another transaction sees another block."""
+        parts = read_parts(self, *arguments)
+        monkeypatch.undo()
+        with Archive.open(path, writable=True) as writer:
+            for index in range(2):
+                writer.record_outcome(completed_block(index, blocks[1], second))
+        return parts
+
+    monkeypatch.setattr(Archive, "_read_parts", record_after)
+    found = client.items("live.sqlite", 0)
+    texts = [item.text for item in found.tasks[0].items]
+    assert len(texts) == len(first["gsm8k"])
+    assert all(text.startswith("answer 0") for text in texts)
+    assert len(client.items("live.sqlite", 0).tasks[0].items) == 7
 
 
 def test_comparison_takes_a_split_that_both_have(client):

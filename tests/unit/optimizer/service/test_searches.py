@@ -1,6 +1,8 @@
 """Archives that are kept open, and lists of many that leave them so."""
 
+import json
 import shutil
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+from configs.errors import ConfigError
 from optimizer.archive import Archive
 from optimizer.service import searches as module
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient
 from optimizer.service.errors import BusyError
 from optimizer.service.searches import Searches
+from optimizer.service.settings import existing_directories
 from tests.unit.optimizer.service.conftest import TOKEN, URL
 from tests.unit.optimizer.service.large_archive import build_large
 
@@ -67,6 +71,46 @@ def test_list_opens_again_what_has_changed_alone(client, many, openings):
     assert after["copy-3"].revision != before["copy-3"].revision
     del after["copy-3"], before["copy-3"]
     assert after == before
+
+
+def test_names_that_are_not_utf8_are_left_out_and_others_need_no_care(client, archives, tmp_path):
+    strange = 'a b?c#d&"\u20ac'
+    shutil.copytree(archives / "done", archives / strange)
+    shutil.copytree(archives / "done", archives / "bad\udcff")
+    (archives / "bad\udcff.sqlite").write_bytes(b"")
+    assert {one.id for one in client.searches()} == {"done", strange}
+    assert client.search(strange).state == "finished"
+    assert len(client.front(strange).front) == 2
+    exports = archives / strange / "archive.sqlite.service" / "exports" / "0123abcd"
+    (exports / f"{strange}-1").mkdir(parents=True)
+    (exports / f"{strange}-1" / "config.json").write_text("{}")
+    content = {
+        "wanted": {"recipe_id": "0", "dtype": None},
+        "name": f"{strange}-1",
+        "candidate": 1,
+        "rule": "",
+        "expected_bytes": None,
+        "started_at": "2026-11-28T00:00:00+00:00",
+    }
+    (exports / "export.json").write_text(json.dumps(content))
+    path = client.download(strange, "0123abcd", tmp_path / "model.tar")
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == [f"{strange}-1/config.json"]
+    client.delete(strange)
+    assert [one.id for one in client.searches()] == ["done"]
+
+
+def test_directories_that_are_not_utf8_are_refused(tmp_path):
+    bad, good = tmp_path / "bad\udcff", tmp_path / "good"
+    bad.mkdir()
+    good.mkdir()
+    assert existing_directories("--model-root", [good]) == (good.resolve(),)
+    with pytest.raises(ConfigError) as refused:
+        existing_directories("--model-root", [good, bad, tmp_path / "none"])
+    assert [problem.message.partition(": ")[2] for problem in refused.value.problems] == [
+        "no such directory",
+        "its path is not in UTF-8; rename it",
+    ]
 
 
 def test_only_as_many_as_may_stay_open_and_none_is_closed_while_it_is_read(many):
