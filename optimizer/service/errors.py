@@ -140,6 +140,13 @@ def answer_to(error: MergefrontError) -> JSONResponse:
     return JSONResponse(content, status_of(error), headers)
 
 
+def answer_to_failure(method: str, path: str, error: Exception) -> JSONResponse:
+    """Return the answer after a fault of our own, whose details go into the log alone."""
+    LOGGER.error("%s %s failed", method, path, exc_info=error)
+    text = "the service failed to answer; its log says more"
+    return JSONResponse(error_content("internal", text), 500)
+
+
 def install(app: FastAPI) -> None:
     """Have all errors of an application answered in that shape."""
 
@@ -162,12 +169,6 @@ def install(app: FastAPI) -> None:
         kind = kinds.get(error.status_code, "request")
         content = error_content(kind, str(error.detail))
         return JSONResponse(content, error.status_code, error.headers)
-
-    @app.exception_handler(Exception)
-    def _internal(request: Request, error: Exception) -> JSONResponse:
-        LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        text = "the service failed to answer; its log says more"
-        return JSONResponse(error_content("internal", text), 500)
 
 
 def _requested(text: str) -> str:
