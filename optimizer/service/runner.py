@@ -88,17 +88,17 @@ class Runner:
             ClusterError: The cluster does not take it.
         """
         # Nothing is made before it is known that the job can be read.
-        name = self.read_job(text, changes, str(self._searches.directory / "new.sqlite")).name
+        job = self.read_job(text, changes, str(self._searches.directory / "new.sqlite"))
         if start_from is not None and not start_from.archive.is_file():
             raise ConflictError(f"search `{start_from.key}` has no archive yet to begin with")
         if start_from is not None and self._settings.cluster is not None:
             raise ConflictError("a search on a cluster cannot begin with another one's archive")
         with self._starting:
             self._refuse_more()
-            files = self._searches.begin(name)
+            files = self._searches.begin(job.name)
+            job = job.model_copy(update={"archive": str(files.archive)})
             try:
                 with files.changing():
-                    job = self.read_job(text, changes, str(files.archive))
                     files.submitted.write_text(text, encoding="utf-8")
                     if start_from is not None:
                         write_whole(files.start, {"from": str(start_from.archive)})
