@@ -148,21 +148,8 @@ class Runner:
             ConflictError: It does not run, or was started by somebody else.
             ClusterError: The cluster cannot be reached.
         """
-        with files.changing():
-            process = self.process(files)
-            if process.is_alive and force:
-                process.kill()
-                return
-            if process.is_alive:
-                is_asked = files.stopping.exists()
-                if not is_asked:
-                    write_whole(files.stopping, {"asked_at": time.time()})
-                process.ask_to_end(again=is_asked)
-                return
-            launch = launch_of(files)
-            if launch is not None and self._launched_state(launch) in _ACTIVE:
-                self._cluster.end(launch)
-                return
+        if files.state.is_dir() and self._stop_own(files, force=force):
+            return
         owner = backend_of(files.archive).owner()
         if owner is not None:
             raise ConflictError(
@@ -274,6 +261,25 @@ class Runner:
                 f"{count} searches and exports run on this machine, and at most {limit} may "
                 "(`mergefront serve --max-searches`); wait, or stop one"
             )
+
+    def _stop_own(self, files: SearchFiles, *, force: bool) -> bool:
+        """Ask what was started here to end; returns whether there is anything that runs."""
+        with files.changing():
+            process = self.process(files)
+            if process.is_alive and force:
+                process.kill()
+                return True
+            if process.is_alive:
+                is_asked = files.stopping.exists()
+                if not is_asked:
+                    write_whole(files.stopping, {"asked_at": time.time()})
+                process.ask_to_end(again=is_asked)
+                return True
+            launch = launch_of(files)
+            if launch is not None and self._launched_state(launch) in _ACTIVE:
+                self._cluster.end(launch)
+                return True
+        return False
 
     def _refuse_more(self) -> None:
         if self._settings.cluster is None:
