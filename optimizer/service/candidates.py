@@ -65,11 +65,10 @@ def candidate_detail(archive: Archive, row: CandidateRow) -> CandidateDetail:
     index = row.index
     candidate = archive.candidate(index)
     stop = archive.stops().get(index)
-    digests = [
-        found.weights_digest
-        for found in archive.evaluations()
-        if found.key.candidate == index and found.weights_digest is not None
-    ]
+    try:
+        digest: str | None = archive.weights_digest(index)
+    except ArchiveError:  # it was never scored
+        digest = None
     return CandidateDetail(
         **row.model_dump(),
         genes=gene_table(candidate.recipe),
@@ -79,7 +78,7 @@ def candidate_detail(archive: Archive, row: CandidateRow) -> CandidateDetail:
             for split in SPLITS
             if (found := archive.outcome(index, split)) is not None and found.scores is not None
         },
-        weights_digest=digests[0] if digests else None,
+        weights_digest=digest,
         stop_numbers=None if stop is None else cast("dict[str, Any]", dict(stop.stop.numbers)),
     )
 

@@ -88,17 +88,17 @@ class Runner:
             ClusterError: The cluster does not take it.
         """
         # Nothing is made before it is known that the job can be read.
-        name = self.read_job(text, changes, str(self._searches.directory / "new.sqlite")).name
+        job = self.read_job(text, changes, str(self._searches.directory / "new.sqlite"))
         if start_from is not None and not start_from.archive.is_file():
             raise ConflictError(f"search `{start_from.key}` has no archive yet to begin with")
         if start_from is not None and self._settings.cluster is not None:
             raise ConflictError("a search on a cluster cannot begin with another one's archive")
         with self._starting:
             self._refuse_more()
-            files = self._searches.begin(name)
+            files = self._searches.begin(job.name)
+            job = job.model_copy(update={"archive": str(files.archive)})
             try:
                 with files.changing():
-                    job = self.read_job(text, changes, str(files.archive))
                     files.submitted.write_text(text, encoding="utf-8")
                     if start_from is not None:
                         write_whole(files.start, {"from": str(start_from.archive)})
@@ -148,21 +148,8 @@ class Runner:
             ConflictError: It does not run, or was started by somebody else.
             ClusterError: The cluster cannot be reached.
         """
-        with files.changing():
-            process = self.process(files)
-            if process.is_alive and force:
-                process.kill()
-                return
-            if process.is_alive:
-                is_asked = files.stopping.exists()
-                if not is_asked:
-                    write_whole(files.stopping, {"asked_at": time.time()})
-                process.ask_to_end(again=is_asked)
-                return
-            launch = launch_of(files)
-            if launch is not None and self._launched_state(launch) in _ACTIVE:
-                self._cluster.end(launch)
-                return
+        if files.state.is_dir() and self._stop_own(files, force=force):
+            return
         owner = backend_of(files.archive).owner()
         if owner is not None:
             raise ConflictError(
@@ -274,6 +261,25 @@ class Runner:
                 f"{count} searches and exports run on this machine, and at most {limit} may "
                 "(`mergefront serve --max-searches`); wait, or stop one"
             )
+
+    def _stop_own(self, files: SearchFiles, *, force: bool) -> bool:
+        """Ask what was started here to end; returns whether there is anything that runs."""
+        with files.changing():
+            process = self.process(files)
+            if process.is_alive and force:
+                process.kill()
+                return True
+            if process.is_alive:
+                is_asked = files.stopping.exists()
+                if not is_asked:
+                    write_whole(files.stopping, {"asked_at": time.time()})
+                process.ask_to_end(again=is_asked)
+                return True
+            launch = launch_of(files)
+            if launch is not None and self._launched_state(launch) in _ACTIVE:
+                self._cluster.end(launch)
+                return True
+        return False
 
     def _refuse_more(self) -> None:
         if self._settings.cluster is None:

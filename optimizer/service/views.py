@@ -1,7 +1,7 @@
 """Searches as summaries: what lists, live views and the page of one search begin with."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -289,12 +289,13 @@ def _details(archive: Archive) -> dict[str, Any]:
 
 
 def _workers(archive: Archive) -> list[WorkerActivity]:
-    evaluations, failures, busy_s = Counter[str](), Counter[str](), Counter[str]()
+    evaluations, failures = Counter[str](), Counter[str]()
+    busy_s: defaultdict[str, float] = defaultdict(float)
     last: dict[str, str] = {}
     for outcome in archive.evaluations():
         evaluations[outcome.worker] += 1
         failures[outcome.worker] += outcome.scores is None
-        busy_s[outcome.worker] += sum(outcome.seconds.values())  # type: ignore[assignment]
+        busy_s[outcome.worker] += sum(outcome.seconds.values())
         last[outcome.worker] = outcome.finished_at
     return [
         WorkerActivity(

@@ -258,10 +258,12 @@ def test_submitting_a_bad_job_makes_nothing(client, archives, job):
     assert names_in(archives) == before
 
 
-def test_what_does_not_run_is_not_stopped(client):
+def test_what_does_not_run_is_not_stopped(client, archives):
+    before = names_in(archives / "done")
     with pytest.raises(ServiceRefusedError, match="does not run") as refused:
         client.stop("done")
     assert (refused.value.status, refused.value.kind_there) == (409, "conflict")
+    assert names_in(archives / "done") == before
 
 
 def test_what_another_process_writes_is_neither_stopped_resumed_nor_deleted(client, archives):
