@@ -81,6 +81,26 @@ def growing(service, request) -> Iterator[Archive]:
         yield archive
 
 
+def test_token_is_given_in_the_form_and_forgotten(browser, service):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{service.url}/searches/done")
+    token = page.get_by_label("Token")
+    token.fill("wrong")
+    token.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("That is not the token of this service.")
+    assert "done" not in page.content()
+    token.fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("link", name="done").wait_for()
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/login")
+    page.goto(service.url)
+    expect(token).to_be_visible()
+    assert "done" not in page.content()
+    context.close()
+
+
 def test_names_are_text_wherever_they_are_shown(page, service):
     expect(page.get_by_role("link", name=f"done {EVIL}")).to_be_visible()
     show(page, service)

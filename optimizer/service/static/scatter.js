@@ -93,8 +93,10 @@ function markOf(row, [x, y], names, at) {
     role: "button",
     "aria-label": [row.label, ...said, ...facts.filter(Boolean)].join(", "),
   };
-  if (row.kind === "baseline") return svg("path", { ...attributes, d: `M${x} ${y - 6}l6 6l-6 6l-6-6z` });
-  return svg("circle", { ...attributes, cx: x, cy: y, r: row.isFront ? 5 : 3.5 });
+  const size = row.isFront ? 5 : 3.5;
+  if (row.kind !== "baseline") return svg("circle", { ...attributes, cx: x, cy: y, r: size });
+  const reach = size + 1.5;
+  return svg("path", { ...attributes, d: `M${x} ${y - reach}l${reach} ${reach}l-${reach} ${reach}l-${reach}-${reach}z` });
 }
 
 function rings(row, [x, y], view) {

@@ -34,7 +34,7 @@ const trouble = el("div");
 const legend = el(
   "p",
   { class: "legend", hidden: true },
-  "Filled and large: on the front. Diamond: baseline. Hollow: stopped early. Wide ring: chosen by the sliders. ",
+  "Large: on the front. Diamond: baseline. Hollow: stopped early. Wide ring: chosen by the sliders. ",
   "Narrow ring: open on this page. Lines through these two: standard errors.",
 );
 const space = new Space(view);

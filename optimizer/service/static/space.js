@@ -139,6 +139,6 @@ function mark(row, shown, names) {
     "data-index": row.index,
     role: "button",
     "aria-label": [row.label, ...said].join(", "),
-    r: row.isFront || row.kind === "baseline" ? 5 : 3.5,
+    r: row.isFront ? 5 : 3.5,
   });
 }
