@@ -115,7 +115,7 @@ class EvaluationSettings(Section):
     """``strict``: bubblewrap, and a refusal where it is missing. ``weak``: Landlock and seccomp,
     which hide less; for machines where bubblewrap cannot be had."""
 
-    @field_validator("batch_size", mode="plain")
+    @field_validator("batch_size", mode="plain", json_schema_input_type=int | Literal["auto"])
     @classmethod
     def _rows_or_auto(cls, value: object) -> object:
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -52,7 +52,7 @@ class WorkerSettings(Section):
     """Ray cluster to join (``auto``, ``host:port``, ``ray://host:port``); None starts Ray on this
     machine."""
 
-    @field_validator("count", mode="plain")
+    @field_validator("count", mode="plain", json_schema_input_type=int | Literal["auto"])
     @classmethod
     def _number_or_auto(cls, value: object) -> object:
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1

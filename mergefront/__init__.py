@@ -1,5 +1,7 @@
 """mergefront in Python: for notebooks and other programs.
 
+From a job to a model::
+
     import mergefront
 
     job = mergefront.load_job("job.yaml")

@@ -56,7 +56,7 @@ class Merge:
 
     @property
     def recipe_id(self) -> str:
-        """Digest that names the recipe: any unique prefix does on the command line."""
+        """Digest that names the recipe, of which the command line takes any unique prefix."""
         return self.recipe.recipe_id
 
     @property

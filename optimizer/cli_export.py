@@ -37,10 +37,12 @@ def export(
     dtype: str | None,
     score: bool,
     verify: bool,
+    gguf: bool,
     max_shard_size: str,
     as_json: bool,
 ) -> None:
     """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
+    from optimizer import gguf_check  # noqa: PLC0415 - heavy
     from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
     from optimizer.rescore import rescored_record  # noqa: PLC0415 - heavy
     from optimizer.select import choose  # noqa: PLC0415 - heavy
@@ -55,6 +57,8 @@ def export(
             "--score", "needs --dtype: what a search made, it scored (`mergefront report`)"
         )
     # Told before anything is scored.
+    if gguf:
+        gguf_check.require_gguf()
     refuse_used(out.expanduser().absolute())
     with Archive.open(place) as archive:
         choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
@@ -70,6 +74,7 @@ def export(
         if done.licence_warning:
             _note(done.licence_warning)
         checked = _verified(archive, done) if verify else None
+    converts = gguf_check.check_gguf(done.directory) if gguf else None
     if as_json:
         print_json(
             {
@@ -81,13 +86,16 @@ def export(
                 "size_bytes": done.size_bytes,
                 "licence_warning": done.licence_warning or None,
                 **({} if checked is None else {"verification": checked.record()}),
+                **({} if converts is None else {"gguf": converts.record()}),
                 **({} if other is None else rescored_record(other)),
             }
         )
     else:
         sys.stderr.write(f"recipe {done.recipe_id[:10]} ({choice.rule})\n")
         sys.stdout.write(f"{done.directory}\n")
-    if checked is not None and not checked.is_equal:
+    if converts is not None:
+        sys.stderr.write("".join(f"{line}\n" for line in converts.lines))
+    if not (checked is None or checked.is_equal) or not (converts is None or converts.is_ready):
         raise typer.Exit(1)
 
 

@@ -97,6 +97,12 @@ def export(
             "--verify", help="Score it with stock lm-eval and compare; exit 1 if unequal."
         ),
     ] = False,
+    gguf: Annotated[
+        bool,
+        typer.Option(
+            "--check-gguf", help="Can llama.cpp's converter name all of it? Exit 1 if not."
+        ),
+    ] = False,
     max_shard_size: ShardSize = "5GB",
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +119,7 @@ def export(
         dtype=dtype,
         score=score,
         verify=verify,
+        gguf=gguf,
         max_shard_size=max_shard_size,
         as_json=as_json,
     )

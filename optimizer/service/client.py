@@ -1,9 +1,11 @@
 """A client of the service, for programs and notebooks: the same models as the service's own.
 
-with ServiceClient("http://127.0.0.1:8642", token) as service:
-    search = service.submit(Path("job.yaml").read_text())
-    for event in service.follow(search.id):
-        ...
+One is a context manager::
+
+    with ServiceClient("http://127.0.0.1:8642", token) as service:
+        search = service.submit(Path("job.yaml").read_text())
+        for name, event in service.follow(search.id):
+            ...
 """
 
 import json

@@ -1,0 +1,124 @@
+"""Whether llama.cpp's converter can name what is in a checkpoint directory."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from optimizer import gguf_check
+from optimizer.gguf_check import check_gguf
+
+pytest.importorskip("gguf", reason="gguf is not installed")
+
+
+@pytest.fixture
+def exported(tiny_pool, tmp_path: Path) -> Path:
+    """A tiny Llama, as exports have it."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_pool.base, directory)
+    return directory
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_export_of_a_known_architecture_is_ready(exported: Path) -> None:
+    found = check_gguf(exported)
+    assert found.is_ready
+    # 2 layers of 9 tensors, the embeddings that are the head, and the last norm.
+    assert (found.architecture, found.num_tensors) == ("llama", 20)
+    assert found.lines[0] == "GGUF: ready, 20 tensors and the tokenizer as `llama`"
+    # The converter warns of it, and goes on.
+    assert found.notes == ("the tokenizer has no merges; llama.cpp may split texts in another way",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "settings"),
+    [
+        ("Qwen2", "qwen2", {}),
+        ("Mistral", "llama", {"head_dim": 16}),
+        ("Mixtral", "llama", {"num_local_experts": 2}),
+        ("Gemma2", "gemma2", {"head_dim": 16, "tie_word_embeddings": True}),
+        ("GPTNeoX", "gptneox", {}),
+    ],
+)
+def test_tensors_of_other_architectures_have_names(
+    exported: Path, kind: str, architecture: str, settings: dict[str, int]
+) -> None:
+    import transformers
+
+    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(**(shape | heads | tokens | settings))
+    (exported / "model.safetensors").unlink()
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(exported)
+    found = check_gguf(exported)
+    assert (found.architecture, found.problems) == (architecture, ())
+    assert found.num_tensors > 10
+
+
+def test_tensors_without_a_name_are_named(exported: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(exported / "model.safetensors")
+    tensors["model.layers.0.self_attn.extra.weight"] = tensors["model.norm.weight"].clone()
+    # The second layer is one more than the config speaks of.
+    change(exported / "config.json", num_hidden_layers=1)
+    save_file(tensors, exported / "model.safetensors", metadata={"format": "pt"})
+    found = check_gguf(exported)
+    assert not found.is_ready
+    assert found.lines[0] == "GGUF: cannot be converted"
+    assert "  tensors: 10 of 21 have no name in `llama`: " in found.lines[1]
+    assert "`model.layers.0.self_attn.extra.weight`" in found.lines[1]
+    assert found.lines[1].endswith(" and 5 more")
+
+
+def test_architecture_that_gguf_does_not_have_is_told(exported: Path) -> None:
+    change(exported / "config.json", model_type="own_model")
+    found = check_gguf(exported)
+    assert found.architecture is None
+    assert str(found.problems[0]).startswith("config.json: model_type `own_model` is none")
+
+
+def test_missing_tokenizer_is_told(exported: Path) -> None:
+    (exported / "tokenizer.json").unlink()
+    assert [problem.path for problem in check_gguf(exported).problems] == ["tokenizer.json"]
+
+
+def test_token_beyond_the_table_is_told(exported: Path) -> None:
+    change(exported / "config.json", vocab_size=200)
+    problems = [str(problem) for problem in check_gguf(exported).problems]
+    assert problems == [
+        "tokenizer.json: token id 258 is beyond the 200 rows of the model (`vocab_size`)"
+    ]
+
+
+def test_broken_merges_are_told(exported: Path) -> None:
+    content = json.loads((exported / "tokenizer.json").read_text())
+    content["model"]["merges"] = [1, 2]
+    (exported / "tokenizer.json").write_text(json.dumps(content))
+    problems = [str(problem) for problem in check_gguf(exported).problems]
+    assert problems == ["tokenizer.json: gguf cannot read it: Unknown tokenizer merges format"]
+
+
+def test_record_is_json(exported: Path) -> None:
+    change(exported / "config.json", vocab_size=200)
+    record = json.loads(json.dumps(check_gguf(exported).record()))
+    assert (record["is_ready"], record["architecture"]) == (False, "llama")
+    assert record["problems"][0]["path"] == "tokenizer.json"
+
+
+def test_missing_package_is_told_before_anything_is_written(monkeypatch, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from optimizer.cli import app
+
+    monkeypatch.setattr(gguf_check, "find_spec", lambda _name: None)
+    out = tmp_path / "model"
+    done = CliRunner().invoke(app, ["export", "none.sqlite", "--out", str(out), "--check-gguf"])
+    assert done.exit_code == 2
+    assert "--check-gguf: needs the package gguf; `pip install 'mergefront[gguf]'`" in done.output
+    assert not out.exists()
