@@ -25,7 +25,7 @@ _LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """Serve an application in a thread of this process; yields its URL."""
-    listening = socket.socket()
+    listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     listening.listen(64)
     config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=2)
