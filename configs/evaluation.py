@@ -85,6 +85,11 @@ class SplitSizes(Section):
     report: int = Field(default=256, ge=1)
     """Items that are printed and never used to choose."""
 
+    @property
+    def total(self) -> int:
+        """Items that a task needs."""
+        return self.search + self.select + self.report
+
 
 class EvaluationSettings(Section):
     """How candidates are scored."""

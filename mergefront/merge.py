@@ -1,5 +1,6 @@
 """One recorded merge: what it is made of, its scores, and how it becomes a model."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +134,9 @@ def export(merge: Merge, directory: str | Path) -> Path:
     Returns:
         The directory.
 
+    Warns:
+        UserWarning: It is not clear under which licence the merge is; the card says so too.
+
     Raises:
         CheckpointError: It cannot be written, or what is written is not what was scored.
     """
@@ -142,4 +146,7 @@ def export(merge: Merge, directory: str | Path) -> Path:
     with Archive.open(merge.place) as archive:
         candidate = archive.candidate(merge.candidate)
         choice = Choice(candidate, "report", merge.rule)
-        return write_export(archive, choice, Path(directory)).directory
+        done = write_export(archive, choice, Path(directory))
+    if done.licence_warning:
+        warnings.warn(done.licence_warning, stacklevel=2)
+    return done.directory

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from configs.errors import ConfigError, Problem
 from configs.load import job_of
 from configs.schema import JobConfig
 from mergefront.search import Search
@@ -85,14 +84,11 @@ def resume(
         ConfigError: An override changes what is searched.
         MergefrontError: The search cannot go on here.
     """
-    from optimizer.cli_running import may_change  # noqa: PLC0415 - torch
+    from optimizer.job_changes import refuse_unresumable  # noqa: PLC0415 - with the schema
     from optimizer.preflight import prepare  # noqa: PLC0415 - torch
 
     changes = overrides or {}
-    if problems := [
-        Problem(key, "cannot change on resume") for key in changes if not may_change(key)
-    ]:
-        raise ConfigError("the search cannot go on so", problems)
+    refuse_unresumable(changes, "the search cannot go on so")
     archive = Archive.open(place, writable=True)
     with ExitStack() as on_error:
         on_error.enter_context(archive)

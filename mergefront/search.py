@@ -104,7 +104,6 @@ class Search:
     """
 
     def __init__(self, place: AnyPlace) -> None:
-        self._place = place
         with Archive.open(place) as archive:
             self.job: JobConfig = archive.job
             self.place = str(archive.place)
@@ -116,7 +115,7 @@ class Search:
         ``.stderr``, ``.count`` and (on ``search``) ``.posterior``; the preferred ``mean``;
         ``effective_checkpoints``, ``is_chosen``; ``CHECKPOINT/GROUP.weight`` and ``.drop_ratio``.
         """
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             return _frame(self._rows(archive, split), tuple(self.job.objectives))
 
     def items(self, candidate: int, split: SplitName = "report") -> "pd.DataFrame":
@@ -126,7 +125,7 @@ class Search:
         """
         import pandas as pd  # noqa: PLC0415 - a second to import
 
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             found = archive.scored_items(candidate, split)
         parts = [
             pd.DataFrame(
@@ -148,7 +147,7 @@ class Search:
 
         from optimizer.progress import progress_of  # noqa: PLC0415 - with its caller
 
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             points = progress_of(archive)
         return pd.DataFrame(
             [(p.candidate, p.evaluations, p.items, p.model_s, p.volume) for p in points],
@@ -157,7 +156,7 @@ class Search:
 
     def front(self, split: SplitName = "search") -> Front:
         """Return the front: on ``search`` of what is believed of merges, else of raw scores."""
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             rows = front_of(self._rows(archive, split))
         return Front(tuple(rows), tuple(self.job.objectives))
 
@@ -183,7 +182,7 @@ class Search:
         """
         from optimizer.select import choose  # noqa: PLC0415 - the surrogate
 
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             choice = choose(archive, prefer=prefer, floors=at_least, knee=knee, recipe_id=recipe_id)
             return Merge.of(archive, choice)
 
@@ -192,7 +191,7 @@ class Search:
         from optimizer.report import report_of  # noqa: PLC0415 - the strategies
         from optimizer.report_sections import document_of  # noqa: PLC0415 - matplotlib
 
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             gathered = report_of(archive)
             return Report(gathered, document_of(archive, gathered))
 
@@ -205,7 +204,7 @@ class Search:
         from optimizer.plot import Picture  # noqa: PLC0415 - matplotlib
         from optimizer.plot_html import pairs_figure  # noqa: PLC0415 - plotly
 
-        with Archive.open(self._place) as archive:
+        with Archive.open(self.place) as archive:
             return pairs_figure(Picture.of(archive))
 
     def __repr__(self) -> str:

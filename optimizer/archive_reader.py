@@ -166,6 +166,12 @@ class ArchiveReader(OutcomeReader):
 
         A task is left out where the texts of one of its items were not kept.
         """
+        return self.scores_and_texts(candidate, split)[1]
+
+    def scores_and_texts(
+        self, candidate: int, split: SplitName
+    ) -> tuple[dict[str, TaskScores], dict[str, tuple[str, ...]]]:
+        """Return what ``scored_items`` and ``texts_so_far`` do, both of one moment."""
         self.candidate(candidate)
         with self._transaction() as connection:
             rows = connection.execute(self._of_outcome(texts, candidate, split)).all()
@@ -176,7 +182,7 @@ class ArchiveReader(OutcomeReader):
             kept = zip(ids, blob_to_texts(row.texts_zlib), strict=True)
             found.setdefault(row.task, {}).update(kept)
         scored = self._together(parts, split)
-        return {
+        return scored, {
             task: tuple(kept[item] for item in scored[task].item_ids)
             for task, kept in found.items()
             if kept.keys() >= set(scored[task].item_ids)

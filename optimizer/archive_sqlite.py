@@ -34,6 +34,18 @@ _BUSY_TIMEOUT_S = 30.0
 _ALMOST_FULL_BYTES = 64 * 1024
 
 
+def is_sqlite(path: Path) -> bool:
+    """Say whether a file is a database of SQLite; False where it cannot be read.
+
+    Only for processes that have no archive open: see above.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def new_file_engine(path: Path) -> Engine:
     """Return an engine that creates a file, to be published when all is in it.
 

@@ -11,26 +11,26 @@ from optimizer.verdict_view import comparison_record, format_difference
 
 def render_attribution(found: Attribution) -> list[RenderableType]:
     """Lay the attribution out for a terminal; one line where nothing was left out."""
-    text = (
-        f"\nWhat matters in it: {found.effective:.1f} of {found.num_checkpoints} checkpoints "
-        "effective"
-    )
-    if found.unused:
-        text += f", {', '.join(found.unused)} unused"
-    parts: list[RenderableType] = [Text(text, style="bold")]
-    if not found.num_variants:
-        parts.append(Text("It is the base, or one model alone: there is nothing to leave out."))
-        return parts
+    title = Text(f"\nWhat matters in it: {effective_checkpoints(found)}", style="bold")
     if not found.effects:
-        parts.append(
-            Text(
-                "Not asked what each checkpoint adds; `mergefront resume ARCHIVE --set "
-                "validation.leave_one_out=true` scores it on the report items.",
-                style="dim",
-            )
-        )
-        return parts
-    return [*parts, effects_table(found), *(Text(sentence) for sentence in found.sentences)]
+        return [title, Text(why_not_measured(found), style="dim" if found.num_variants else "")]
+    return [title, effects_table(found), *(Text(sentence) for sentence in found.sentences)]
+
+
+def effective_checkpoints(found: Attribution) -> str:
+    """Say how many checkpoints a merge is made of, and which have no weight."""
+    unused = f", {', '.join(found.unused)} unused" if found.unused else ""
+    return f"{found.effective:.1f} of {found.num_checkpoints} checkpoints effective{unused}"
+
+
+def why_not_measured(found: Attribution) -> str:
+    """Say why nothing was left out, and how to have it done where that is possible."""
+    if not found.num_variants:
+        return "It is the base, or one model alone: there is nothing to leave out."
+    return (
+        "Not asked what each checkpoint adds; `mergefront resume ARCHIVE --set "
+        "validation.leave_one_out=true` scores it on the report items."
+    )
 
 
 def attribution_record(found: Attribution) -> dict[str, object]:

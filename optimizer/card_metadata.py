@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
+from configs.scorers import ScorerSpec
 from evaluators.scores import TaskScores, standard_error
-from optimizer.source_cards import SourceCard, datasets_of, licence_of
+from optimizer.source_cards import Licence, SourceCard, datasets_of
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -27,6 +28,7 @@ def card_metadata(
     model_name: str,
     parents: Sequence[str],
     cards: Sequence[SourceCard],
+    licence: Licence,
     is_causal: bool,
     job: JobConfig | None = None,
     results: Mapping[str, TaskScores] | None = None,
@@ -37,6 +39,7 @@ def card_metadata(
         model_name: Of the merge, for its results.
         parents: Hub ids of the merged models and their base; may be empty.
         cards: What the cards of the merged models say.
+        licence: What follows from them (``licence_of``).
         is_causal: Whether the merge continues texts.
         job: Says how tasks were scored; needed with ``results``.
         results: Task -> its scores on the report split.
@@ -44,7 +47,6 @@ def card_metadata(
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - a third of a second
 
     pipeline = _TEXT if is_causal else next((c.pipeline_tag for c in cards if c.pipeline_tag), None)
-    licence = licence_of(cards).fields
     data = ModelCardData(
         base_model=list(parents) or None,
         base_model_relation="merge" if parents else None,
@@ -52,9 +54,9 @@ def card_metadata(
         pipeline_tag=pipeline,
         tags=list(TAGS),
         datasets=datasets_of(cards) or None,
-        license=licence.get("license"),
-        license_name=licence.get("license_name"),
-        license_link=licence.get("license_link"),
+        license=licence.fields.get("license"),
+        license_name=licence.fields.get("license_name"),
+        license_link=licence.fields.get("license_link"),
         model_name=model_name if results else None,
         eval_results=_results(job, results, pipeline or "other") if job and results else None,
     )
@@ -77,7 +79,11 @@ def _results(
             arguments["filter"] = spec.metric.partition(",")[2]
         if (shots := getattr(spec, "num_fewshot", None)) is not None:
             arguments["num_fewshot"] = shots
-        plain = float(scores.values.min()) >= 0.0 and float(scores.values.max()) <= 1.0
+        # A scorer's number is published as it is. Of a metric of lm-eval, only one inside of what
+        # shares and accuracies can be is surely the metric itself: others may have been turned.
+        plain = isinstance(spec, ScorerSpec) or (
+            float(scores.values.min()) >= 0.0 and float(scores.values.max()) <= 1.0
+        )
         name = f"{metric}, mean of {count} held-out items"
         found.append(
             EvalResult(
@@ -86,9 +92,9 @@ def _results(
                 dataset_type=spec.task,
                 dataset_name=f"{spec.task}: {count} items that mergefront held out",
                 dataset_split=SPLIT,
-                # A leaderboard must not take a turned score for the metric itself.
+                # A leaderboard must not take a score that was turned for the metric itself.
                 metric_type=metric if plain else f"mergefront_{metric}",
-                metric_name=name if plain else f"{name}, as minus it or its logarithm",
+                metric_name=name if plain else f"{name}, as mergefront scores it: higher is better",
                 metric_value=round(scores.mean, 6),
                 metric_args=arguments,
             )

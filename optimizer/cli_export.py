@@ -3,7 +3,6 @@
 It takes no lock and may run beside the search that writes the archive.
 """
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.schema import DtypeName
+from optimizer import front_choice
 from optimizer.archive import Archive
 from optimizer.cli_read import print_json
-from optimizer.source_cards import licence_of
 
 if TYPE_CHECKING:
     from optimizer.export import Exported
@@ -45,7 +44,6 @@ def export(
     """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
     from optimizer import gguf_check  # noqa: PLC0415 - heavy
     from optimizer.export import export as write_export  # noqa: PLC0415 - a command's name
-    from optimizer.model_card import merged_cards  # noqa: PLC0415 - heavy
     from optimizer.rescore import rescored_record  # noqa: PLC0415 - heavy
     from optimizer.select import choose  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
@@ -73,9 +71,8 @@ def export(
             )
         other = None if wanted is None else _other_dtype(archive, choice, wanted, score=score)
         done = write_export(archive, choice, out, other=other, max_shard_bytes=max_shard_bytes)
-        licence = licence_of(merged_cards(archive, choice.candidate.recipe))
-        if licence.warning:
-            _note(licence.warning)
+        if done.licence_warning:
+            _note(done.licence_warning)
         checked = _verified(archive, done) if verify else None
     converts = gguf_check.check_gguf(done.directory) if gguf else None
     if as_json:
@@ -87,7 +84,7 @@ def export(
                 "rule": choice.rule,
                 "weights_digest": done.weights_digest,
                 "size_bytes": done.size_bytes,
-                "licence_warning": licence.warning or None,
+                "licence_warning": done.licence_warning or None,
                 **({} if checked is None else {"verification": checked.record()}),
                 **({} if converts is None else {"gguf": converts.record()}),
                 **({} if other is None else rescored_record(other)),
@@ -108,10 +105,7 @@ def _verified(archive: Archive, done: "Exported") -> "Verification":
 
     _note(f"scoring {done.directory} with stock lm-eval")
     found = verify(archive, done.directory)
-    for task in found.left_out:
-        _note(f"left out: {task}, whose metric stock lm-eval does not have")
-    lines = [line for check in found.tasks for line in check.lines]
-    sys.stderr.write("".join(f"{line}\n" for line in [*lines, found.sentence]))
+    sys.stderr.write("".join(f"{line}\n" for line in found.lines))
     return found
 
 
@@ -158,19 +152,7 @@ def numbers(flag: str, text: str | None) -> dict[str, float] | None:
     """
     if text is None:
         return None
-    numbers: dict[str, float] = {}
-    problems = []
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        try:
-            numbers[name.strip()] = float(value) if equals else math.nan
-        except ValueError:
-            equals = ""
-        if not equals:
-            problems.append(Problem(flag, f"expected NAME=NUMBER, found `{part}`"))
-    if problems:
-        raise ConfigError("the command line cannot be read", problems)
-    return numbers
+    return front_choice.numbers(text.split(","), flag, "the command line cannot be read")
 
 
 def size_in_bytes(text: str) -> int:

@@ -31,13 +31,16 @@ def init(path: Path, flags: InitFlags) -> None:
     """Write a job file, and print its name."""
     from optimizer.draft import Wishes, draft_job, render_draft  # noqa: PLC0415 - heavy
 
+    if path.exists() and not flags.force:
+        # Before anything is asked.
+        raise ConfigError.single(str(path), "is there already; choose another name, or --force")
     asks = sys.stdin.isatty() and not (flags.checkpoints and flags.objectives)
     base, checkpoints, objectives = flags.base, flags.checkpoints, flags.objectives
     if asks:
         base = base or _ask("Base model (directory or hub id; empty: none)")
         checkpoints = checkpoints or _ask_several("Checkpoint as NAME=PLACE")
         objectives = objectives or _ask_several("Objective as NAME=TASK, e.g. math=gsm8k")
-    problems = _problems(path, flags, checkpoints, objectives)
+    problems = _problems(checkpoints, objectives)
     pairs = {flag: _pairs(flag, texts, problems) for flag, texts in
              (("--checkpoint", checkpoints), ("--objective", objectives))}  # fmt: skip
     if len(dict(pairs["--checkpoint"])) < len(pairs["--checkpoint"]):
@@ -66,12 +69,8 @@ def init(path: Path, flags: InitFlags) -> None:
     sys.stdout.write(f"{path}\n")
 
 
-def _problems(
-    path: Path, flags: InitFlags, checkpoints: Sequence[str], objectives: Sequence[str]
-) -> list[Problem]:
+def _problems(checkpoints: Sequence[str], objectives: Sequence[str]) -> list[Problem]:
     problems = []
-    if path.exists() and not flags.force:
-        problems.append(Problem(str(path), "is there already; choose another name, or --force"))
     if not checkpoints:
         problems.append(Problem("--checkpoint", "name at least one: --checkpoint math=PLACE"))
     if not objectives:

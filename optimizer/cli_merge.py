@@ -14,8 +14,6 @@ from optimizer.cli_read import print_json, stdout_console
 
 FORMATS = ("json", "mergekit")
 
-_SQLITE = b"SQLite format 3\0"
-
 
 def merge(
     path: Path,
@@ -46,7 +44,13 @@ def merge(
     }
     if not dry_run:
         done = write_merge(plan, out, max_shard_bytes=max_shard_bytes)
-        record |= {"weights_digest": done.weights_digest, "size_bytes": done.size_bytes}
+        record |= {
+            "weights_digest": done.weights_digest,
+            "size_bytes": done.size_bytes,
+            "licence_warning": done.licence_warning or None,
+        }
+        if done.licence_warning:
+            sys.stderr.write(f"note: {done.licence_warning}\n")
         if not as_json:
             sys.stdout.write(f"{done.weights_digest}  {done.directory}\n")
     record |= {
@@ -95,8 +99,10 @@ def recipe(
         raise _wrong("--format", f"`{form}` is no format; there are {', '.join(FORMATS)}")
     if out is not None and out.exists():
         raise _wrong("--out", f"{out} already exists; choose another name")
+    from optimizer.archive_sqlite import is_sqlite  # noqa: PLC0415 - SQLAlchemy
+
     path = Path(file)
-    if "://" in file or _is_archive(path):
+    if "://" in file or is_sqlite(path):
         if directories:
             raise _wrong("--source", "an archive knows its models; leave it out")
         text = _of_archive(file, recipe_id, form)
@@ -147,14 +153,6 @@ def _of_file(path: Path, directories: Sequence[Path], form: str) -> str:
         return json.dumps(recipe_record(file), indent=2, ensure_ascii=False) + "\n"
     layout, _ = read_layout(file.sources)
     return mergekit_yaml(file.recipe, layout, file.spelled)
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
-    except OSError:
-        return False  # whoever reads it says why it cannot be read
 
 
 def _wrong(flag: str, message: str) -> ConfigError:

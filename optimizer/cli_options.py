@@ -14,6 +14,7 @@ ArchivePlace = Annotated[
         metavar="ARCHIVE", help="The archive: a file, or postgresql://USER@HOST/DB?search=NAME."
     ),
 ]
+NewDirectory = Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
 Settings = Annotated[

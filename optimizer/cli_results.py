@@ -17,6 +17,7 @@ from optimizer.cli_options import (
     Dtype,
     Knee,
     ModelPlaces,
+    NewDirectory,
     Prefer,
     Raw,
     RecipeId,
@@ -81,7 +82,7 @@ def report(
 def export(
     *,
     archive: ArchivePlace,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    out: NewDirectory,
     prefer: Prefer = None,
     at_least: AtLeast = None,
     knee: Knee = False,
@@ -165,7 +166,7 @@ def merge(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A recipe.json, or a mergekit YAML.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.")],
+    out: NewDirectory,
     source: ModelPlaces = None,
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",

@@ -16,12 +16,12 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 from configs.errors import JobChangedError
-from configs.schema import OPERATIONAL_KEYS, JobConfig
+from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.cli_guard import INTERRUPTED, TERMINATED
 from optimizer.cli_read import stdout_console
 from optimizer.driver import run_search
-from optimizer.job_changes import changed_keys
+from optimizer.job_changes import changed_keys, may_change
 from optimizer.live import make_view
 from optimizer.preflight import Prepared, prepare
 from optimizer.report import render, report_of
@@ -165,8 +165,3 @@ def options_of(overrides: Mapping[str, object]) -> str:
     kept = {key: value for key, value in overrides.items() if may_change(key)}
     texts = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in kept.items()]
     return "".join(f" --set {text}" for text in texts)
-
-
-def may_change(key: str) -> bool:
-    """Whether a key may differ on resume; where the archive is, is said by its argument."""
-    return key.partition(".")[0] in OPERATIONAL_KEYS - {"archive"}

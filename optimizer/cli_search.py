@@ -13,14 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.errors import ConfigError, JobChangedError, Problem
+from configs.errors import JobChangedError
 from configs.load import job_of, load_job
-from configs.schema import OPERATIONAL_KEYS, JobConfig
+from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.archive_seeds import WarmStart
 from optimizer.cli_read import print_json, stdout_console
 from optimizer.cli_running import (
-    may_change,
     open_or_begin,
     options_of,
     resumable,
@@ -31,7 +30,7 @@ from optimizer.cli_running import (
     watchers,
 )
 from optimizer.driver import num_singles, run_search, run_singles
-from optimizer.job_changes import changed_keys
+from optimizer.job_changes import changed_keys, refuse_unresumable
 from optimizer.live import make_view
 from optimizer.preflight import Prepared, prepare
 from optimizer.preflight_view import prepared_record, render_prepared
@@ -256,7 +255,7 @@ def _job_to_resume(
         ConfigError: The job file or an override cannot be used.
         JobChangedError: The job file searches something else than the archive.
     """
-    _refuse_unresumable(overrides)
+    refuse_unresumable(overrides, "the command line cannot be used on resume")
     path = None if archived_job else job_path or archive.job_path
     if path is not None and job_path is None and not path.is_file():
         say(console, f"{path} is gone; going on with the archived job", style="yellow")
@@ -276,17 +275,6 @@ def _job_to_resume(
         for name in [name for name in now if now[name] != before[name]]:
             say(console, f"{key}.{name}: {before[name]} -> {now[name]}", style="dim")
     return job
-
-
-def _refuse_unresumable(overrides: Mapping[str, object]) -> None:
-    allowed = sorted(OPERATIONAL_KEYS - {"archive"})
-    problems = [
-        Problem(key, f"cannot change on resume; only {', '.join(allowed)} can")
-        for key in overrides
-        if not may_change(key)
-    ]
-    if problems:
-        raise ConfigError("the command line cannot be used on resume", problems)
 
 
 def _verify(archive: Archive, prepared: Prepared, console: Console) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from configs.errors import ConfigError, Problem
-from optimizer.cli_cluster import Ca, Insecure, TokenFile
+from optimizer.cli_cluster import Ca, Insecure, TokenFile, access_of
 from optimizer.cli_guard import registered_on
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def serve(
     allow_scorer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE.py|MODULE[:FUNCTION]", help="Allow a Python scorer; repeatable."
+            metavar="FILE.py|DIR/|MODULE[:FUNCTION]", help="Allow a Python scorer; repeatable."
         ),
     ] = None,
     allow_tasks: Annotated[
@@ -70,13 +70,12 @@ def serve(
     tls_insecure: Insecure = False,
 ) -> None:
     """Serve searches to browsers and programs, over HTTP with a token."""
-    from optimizer.cli_cluster import access_of  # noqa: PLC0415 - heavy
-
     _require_extra()
     from optimizer.service.server import serve as run  # noqa: PLC0415 - heavy
     from optimizer.service.settings import (  # noqa: PLC0415 - heavy
         ServiceSettings,
         existing_directories,
+        existing_scorers,
     )
 
     cluster: ClusterAccess | None = None
@@ -85,15 +84,16 @@ def serve(
     roots = model_root or []
     urls = tuple(f"{root.rstrip('/')}/" for root in roots if "://" in root)
     directories = [Path(root) for root in roots if "://" not in root]
+    [archives] = existing_directories("--archive-dir", [_made(archive_dir)])
     settings = ServiceSettings(
-        archive_dir=_made(archive_dir),
+        archive_dir=archives,
         host=host,
         port=port,
         host_names=frozenset(allow_host or ()),
         model_roots=existing_directories("--model-root", directories),
         model_urls=urls,
         hub=tuple("" if prefix == "*" else prefix for prefix in allow_hub or ()),
-        scorers=tuple(_scorer(text) for text in allow_scorer or ()),
+        scorers=existing_scorers("--allow-scorer", allow_scorer or []),
         task_dirs=existing_directories("--allow-tasks", allow_tasks or []),
         trackers=tuple(allow_tracker or ()),
         allow_code_execution=allow_code_execution,
@@ -125,17 +125,4 @@ def _made(directory: Path) -> Path:
     except OSError as error:
         problem = Problem("--archive-dir", f"{directory} cannot be made: {error.strerror}")
         raise ConfigError("the service cannot be started", [problem]) from error
-    return directory.resolve()
-
-
-def _scorer(text: str) -> str:
-    """Make the file of a scorer absolute; modules stay as they are."""
-    file, colon, function = text.partition(".py:")
-    is_file = bool(colon) or text.endswith(".py") or Path(text).is_dir()
-    if not is_file:
-        return text
-    path = Path(f"{file}.py" if colon else text).resolve()
-    if not path.exists():
-        problem = Problem("--allow-scorer", f"{path}: no such file or directory")
-        raise ConfigError("the service cannot be started", [problem])
-    return f"{path}:{function}" if function else str(path)
+    return directory

@@ -4,7 +4,6 @@
 comment on every choice. What it writes passes ``mergefront check``.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -71,6 +70,7 @@ class Draft:
         num_parameters: Of each model.
         model_bytes: Of a merged one.
         items: Task -> items that it has.
+        wanted: Items that a task should have.
         hardware: Of this machine.
     """
 
@@ -79,6 +79,7 @@ class Draft:
     num_parameters: int
     model_bytes: int
     items: Mapping[str, int]
+    wanted: SplitSizes
     hardware: Hardware
 
 
@@ -104,12 +105,10 @@ def draft_job(wishes: Wishes, hardware: Hardware | None = None) -> Draft:
     items = _count_items(job)
     on_gpu = bool(machine.gpus)
     is_slow = not on_gpu and pool.num_parameters > _SMALL
-    splits = _splits(
-        SplitSizes(search=24, select=32, report=96) if is_slow else SplitSizes(), items
-    )
+    wanted = SplitSizes(search=24, select=32, report=96) if is_slow else SplitSizes()
     evaluation = content["evaluation"]
     assert isinstance(evaluation, dict)  # noqa: S101 - made here
-    evaluation["splits"] = splits
+    evaluation["splits"] = _splits(wanted, items)
     content |= {
         "budget": {
             "evaluations": (60 if is_slow else 96) + 8 * max(0, len(wishes.checkpoints) - 3)
@@ -122,6 +121,7 @@ def draft_job(wishes: Wishes, hardware: Hardware | None = None) -> Draft:
         num_parameters=pool.num_parameters,
         model_bytes=pool.bytes_written,
         items=items,
+        wanted=wanted,
         hardware=machine,
     )
 
@@ -140,7 +140,7 @@ def render_draft(draft: Draft) -> str:
     gpus = [f"{gpu.name} with {format_bytes(gpu.memory_bytes)}" for gpu in draft.hardware.gpus]
     return environment.from_string(template).render(
         content=draft.content,
-        few_items={n: c for n, c in draft.items.items() if c < 448},
+        few_items={n: c for n, c in draft.items.items() if c < draft.wanted.total},
         model=f"{draft.num_parameters / 1e9:.3g} G parameters, {format_bytes(draft.model_bytes)}",
         machine=", ".join(
             [f"{draft.hardware.cores} cores", format_bytes(draft.hardware.memory_bytes), *gpus]
@@ -211,8 +211,9 @@ def _splits(wanted: SplitSizes, items: Mapping[str, int]) -> dict[str, int]:
     task, fewest = min(items.items(), key=lambda item: item[1])
     sizes = {"search": wanted.search, "select": wanted.select, "report": wanted.report}
     if sum(sizes.values()) > fewest:
-        parts = zip(sizes, _SHARES, strict=True)
-        sizes = {name: math.floor(share * fewest) for name, share in parts}
+        # Never more than where there are plenty: few items are no reason for a longer search.
+        parts = zip(sizes.items(), _SHARES, strict=True)
+        sizes = {name: min(size, math.floor(share * fewest)) for (name, size), share in parts}
     if min(sizes.values()) < 1:
         raise ConfigError(
             "a job cannot be drafted",
@@ -241,6 +242,12 @@ def _scalar(value: object) -> str:
     """Write a value of YAML on one line."""
     if isinstance(value, str):
         plain = re.fullmatch(r"[\w./][\w./@+-]*", value) and yaml.safe_load(value) == value
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        # A word that YAML takes for something else (`no`, `1`) is quoted.
+        style = None if plain else '"'
+        return (
+            yaml.safe_dump(value, default_style=style, width=10_000, allow_unicode=True)
+            .removesuffix("\n")
+            .removesuffix("\n...")
+        )
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
 from configs.evaluation import SPLITS
+from configs.place import DatabasePlace
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
-from optimizer.model_card import model_card
+from optimizer.model_card import merged_cards, model_card
 from optimizer.rescore import OtherDtype, rescored_record
 from optimizer.select import Choice
+from optimizer.source_cards import licence_of
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
 from workers.digest import source_digest
@@ -30,12 +32,21 @@ RECIPE_FILE = "recipe.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: where, which recipe, the digest of its weights, and its size."""
+    """What was written.
+
+    Attributes:
+        directory: Where.
+        recipe_id: Of the merge.
+        weights_digest: Of what was written.
+        size_bytes: Of all files.
+        licence_warning: What is not clear about its licence, in a sentence; empty where all is.
+    """
 
     directory: Path
     recipe_id: str
     weights_digest: str
     size_bytes: int
+    licence_warning: str = ""
 
 
 def export(
@@ -69,6 +80,7 @@ def export(
     recipe = choice.candidate.recipe if other is None else other.recipe
     refuse_used(out_dir)
     verify_sources(archive.sources)
+    cards = merged_cards(archive, recipe)
 
     def finish(digest: str) -> Mapping[str, bytes]:
         if expected not in (None, digest):
@@ -81,7 +93,12 @@ def export(
             )
         return {
             "README.md": model_card(
-                archive, choice, out_name=out_dir.name, other=other, weights_digest=digest
+                archive,
+                choice,
+                out_name=out_dir.name,
+                other=other,
+                weights_digest=digest,
+                cards=cards,
             ).encode(),
             RECIPE_FILE: recipe_json(archive, choice, other=other, weights_digest=digest).encode(),
         }
@@ -94,7 +111,8 @@ def export(
         device=_device_of(archive),
         finish=finish,
     )
-    return Exported(out_dir, recipe.recipe_id, digest, size_on_disk(out_dir))
+    warning = licence_of(cards).warning
+    return Exported(out_dir, recipe.recipe_id, digest, size_on_disk(out_dir), warning)
 
 
 def size_on_disk(directory: Path) -> int:
@@ -149,7 +167,7 @@ def recipe_json(
             for split in SPLITS
             if index in (scores := archive.scores(split))
         },
-        "job": archive.job.model_dump(mode="json"),
+        "job": {**archive.job.model_dump(mode="json"), **_public_place(archive)},
         "mergefront_version": mergefront_version(),
     }
     if other is not None:
@@ -166,6 +184,12 @@ def recipe_json(
             **rescored_record(other),
         }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _public_place(archive: "Archive") -> dict[str, str]:
+    """Return what a published job says of its archive: servers and users are not published."""
+    place = archive.place
+    return {"archive": place.public_name} if isinstance(place, DatabasePlace) else {}
 
 
 def _device_of(archive: "Archive") -> str:

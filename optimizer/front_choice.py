@@ -4,7 +4,7 @@ What the command ``front`` prints and the service answers; the rules are those o
 ``optimizer.select``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,30 @@ from optimizer.front_view import ScoredCandidate, front_of, scored_candidates
 
 if TYPE_CHECKING:
     from optimizer.archive import Archive
+
+
+def numbers(texts: Iterable[str], key: str, title: str) -> dict[str, float]:
+    """Read ``NAME=NUMBER`` texts.
+
+    Args:
+        texts: One pair each.
+        key: Who gave them, for problems: an option or a parameter.
+        title: Of the error.
+
+    Raises:
+        ConfigError: One is something else; lists all that are.
+    """
+    found: dict[str, float] = {}
+    problems = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            found[name.strip()] = float(value if equals else "none")
+        except ValueError:
+            problems.append(Problem(key, f"expected NAME=NUMBER, found `{text[:100]}`"))
+    if problems:
+        raise ConfigError(title, problems)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

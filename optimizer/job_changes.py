@@ -1,13 +1,38 @@
 """What differs between two jobs, key by key: an edited job is not resumed by mistake."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from configs.errors import Problem
-from configs.schema import JobConfig
+from configs.errors import ConfigError, Problem
+from configs.schema import OPERATIONAL_KEYS, JobConfig
 
 # Mappings whose order means something: genes, columns of the front.
 _ORDERED = frozenset({"models.checkpoints", "merge.groups", "objectives"})
+
+
+# Where the archive is, is said by the argument of whoever resumes.
+_RESUMABLE = OPERATIONAL_KEYS - {"archive"}
+
+
+def may_change(key: str) -> bool:
+    """Whether a key, dotted or not, may differ on resume."""
+    return key.partition(".")[0] in _RESUMABLE
+
+
+def refuse_unresumable(keys: Iterable[str], title: str) -> None:
+    """Refuse overrides that would change what is searched.
+
+    Raises:
+        ConfigError: Named ``title``, with a problem per key that cannot change on resume.
+    """
+    allowed = ", ".join(sorted(_RESUMABLE))
+    problems = [
+        Problem(key, f"cannot change on resume; only {allowed} can")
+        for key in keys
+        if not may_change(key)
+    ]
+    if problems:
+        raise ConfigError(title, problems)
 
 
 def changed_keys(old: JobConfig, new: JobConfig) -> list[Problem]:

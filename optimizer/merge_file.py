@@ -7,14 +7,13 @@ from pathlib import Path
 
 from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe
-from configs.schema import Merge
+from configs.schema import Merge, ModelSource
 from optimizer.archive_schema import mergefront_version
 from optimizer.card_metadata import card_metadata
 from optimizer.export import RECIPE_FILE, Exported, size_on_disk
-from optimizer.markdown import code_span
-from optimizer.model_card import reference_is_causal, render_card
+from optimizer.model_card import hub_ids, origin_of, reference_is_causal, render_card
 from optimizer.recipe_file import RecipeFile
-from optimizer.source_cards import licence_of, read_source_card
+from optimizer.source_cards import Licence, SourceCard, licence_of, read_source_card
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
 from workers.compat import PoolReport, check_compatible
 from workers.methods import get_method
@@ -78,6 +77,8 @@ def write_merge(
     out_dir = out_dir.expanduser().absolute()
     refuse_used(out_dir)
     file, expected = plan.file, plan.file.weights_digest
+    cards = _weighted_cards(file)
+    licence = licence_of(cards.values())
 
     def finish(digest: str) -> Mapping[str, bytes]:
         if expected not in (None, digest):
@@ -89,14 +90,14 @@ def write_merge(
                 found=digest,
             )
         return {
-            "README.md": _card(file, digest, out_dir.name).encode(),
+            "README.md": _card(file, digest, out_dir.name, cards, licence).encode(),
             RECIPE_FILE: _recipe_json(file, digest).encode(),
         }
 
     digest = write_checkpoint(
         file.recipe, file.sources, out_dir, max_shard_bytes=max_shard_bytes, finish=finish
     )
-    return Exported(out_dir, file.recipe.recipe_id, digest, size_on_disk(out_dir))
+    return Exported(out_dir, file.recipe.recipe_id, digest, size_on_disk(out_dir), licence.warning)
 
 
 def recipe_record(file: RecipeFile) -> dict[str, object]:
@@ -123,31 +124,38 @@ def _recipe_json(file: RecipeFile, digest: str) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _card(file: RecipeFile, digest: str, out_name: str) -> str:
-    hub_ids = {text: None for text in file.spelled.values() if not Path(text).expanduser().is_dir()}
-    merged = [
-        c.name
-        for c, row in zip(file.recipe.checkpoints, file.recipe.weights, strict=True)
+def _weighted_cards(file: RecipeFile) -> dict[str, SourceCard]:
+    """Return digest -> card of the base and of every checkpoint that has a weight."""
+    weighted = {
+        checkpoint.digest
+        for checkpoint, row in zip(file.recipe.checkpoints, file.recipe.weights, strict=True)
         if any(row)
-    ]
-    cards = [
-        read_source_card(source.name, [source.directory])
+    }
+    return {
+        source.digest: read_source_card(source.name, [source.directory])
         for source in file.sources.everything
-        if source is file.sources.base or source.name in merged
-    ]
+        if source is file.sources.base or source.digest in weighted
+    }
+
+
+def _card(
+    file: RecipeFile, digest: str, out_name: str, cards: Mapping[str, SourceCard], licence: Licence
+) -> str:
+    places = {d: ModelSource.model_validate(text) for d, text in file.spelled.items()}
     content = {
         "title": out_name,
-        "licence": licence_of(cards),
+        "licence": licence,
         "metadata": card_metadata(
             model_name=out_name,
-            parents=list(hub_ids),
-            cards=cards,
+            parents=hub_ids(places[each] for each in cards),
+            cards=list(cards.values()),
+            licence=licence,
             is_causal=reference_is_causal(file.sources.reference.directory),
         ),
         "recipe": file.recipe,
         "paper": get_method(file.recipe.method).paper,
         "sources": [
-            (source.name, _shown(file.spelled[source.digest]), source.digest)
+            (source.name, origin_of(places[source.digest]), source.digest)
             for source in file.sources.everything
         ],
         "rows": list(recipe_rows(file.recipe)),
@@ -156,15 +164,6 @@ def _card(file: RecipeFile, digest: str, out_name: str) -> str:
         "version": mergefront_version(),
     }
     return render_card(_TEMPLATE, content)
-
-
-def _shown(place: str) -> str:
-    """Return a hub id; of a local directory only its name is told."""
-    return (
-        f"directory {code_span(Path(place).name)}"
-        if Path(place).expanduser().is_dir()
-        else code_span(place)
-    )
 
 
 def recipe_rows(recipe: MergeRecipe) -> list[tuple[str, str, str, str]]:

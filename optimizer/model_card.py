@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,11 @@ from optimizer.report import Report, genes_of, report_of
 from optimizer.rescore import SPLIT, OtherDtype
 from optimizer.scalarize import preferred_mean
 from optimizer.select import Choice
-from optimizer.source_cards import SourceCard, licence_of, read_source_card
+from optimizer.source_cards import Licence, SourceCard, licence_of, read_source_card
 from optimizer.verdict_view import format_difference
 from workers.architecture import architecture_of
+from workers.fetched import is_url
+from workers.sources import hub_id
 
 if TYPE_CHECKING:
     from optimizer.archive import Archive
@@ -38,6 +40,7 @@ def model_card(
     out_name: str,
     other: OtherDtype | None = None,
     weights_digest: str | None = None,
+    cards: Sequence[SourceCard] | None = None,
 ) -> str:
     """Write the model card of a merge, in Markdown with the hub's metadata on top.
 
@@ -49,13 +52,14 @@ def model_card(
         out_name: Name of the directory, for the title and the command.
         other: The same merge in another dtype, where that is what is written.
         weights_digest: Of what was written; None is the recorded one.
+        cards: From :func:`merged_cards`, where they were read already.
     """
     content = _content(archive, choice, out_name)
     if weights_digest is not None:
         content["weights_digest"] = weights_digest
-    cards = merged_cards(archive, choice.candidate.recipe)
-    content["licence"] = licence_of(cards)
-    content["metadata"] = _metadata(archive, choice, out_name, other, cards)
+    cards = merged_cards(archive, choice.candidate.recipe) if cards is None else cards
+    content["licence"] = licence = licence_of(cards)
+    content["metadata"] = _metadata(archive, choice, out_name, other, cards=cards, licence=licence)
     content["other"] = None if other is None else _other_dtype(other, archive.job.preference)
     if other is not None:
         content |= {"recipe": other.recipe, "searched": choice.candidate.recipe}
@@ -151,10 +155,6 @@ def _model_sources(archive: "Archive") -> dict[str, ModelSource]:
     return {**named, **models.checkpoints}
 
 
-def _is_local(source: ModelSource) -> bool:
-    return Path(source.path).is_absolute() or Path(source.path).is_dir()
-
-
 def merged_cards(archive: "Archive", recipe: MergeRecipe) -> list[SourceCard]:
     """Return the cards of the base and of every checkpoint that has a weight in a merge."""
     directories = {source.name: source.directory for source in archive.sources.everything}
@@ -184,7 +184,9 @@ def _metadata(
     choice: Choice,
     title: str,
     other: OtherDtype | None,
-    cards: list[SourceCard],
+    *,
+    cards: Sequence[SourceCard],
+    licence: Licence,
 ) -> str:
     """Return the front matter; it has results only of the very tensors that are written."""
     index, recipe = choice.candidate.index, choice.candidate.recipe
@@ -196,12 +198,18 @@ def _metadata(
     parents = _merged_sources(archive, recipe).values()
     return card_metadata(
         model_name=title,
-        parents=list(dict.fromkeys(s.path for s in parents if not _is_local(s))),
+        parents=hub_ids(parents),
         cards=cards,
+        licence=licence,
         is_causal=reference_is_causal(archive.sources.reference.directory),
         job=archive.job,
         results=results,
     )
+
+
+def hub_ids(sources: Iterable[ModelSource]) -> list[str]:
+    """Return the ids of the models that the hub knows, each once: what `base_model` may hold."""
+    return list(dict.fromkeys(found for source in sources if (found := hub_id(source))))
 
 
 def reference_is_causal(directory: Path) -> bool:
@@ -218,12 +226,18 @@ def _sources(archive: "Archive") -> list[tuple[str, str, str]]:
     rows = []
     digests = {source.name: source.digest for source in archive.sources.everything}
     for name, source in _model_sources(archive).items():
-        origin = f"directory {code_span(Path(source.path).name)}"
-        if not _is_local(source):
-            at = f" at {code_span(source.revision)}" if source.revision else ""
-            origin = code_span(source.path) + at
-        rows.append((name, origin, digests[name]))
+        rows.append((name, origin_of(source), digests[name]))
     return rows
+
+
+def origin_of(source: ModelSource) -> str:
+    """Return where a model is from, in Markdown; of a directory only its name is told."""
+    if is_url(source.path):
+        return code_span(source.path)
+    if hub_id(source) is None:
+        return f"directory {code_span(Path(source.path).name)}"
+    at = f" at {code_span(source.revision)}" if source.revision else ""
+    return code_span(source.path) + at
 
 
 def _score_rows(splits: Mapping[SplitName, Scores], report: Report) -> list[list[str]]:

@@ -22,8 +22,7 @@ from configs.errors import ArchiveError
 from evaluators.scores import FloatArray, Scores
 from optimizer.baselines import SCALES, label_of
 from optimizer.front_view import ScoredCandidate, front_of, points_of, scored_candidates
-from optimizer.pareto import hypervolume
-from optimizer.scalarize import reference_point
+from optimizer.progress import progress_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +93,7 @@ class Picture:
             baselines=baselines,
             chosen=chosen,
             report=None if chosen is None else archive.scores("report").get(chosen.candidate.index),
-            volume=volume_over_outcomes(archive),
+            volume=np.array([point.volume for point in progress_of(archive)]),
             num_before_search=next(
                 (n for n, seen in enumerate(observations) if not seen.candidate.is_baseline),
                 len(observations),
@@ -119,29 +118,6 @@ def baseline_kind(label: str) -> str:
     if label.startswith("task arithmetic"):
         return f"task arithmetic, {len(SCALES)} scales"
     return "greedy soup steps" if label.startswith("soup of ") else label
-
-
-def volume_over_outcomes(archive: "Archive") -> FloatArray:
-    """Hypervolume of what was found after each outcome of the search, ``(n,)`` float64.
-
-    The reference point is the one that the search ranks by, from all its outcomes.
-    """
-    observations = archive.observations()
-    names = tuple(archive.job.objectives)
-    reference = reference_point(observations, names)
-    volumes = np.zeros(len(observations))
-    front = np.zeros((0, len(names)))
-    for position, seen in enumerate(observations):
-        volumes[position] = volumes[position - 1] if position else 0.0
-        if seen.scores is None or not seen.is_complete:
-            continue
-        point = np.array([[seen.scores[name].value for name in names]])
-        # Behind a member of the front, or equal to one: nothing changes.
-        if front.size and (front >= point).all(axis=1).any():
-            continue
-        front = np.vstack([front[~(point >= front).all(axis=1)], point])
-        volumes[position] = hypervolume(front, reference)
-    return volumes
 
 
 def plot_style() -> AbstractContextManager[None]:

@@ -80,15 +80,15 @@ def push(upload: Upload, destination: Destination) -> Pushed:
         HubError: There is no token, the hub refuses, or is out of reach.
     """
     destination.check()
-    api, token = _client()
+    api = _client()
     with _explained(destination.repo_id, api.endpoint):
-        owner = str(api.whoami(token=token)["name"])
+        owner = str(api.whoami()["name"])
         repo_id = destination.repo_id
         repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
         _refuse_public(api, repo_id, destination)
-        url = api.create_repo(repo_id, private=not destination.public, exist_ok=True, token=token)
+        url = api.create_repo(repo_id, private=not destination.public, exist_ok=True)
         if destination.revision not in (None, _MAIN):
-            api.create_branch(repo_id, branch=str(destination.revision), exist_ok=True, token=token)
+            api.create_branch(repo_id, branch=str(destination.revision), exist_ok=True)
         done = api.upload_folder(
             repo_id=repo_id,
             folder_path=upload.directory,
@@ -98,13 +98,12 @@ def push(upload: Upload, destination: Destination) -> Pushed:
             or f"Upload merge {upload.recipe_id[:10]} with mergefront",
             revision=destination.revision,
             create_pr=destination.create_pr,
-            token=token,
         )
     return Pushed(repo_id, str(url), str(done.pr_url or done.commit_url))
 
 
-def _client() -> "tuple[HfApi, str]":
-    """Return the hub's client and a token.
+def _client() -> "HfApi":
+    """Return the hub's client, with a token.
 
     Raises:
         HubError: There is none, or the hub must not be asked.
@@ -122,7 +121,7 @@ def _client() -> "tuple[HfApi, str]":
             "no token of the Hugging Face hub was found; run `hf auth login`, or set HF_TOKEN to "
             "one that may write (https://huggingface.co/settings/tokens)"
         )
-    return HfApi(), token
+    return HfApi(token=token)
 
 
 def _refuse_public(api: "HfApi", repo_id: str, destination: Destination) -> None:

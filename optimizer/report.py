@@ -67,6 +67,7 @@ class Report:
     """A search in numbers, all of them from its archive.
 
     ``num_outcomes`` counts evaluations: candidates that were screened together are one.
+    ``rows`` are all scored merges with their posterior, ``front`` and ``choice`` some of them.
     ``chosen`` maps each split on which the chosen merge was scored to its scores;
     ``baselines`` holds the scores of the other baselines on the report split by label, best
     mean first; two labels may stand for one merge.
@@ -78,6 +79,7 @@ class Report:
     num_outcomes: int
     failures: dict[str, int]
     elapsed_s: float
+    rows: list[ScoredCandidate]
     front: list[ScoredCandidate]
     choice: ScoredCandidate | None
     chosen: dict[SplitName, Scores]
@@ -111,6 +113,7 @@ def report_of(archive: "Archive") -> Report:
         num_outcomes=num_evaluated(archive.observations(), recorded_group_size(archive)),
         failures=dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if o.scores is None)),
         elapsed_s=archive.elapsed_s,
+        rows=rows,
         front=front_of(rows),
         choice=next((row for row in rows if row.is_chosen), None),
         chosen=chosen,

@@ -1,6 +1,7 @@
 """The sections of a written report on what a search cost, what failed, and how to repeat it."""
 
 import platform
+import shlex
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def reproduce_section(archive: "Archive", report: Report) -> Section:
     """Give commands, digests, versions and the job."""
     section, job = Section("reproduce", "How to reproduce it"), archive.job
     name = "JOB.yaml" if archive.job_path is None else archive.job_path.name
-    place = archive.place.public_name
+    name, place = shlex.quote(name), shlex.quote(archive.place.public_name)
     lines = [f"mergefront run {name}", f"mergefront resume {place} --verify"]
     if report.choice is not None:
         lines.append(f"mergefront export {place} --id {report.choice.short_id} --out merged")

@@ -49,7 +49,7 @@ class Table:
         columns: Headers.
         rows: As many cells each.
         numeric: Columns that are aligned to the right.
-        marked: Rows that stand out.
+        marked: Rows that stand out: the bold ones of a terminal.
         caption: What it shows; empty where the text before it says so.
     """
 
@@ -70,7 +70,9 @@ class Table:
             numeric=frozenset(
                 place for place, column in enumerate(table.columns) if column.justify == "right"
             ),
-            marked=frozenset(place for place, row in enumerate(table.rows) if row.style),
+            marked=frozenset(
+                place for place, row in enumerate(table.rows) if "bold" in str(row.style or "")
+            ),
             caption=caption,
         )
 

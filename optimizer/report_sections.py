@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from configs.evaluation import SPLITS, Scored, TaskSpec
 from configs.schema import JobConfig, ModelSource
-from optimizer.attribution_view import effects_table
-from optimizer.belief import believed_candidates
+from optimizer.attribution_view import effective_checkpoints, effects_table, why_not_measured
 from optimizer.front_view import front_table
 from optimizer.plot import Picture
 from optimizer.progress_view import progress_sentences, progress_table
@@ -37,8 +36,7 @@ _NOT_CHOSEN = "No merge was chosen yet: the search has not been validated."
 def document_of(archive: "Archive", report: Report | None = None) -> Document:
     """Write the report of a search, finished or not; the same archive gives the same report."""
     report = report_of(archive) if report is None else report
-    rows = believed_candidates(archive)
-    picture = Picture.of(archive, rows) if rows else None
+    picture = Picture.of(archive, report.rows) if report.rows else None
     sections = [
         _verdict(report),
         _question(archive),
@@ -196,21 +194,13 @@ def _chosen(report: Report) -> Section:
 
 
 def _contribution(report: Report) -> Section:
-    section, found = (
-        Section("contribution", "What each checkpoint and drop adds"),
-        report.attribution,
-    )
+    section = Section("contribution", "What each checkpoint and drop adds")
+    found = report.attribution
     if found is None:
         return section
-    unused = f"; unused: {', '.join(found.unused)}" if found.unused else ""
-    section.say(f"{found.effective:.1f} of {found.num_checkpoints} checkpoints effective{unused}.")
+    section.say(f"{effective_checkpoints(found)}.")
     if not found.effects:
-        section.say(
-            "It was not measured what each adds: `mergefront resume ARCHIVE --set "
-            "validation.leave_one_out=true` does so on the report items."
-            if found.num_variants
-            else "It is the base, or one model alone: there is nothing to leave out."
-        )
+        section.say(why_not_measured(found))
         return section
     section.list(found.sentences)
     section.add(

@@ -20,6 +20,7 @@ _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?
 _LARGEST = 2**18  # bytes of a card that are looked at
 _LONGEST = 200  # characters of a licence or the name of a data set
 _LICENCE_KEYS = ("license", "license_name", "license_link")
+_OTHER = "other"  # what the hub calls a licence that it has no name for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,17 @@ class SourceCard:
 
     @property
     def licence_label(self) -> str:
-        """The licence in words: its own name where it is none of the known ones."""
+        """The licence in words: its own name, or its address, where it is none of the known."""
         known = self.licence.get("license", "")
         named = self.licence.get("license_name", "")
+        if known in ("", _OTHER) and not named:
+            named = self.licence.get("license_link", "")
         return f"{known} ({named})" if known and named else known or named
+
+    @property
+    def names_its_licence(self) -> bool:
+        """Whether two models that say the same have the same licence: `other` alone names none."""
+        return self.licence_label not in ("", _OTHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +74,7 @@ def read_source_card(name: str, directories: Iterable[Path]) -> SourceCard:
         if metadata is not None:
             return SourceCard(
                 name=name,
-                licence={
-                    key: text
-                    for key in _LICENCE_KEYS
-                    if (text := " or ".join(_texts(metadata.get(key))))
-                },
+                licence=_licence_fields(metadata),
                 datasets=_texts(metadata.get("datasets")),
                 pipeline_tag=next(iter(_texts(metadata.get("pipeline_tag"))), None),
             )
@@ -86,7 +90,7 @@ def licence_of(cards: Iterable[SourceCard]) -> Licence:
     known: list[SourceCard] = []
     silent: list[SourceCard] = []
     for card in cards:
-        (known if card.licence else silent).append(card)
+        (known if card.names_its_licence else silent).append(card)
     if not known:
         return Licence(
             {}, "No card of the merged models names a licence: look where they are from."
@@ -108,6 +112,14 @@ def licence_of(cards: Iterable[SourceCard]) -> Licence:
             "licence is claimed for this merge until you know theirs.",
         )
     return Licence(known[0].licence)
+
+
+def _licence_fields(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a card says of its licence; a link into the model's own files leads nowhere."""
+    found = {key: " or ".join(_texts(metadata.get(key))) for key in _LICENCE_KEYS}
+    if not found["license_link"].startswith(("https://", "http://")):
+        del found["license_link"]
+    return {key: text for key, text in found.items() if text}
 
 
 def datasets_of(cards: Iterable[SourceCard]) -> list[str]:

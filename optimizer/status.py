@@ -27,7 +27,7 @@ def search_record(archive: "Archive") -> dict[str, Any]:
     if writer is not None:
         where = "" if writer.is_here else f" on {writer.host}"
         state, advice = "running", f"process {writer.pid}{where}"
-    elif choice is not None and choice in archive.scores("report"):
+    elif is_finished(archive):
         state, advice = "finished", f"see it with `mergefront report {archive.place}`"
     else:
         state, advice = "interrupted", f"continue with `mergefront resume {archive.place}`"
@@ -56,14 +56,19 @@ def search_record(archive: "Archive") -> dict[str, Any]:
     }
 
 
+def is_finished(archive: "Archive") -> bool:
+    """Whether the merge that the search chose was scored on the report items."""
+    choice = archive.choice()
+    return choice is not None and choice in archive.scores("report")
+
+
 def archived_verdict(archive: "Archive") -> dict[str, object] | None:
     """Return the verdict as JSON; None before the chosen merge was scored on report items."""
     from optimizer.recorded_space import recorded_space  # noqa: PLC0415 - the verdict
     from optimizer.verdict import verdict  # noqa: PLC0415 - the verdict
     from optimizer.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
 
-    choice = archive.choice()
-    if choice is None or choice not in archive.scores("report"):
+    if not is_finished(archive):
         return None
     found = verdict(archive, recorded_space(archive))
     return None if found is None else verdict_record(found)

@@ -106,8 +106,8 @@ class Verification:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every item that was compared scores the same."""
-        return not any(check.differences for check in self.tasks)
+        """Whether something was compared, and every item of it scores the same."""
+        return self.num_items > 0 and not any(check.differences for check in self.tasks)
 
     @property
     def num_items(self) -> int:
@@ -123,6 +123,15 @@ class Verification:
         count = sum(len(check.differences) for check in self.tasks)
         why = "" if self.dtype == "float32" else f"; in {self.dtype} scores depend on batches"
         return f"{head}NOT equal, {count} items differ{why}"
+
+    @property
+    def lines(self) -> list[str]:
+        """Everything in words: what was left out, task by task, and the result."""
+        return [
+            *(f"left out: {task}, whose metric stock lm-eval lacks" for task in self.left_out),
+            *(line for check in self.tasks for line in check.lines),
+            self.sentence,
+        ]
 
     def record(self) -> dict[str, object]:
         """Return it as JSON."""
@@ -156,7 +165,7 @@ def verify(archive: Archive, directory: Path, split: SplitName | None = None) ->
     Raises:
         ArchiveError: The archive has no scores of this recipe (on the split).
         CheckpointError: The directory was not exported from this archive.
-        EvaluationError: The stock command or a scorer failed.
+        EvaluationError: The stock command or a scorer failed, or can score none of the tasks.
     """
     candidate, dtype = _candidate_of(archive, directory)
     split, ours = _recorded(archive, candidate, split)
@@ -166,6 +175,11 @@ def verify(archive: Archive, directory: Path, split: SplitName | None = None) ->
     left_out = [] if suite.lm_eval is None else unknown_to_stock(suite.lm_eval)
     for task in left_out:
         items.pop(task, None)
+    if not any(items.values()):
+        raise EvaluationError(
+            f"nothing can be compared: {', '.join(left_out)} are scored by the likelihood of "
+            "reference answers, which stock lm-eval lacks, and nothing else was scored"
+        )
     checks: list[TaskCheck] = []
     if suite.lm_eval is not None:
         asked = {task: items[task] for task in suite.lm_eval.tasks if task in items}
@@ -262,7 +276,10 @@ def run_stock(
         (tasks / f"{task}.yaml").write_text(suite.tasks[task].stock)
     command = [sys.executable, "-c", _COMMAND.format(kind=settings.sandbox), "run"]
     command += ["--model", "hf", "--device", "cpu"]
-    command += ["--model_args", f"pretrained={directory},dtype={dtype}"]
+    # As JSON: in the form `key=value,...` a comma in the path would end it. The command runs in
+    # another directory, so the path is absolute.
+    arguments = {"pretrained": str(directory.absolute()), "dtype": dtype}
+    command += ["--model_args", json.dumps(arguments)]
     rows = _ROWS if settings.batch_size == "auto" else settings.batch_size
     command += ["--batch_size", str(rows), "--tasks", ",".join(samples)]
     command += ["--include_path", str(tasks)]

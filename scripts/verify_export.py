@@ -30,11 +30,7 @@ def main(
     except MergefrontError as error:
         typer.echo(f"error: {error.message}", err=True)
         raise typer.Exit(error.exit_code) from None
-    for task in found.left_out:
-        typer.echo(f"left out: {task}, whose metric the stock command does not have", err=True)
-    typer.echo(
-        "\n".join([*(line for check in found.tasks for line in check.lines), found.sentence])
-    )
+    typer.echo("\n".join(found.lines))
     raise typer.Exit(0 if found.is_equal else 1)
 
 

@@ -163,6 +163,14 @@ class _Handler(BaseHTTPRequestHandler):
             errors = [] if isinstance(metadata, dict) else [{"message": "no metadata"}]
         except (IndexError, yaml.YAMLError) as error:
             errors = [{"message": str(error)}]
+        else:
+            # As the hub does: a parent is a repository of it.
+            named = metadata.get("base_model") or [] if isinstance(metadata, dict) else []
+            errors += [
+                {"message": f'"base_model" with value "{name}" is not valid'}
+                for name in ([named] if isinstance(named, str) else named)
+                if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+            ]
         self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _create(self, wanted: dict[str, object]) -> None:

@@ -98,6 +98,14 @@ def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
     return Sources(base, tuple(resolved))
 
 
+def hub_id(source: ModelSource) -> str | None:
+    """Return the id of a model on the hub, without its revision; None of what is not there.
+
+    A directory, also one that is gone, and a URL have none.
+    """
+    return None if is_url(source.path) or _names_directory(source) else source.path
+
+
 def missing_directories(models: Models) -> list[tuple[str, str]]:
     """Return name and path of the models that are directories elsewhere, but none here.
 

@@ -15,13 +15,31 @@ from dataclasses import dataclass, field
 from optimizer.archive_reader import ArchiveCounters
 from optimizer.belief import believed_candidates
 from optimizer.front_view import ScoredCandidate, scored_candidates
-from optimizer.service.result_models import Belief
+from optimizer.service.result_models import Belief, BeliefState
 from optimizer.service.searches import OpenArchive
 
 LOGGER = logging.getLogger(__name__)
 
 _SHARE = 0.2
 """Of the time, at most, beliefs of one archive are computed."""
+
+_FAILED_S = 10.0
+"""What a computation that failed counts as, at least: the next one may fail in no time, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """What is believed of the scored candidates of an archive.
+
+    Attributes:
+        rows: The scored candidates, with their posterior where there is one.
+        belief: What that is, as answers say it.
+        counters: Of the record that it is of, or of one before: what is kept of it holds for them.
+    """
+
+    rows: list[ScoredCandidate]
+    belief: Belief
+    counters: ArchiveCounters
 
 
 @dataclass(slots=True)
@@ -42,9 +60,7 @@ class Beliefs:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="belief")
 
-    def rows(
-        self, opened: OpenArchive, *, fresh: bool = False
-    ) -> tuple[list[ScoredCandidate], Belief]:
+    def of(self, opened: OpenArchive, *, fresh: bool = False) -> Believed:
         """Return all scored candidates with what is believed of them.
 
         Args:
@@ -60,18 +76,20 @@ class Beliefs:
         with self._lock:
             counters, rows = known.counters, known.rows
         if counters is None or all(row.posterior is None for row in rows):
-            raw, belief = self.raw(opened)
+            raw = self.raw(opened)
             # Where too little was scored for a posterior, there is nothing to wait for.
-            is_pending = bool(raw) and counters != now
-            return raw, Belief(state="pending", outcomes=now.outcomes) if is_pending else belief
-        return rows, Belief(
-            state="current" if counters == now else "stale", outcomes=counters.outcomes
-        )
+            if raw.rows and counters != now:
+                pending = Belief(state="pending", outcomes=now.outcomes)
+                return Believed(raw.rows, pending, raw.counters)
+            return raw
+        state: BeliefState = "current" if counters == now else "stale"
+        return Believed(rows, Belief(state=state, outcomes=counters.outcomes), counters)
 
-    def raw(self, opened: OpenArchive) -> tuple[list[ScoredCandidate], Belief]:
+    def raw(self, opened: OpenArchive) -> Believed:
         """Return all scored candidates, going by their raw scores."""
+        counters = opened.archive.counters()
         rows = opened.kept("raw rows", lambda archive: scored_candidates(archive, "search"))
-        return rows, Belief(state="raw", outcomes=opened.archive.counters().outcomes)
+        return Believed(rows, Belief(state="raw", outcomes=counters.outcomes), counters)
 
     def close(self) -> None:
         """Begin nothing further."""
@@ -92,6 +110,7 @@ class Beliefs:
         try:
             self._thread.submit(self._finish, opened, known)
         except RuntimeError:  # the service ends
+            known.is_computing = False
             opened.release()
 
     def _finish(self, opened: OpenArchive, known: _Known) -> None:
@@ -109,8 +128,13 @@ class Beliefs:
             if known.counters == counters:
                 return
             began = time.monotonic()
-            rows = believed_candidates(opened.archive)
-            with self._lock:
-                known.counters, known.rows = counters, rows
-                known.ended_s = time.monotonic()
-                known.took_s = known.ended_s - began
+            shortest_s = _FAILED_S
+            try:
+                rows = believed_candidates(opened.archive)
+                with self._lock:
+                    known.counters, known.rows = counters, rows
+                shortest_s = 0.0
+            finally:
+                with self._lock:
+                    known.ended_s = time.monotonic()
+                    known.took_s = max(shortest_s, known.ended_s - began)

@@ -12,6 +12,7 @@ from optimizer.baselines import label_of
 from optimizer.candidate import Candidate
 from optimizer.front_view import SHORT_ID, ScoredCandidate, front_of, gene_table
 from optimizer.scalarize import preferred_mean
+from optimizer.service.beliefs import Believed
 from optimizer.service.errors import NotFoundError
 from optimizer.service.result_models import (
     Belief,
@@ -29,26 +30,22 @@ from optimizer.service.result_models import (
 from optimizer.service.searches import OpenArchive
 
 
-def candidate_table(
-    opened: OpenArchive, believed: Sequence[ScoredCandidate], belief: Belief
-) -> list[CandidateRow]:
+def candidate_table(opened: OpenArchive, believed: Believed) -> list[CandidateRow]:
     """Return every proposal as a row, by index; as long as nothing changes the same ones.
 
     Args:
         opened: The archive.
         believed: The scored ones, with their posterior where there is one.
-        belief: What that is.
     """
 
     def make(archive: Archive) -> list[CandidateRow]:
         # Before all else: more is recorded meanwhile, and what is read later knows these.
         candidates = archive.candidates()
-        facts = _Facts(archive, believed)
+        facts = _Facts(archive, believed.rows)
         return [facts.row(candidate) for candidate in candidates]
 
-    is_raw = belief.state in {"raw", "pending"}
-    name = "raw table" if is_raw else "table"
-    return opened.kept(name, make, depends_on=None if is_raw else belief.outcomes)
+    is_raw = believed.belief.state in {"raw", "pending"}
+    return opened.kept("raw table" if is_raw else "table", make, depends_on=believed.counters)
 
 
 def candidate_at(archive: Archive, index: int) -> Candidate:
@@ -68,11 +65,10 @@ def candidate_detail(archive: Archive, row: CandidateRow) -> CandidateDetail:
     index = row.index
     candidate = archive.candidate(index)
     stop = archive.stops().get(index)
-    digests = [
-        found.weights_digest
-        for found in archive.evaluations()
-        if found.key.candidate == index and found.weights_digest is not None
-    ]
+    try:
+        digest: str | None = archive.weights_digest(index)
+    except ArchiveError:  # it was never scored
+        digest = None
     return CandidateDetail(
         **row.model_dump(),
         genes=gene_table(candidate.recipe),
@@ -82,7 +78,7 @@ def candidate_detail(archive: Archive, row: CandidateRow) -> CandidateDetail:
             for split in SPLITS
             if (found := archive.outcome(index, split)) is not None and found.scores is not None
         },
-        weights_digest=digests[0] if digests else None,
+        weights_digest=digest,
         stop_numbers=None if stop is None else cast("dict[str, Any]", dict(stop.stop.numbers)),
     )
 
@@ -94,8 +90,7 @@ def items_of(archive: Archive, index: int, split: SplitName) -> ItemsAnswer:
         NotFoundError: There is no such candidate.
     """
     candidate_at(archive, index)
-    scored = archive.scored_items(index, split)
-    texts = archive.texts_so_far(index, split)
+    scored, texts = archive.scores_and_texts(index, split)
     tasks = []
     for name, task in _tasks(archive):
         if (found := scored.get(task)) is None:

@@ -54,7 +54,9 @@ def compare_candidates(
     """
     sides = [_side(archive, index) for index in (a, b)]
     for place in _BEST_FIRST if split is None else (split,):
-        ours, theirs = _shared(archive, a, b, place)
+        # Once: a search that runs records more at any time.
+        read = [archive.scores_and_texts(index, place) for index in (a, b)]
+        ours, theirs = _shared(read[0][0], read[1][0])
         covered = covered_objectives(archive.job.objectives, ours)
         if covered:
             break
@@ -67,10 +69,7 @@ def compare_candidates(
     if total > 0:
         weights = {name: weight / total for name, weight in preference.items()}
     found = compare(covered, weights, ours, theirs)
-    texts = [archive.texts_so_far(index, place) for index in (a, b)]
-    kept = [
-        _by_item(archive, index, place, text) for index, text in zip((a, b), texts, strict=True)
-    ]
+    kept = [_by_item(scored, texts) for scored, texts in read]
     return CompareAnswer(
         a=sides[0],
         b=sides[1],
@@ -96,10 +95,9 @@ def _side(archive: Archive, index: int) -> Compared:
 
 
 def _shared(
-    archive: Archive, a: int, b: int, split: SplitName
+    first: Mapping[str, TaskScores], second: Mapping[str, TaskScores]
 ) -> tuple[dict[str, TaskScores], dict[str, TaskScores]]:
     """Return the scores of both on the items that both have, in one order."""
-    first, second = (archive.scored_items(index, split) for index in (a, b))
     ours, theirs = {}, {}
     for task in first.keys() & second.keys():
         shared = set(first[task].item_ids) & set(second[task].item_ids)
@@ -110,9 +108,8 @@ def _shared(
 
 
 def _by_item(
-    archive: Archive, index: int, split: SplitName, texts: Mapping[str, tuple[str, ...]]
+    scored: Mapping[str, TaskScores], texts: Mapping[str, tuple[str, ...]]
 ) -> dict[tuple[str, str], str]:
-    scored = archive.scored_items(index, split)
     return {
         (task, item): text
         for task, kept in texts.items()

@@ -2,8 +2,8 @@
 
 Run by its path: ``python detached.py DIRECTORY COMMAND...``. It imports the standard library only.
 It returns once ``process.json`` says which process it is; that one leads a session of its own,
-waits for the command, hands SIGTERM on to it, and writes its exit code to ``ended.json``. What the
-command prints is appended to ``log.txt``.
+waits for the command, hands the first SIGTERM on to it, and writes its exit code to ``ended.json``.
+What the command prints is appended to ``log.txt``.
 """
 
 import json
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROCESS, ENDED, LOG = "process.json", "ended.json", "log.txt"
@@ -37,7 +38,8 @@ def identity(pid: int) -> dict[str, object] | None:
 
 def write_whole(path: Path, content: object) -> None:
     """Write JSON so that a reader sees all of it or what was there before."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of its own: threads of one process may write the same file at once.
+    new = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     new.write_text(json.dumps(content), encoding="utf-8")
     new.replace(path)
 
@@ -67,15 +69,21 @@ def _supervise(directory: Path, command: list[str], writer: int) -> None:
         "started_at": time.time(),
     }
     write_whole(directory / PROCESS, record)
-    asked: list[int] = []
     child: subprocess.Popen[bytes] | None = None
+    # Handed on once: a second one would have a search that saves give up. Taking an element is a
+    # single step, so no signal comes between a look and what follows from it.
+    asked, unsent = [False], [signal.SIGTERM]
 
-    def hand_on(number: int, _frame: object) -> None:
-        asked.append(number)
-        if child is not None:
-            child.send_signal(number)
+    def hand_on() -> None:
+        if child is not None and asked[0]:
+            with suppress(IndexError):
+                child.send_signal(unsent.pop())
 
-    signal.signal(signal.SIGTERM, hand_on)
+    def ask(_number: int, _frame: object) -> None:
+        asked[0] = True
+        hand_on()
+
+    signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         child = subprocess.Popen(command)
@@ -85,8 +93,7 @@ def _supervise(directory: Path, command: list[str], writer: int) -> None:
         os.write(writer, b"1")
         return
     write_whole(directory / PROCESS, {**record, "process": identity(child.pid)})
-    for number in asked:  # before there was somebody to hand it to
-        child.send_signal(number)
+    hand_on()  # what came before there was somebody to hand it to
     os.write(writer, b"1")
     os.close(writer)
     code = child.wait()

@@ -15,19 +15,14 @@ from starlette.responses import JSONResponse
 
 from configs.errors import (
     ArchiveError,
-    ArchiveExistsError,
-    ArchiveLockedError,
     ArchiveNotFoundError,
     CheckpointError,
     CheckpointNotFoundError,
     ClusterError,
     ConfigError,
     EvaluationError,
-    IncompatibleCheckpointsError,
-    JobChangedError,
     MergefrontError,
     Problem,
-    SchemaVersionError,
     SearchError,
     WorkerError,
 )
@@ -85,16 +80,11 @@ class BusyError(ServiceError):
 _STATUS: tuple[tuple[type[MergefrontError], int], ...] = (
     (ConfigError, 422),
     (CheckpointNotFoundError, 404),
-    (IncompatibleCheckpointsError, 409),
     (CheckpointError, 409),
     (EvaluationError, 422),
     (ClusterError, 502),
     (WorkerError, 503),
     (ArchiveNotFoundError, 404),
-    (ArchiveExistsError, 409),
-    (ArchiveLockedError, 409),
-    (SchemaVersionError, 409),
-    (JobChangedError, 409),
     (ArchiveError, 409),
     (SearchError, 409),
 )
@@ -114,7 +104,8 @@ STATUSES: Mapping[int, str] = {
 
 # Options of the command line, as requests call them.
 _OPTIONS = {"--prefer": "prefer", "--at-least": "floors", "--knee": "knee", "--id": "recipe_id"}
-_OPTION = re.compile("|".join(_OPTIONS))
+# What stands in backquotes is the caller's own text.
+_OPTION = re.compile(rf"`[^`]*`|(?:{'|'.join(_OPTIONS)})(?![\w-])")
 
 
 def status_of(error: MergefrontError) -> int:
@@ -140,6 +131,13 @@ def answer_to(error: MergefrontError) -> JSONResponse:
     return JSONResponse(content, status_of(error), headers)
 
 
+def answer_to_failure(method: str, path: str, error: Exception) -> JSONResponse:
+    """Return the answer after a fault of our own, whose details go into the log alone."""
+    LOGGER.error("%s %s failed", method, path, exc_info=error)
+    text = "the service failed to answer; its log says more"
+    return JSONResponse(error_content("internal", text), 500)
+
+
 def install(app: FastAPI) -> None:
     """Have all errors of an application answered in that shape."""
 
@@ -163,14 +161,8 @@ def install(app: FastAPI) -> None:
         content = error_content(kind, str(error.detail))
         return JSONResponse(content, error.status_code, error.headers)
 
-    @app.exception_handler(Exception)
-    def _internal(request: Request, error: Exception) -> JSONResponse:
-        LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        text = "the service failed to answer; its log says more"
-        return JSONResponse(error_content("internal", text), 500)
-
 
 def _requested(text: str) -> str:
     # What was sent may hold what UTF-8 does not: unpaired surrogates.
     plain = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return _OPTION.sub(lambda found: _OPTIONS[found[0]], plain)
+    return _OPTION.sub(lambda found: _OPTIONS.get(found[0], found[0]), plain)

@@ -16,12 +16,13 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from configs.errors import ArchiveError
+from optimizer.archive_reader import ArchiveCounters
 from optimizer.service.beliefs import Beliefs
 from optimizer.service.candidates import candidate_table
-from optimizer.service.errors import NotFoundError
 from optimizer.service.models import SearchSummary
 from optimizer.service.result_models import CandidateRow
-from optimizer.service.searches import Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import Searches
 from optimizer.service.views import SearchViews
 
 _KEEP_ALIVE_S = 15.0
@@ -34,7 +35,7 @@ class _Seen:
 
     finished: int | None
     summary: str = ""
-    believed: int = -1
+    believed: ArchiveCounters | None = None
 
 
 @dataclass(slots=True)
@@ -90,9 +91,7 @@ class EventStreams:
 
     def _news(self, files: SearchFiles, seen: _Seen) -> _News:
         """Look at a search, and note what is told now."""
-        try:
-            files = self._searches.find(files.key)
-        except NotFoundError:
+        if not files.is_there:
             return _News([event("deleted", {"id": files.key})], is_over=True)
         found = _News()
         summary = self._views.summary(files)
@@ -102,21 +101,22 @@ class EventStreams:
             found.events.append(event("status", summary))
         try:
             with self._searches.reading(files) as opened:
-                rows, belief = self._beliefs.rows(opened)
+                believed = self._beliefs.of(opened)
                 finished = [seen_of.candidate.index for seen_of in opened.archive.observations()]
                 first = len(finished) if seen.finished is None else seen.finished
                 new = finished[first : first + _MAX_AT_ONCE]
                 table: list[CandidateRow] = []
                 if new:
-                    table = candidate_table(opened, rows, belief)
+                    table = candidate_table(opened, believed)
         except ArchiveError:
             return found  # there is none yet
         for number, index in enumerate(new, start=first + 1):
             found.events.append(event("candidate", table[index], number))
         seen.finished = first + len(new)
-        if belief.state in {"current", "stale"} and belief.outcomes != seen.believed:
-            seen.believed = belief.outcomes
-            found.events.append(event("belief", belief))
+        is_posterior = believed.belief.state in {"current", "stale"}
+        if is_posterior and believed.counters != seen.believed:
+            seen.believed = believed.counters
+            found.events.append(event("belief", believed.belief))
         return found
 
 

@@ -21,7 +21,8 @@ from optimizer.service.errors import ConflictError, NotFoundError
 from optimizer.service.models import ExportAnswer, ExportRequest, ExportState
 from optimizer.service.processes import DetachedProcess, command_line, read_record
 from optimizer.service.runner import Runner
-from optimizer.service.searches import Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import Searches
 
 _ID = re.compile(r"[0-9a-f]{8}")
 _WANTED = "export.json"
@@ -71,6 +72,8 @@ class Exports:
         Raises:
             ConfigError: The wish makes no sense, or nothing meets it.
             BusyError: As much runs as may.
+            ConflictError: The search is just being changed.
+            NotFoundError: It was deleted meanwhile.
         """
         with self._searches.reading(files) as opened:
             choice = _chosen(opened.archive, request)
@@ -82,7 +85,7 @@ class Exports:
             "dtype": request.dtype,
             "max_shard_size": request.max_shard_size.strip(),
         }
-        with files.changing():
+        with self._runner.starting(files):
             for known in files.exports.glob("*"):
                 same = _content(known).get("wanted") == wanted
                 if same and (export := self._read(files, known)) and export.state != "failed":
@@ -107,12 +110,12 @@ class Exports:
 
         Raises:
             NotFoundError: There is none of that id.
+            ConflictError: The search is just being changed.
         """
-        self.find(files, key)
-        process = DetachedProcess(files.exports / key)
-        if process.is_alive:
-            process.kill()
-        shutil.rmtree(files.exports / key)
+        with files.changing():
+            self.find(files, key)
+            DetachedProcess(files.exports / key).kill()
+            shutil.rmtree(files.exports / key)
 
     def tar(self, files: SearchFiles, key: str) -> Tar:
         """Return a finished export as a tar.
@@ -204,17 +207,10 @@ def _name(files: SearchFiles, choice: Choice) -> str:
 def _command(
     files: SearchFiles, directory: Path, request: ExportRequest, choice: Choice
 ) -> list[str]:
-    """Return the command that writes it; the wish goes along, since cards say it."""
+    """Return the command that writes what was answered, whatever is recorded meanwhile."""
     model = directory / _name(files, choice)
     command = command_line("export", files.archive, "--out", model, "--json")
-    wishes = {"--prefer": request.prefer, "--at-least": request.floors}
-    given = {flag: wish for flag, wish in wishes.items() if wish}
-    if given or request.knee:
-        for flag, wish in given.items():
-            command += [flag, ",".join(f"{name}={value!r}" for name, value in wish.items())]
-        command += ["--knee"] * request.knee
-    elif request.recipe_id is not None:
-        command += ["--id", choice.candidate.recipe.recipe_id]
+    command += ["--id", choice.candidate.recipe.recipe_id]
     if request.dtype is not None:
         command += ["--dtype", request.dtype]
     return [*command, "--max-shard-size", request.max_shard_size.strip()]

@@ -115,7 +115,7 @@ def _objectives(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:
                 yield Problem(
                     f"{key}.scorer",
                     f"`{spec.scorer}`: scorers are code, and this one is not allowed "
-                    "(`mergefront serve --allow-scorer FILE.py|MODULE[:FUNCTION]`)",
+                    "(`mergefront serve --allow-scorer FILE.py|DIR/|MODULE[:FUNCTION]`)",
                 )
             outside = _outside(spec.items, readable, "--model-root")
             if outside is not None:
@@ -123,17 +123,17 @@ def _objectives(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:
 
 
 def _allows(spec: ScorerSpec, settings: ServiceSettings) -> bool:
-    if not spec.is_file:
-        return bool({spec.module, spec.scorer} & set(settings.scorers))
-    for allowed in settings.scorers:
-        file, _, function = allowed.rpartition(":") if ".py:" in allowed else (allowed, "", "")
-        if function and function != spec.function:
-            continue
-        if "/" in file or file.endswith(".py"):
-            known = Path(os.path.realpath(file))
-            if is_below(spec.module, (known,)):
-                return True
-    return False
+    return any(_is_allowed_by(allowed, spec) for allowed in settings.scorers)
+
+
+def _is_allowed_by(allowed: str, spec: ScorerSpec) -> bool:
+    place, _, function = allowed.partition(":")
+    # An attribute of something may be anything: of a module that is imported there, for one.
+    is_named = spec.function == function if function else "." not in spec.function
+    if Path(place).is_absolute():
+        root = Path(os.path.realpath(place))
+        return is_named and spec.is_file and is_below(spec.module, (root,))
+    return is_named and not spec.is_file and spec.module == place
 
 
 def _workers(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:

@@ -79,6 +79,12 @@ class DetachedProcess:
         return int(code) if isinstance(code, int) and not self.is_alive else None
 
     @property
+    def ended_at(self) -> float | None:
+        """When it ended: seconds since 1970; None where nobody knows."""
+        found = read_record(self.directory / detached.ENDED).get("ended_at")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
     def was_started(self) -> bool:
         """Whether there ever was one."""
         return bool(self._record())
@@ -111,10 +117,15 @@ class DetachedProcess:
         except OSError:
             return ""
 
-    def ask_to_end(self) -> None:
-        """Send SIGTERM: a search finishes what is under way."""
+    def ask_to_end(self, *, again: bool = False) -> None:
+        """Send SIGTERM: a search finishes what is under way.
+
+        Args:
+            again: It was asked before, and a second signal would have it give up: only a
+                supervisor, which hands one on and no more, gets this one.
+        """
         record = self._record()
-        for name in ("supervisor", "process"):
+        for name in ("supervisor",) if again else ("supervisor", "process"):
             if _is_same(record.get(name)):
                 with suppress(ProcessLookupError):
                     os.kill(int(record[name]["pid"]), signal.SIGTERM)
@@ -125,14 +136,22 @@ class DetachedProcess:
         if not self.is_alive:
             return
         record = self._record()
-        for name, send in (("supervisor", os.killpg), ("process", os.kill)):
+        for name in ("supervisor", "process"):
             if _is_same(record.get(name)):
+                pid = int(record[name]["pid"])
                 with suppress(ProcessLookupError):
-                    send(int(record[name]["pid"]), signal.SIGKILL)
+                    # The group is the supervisor's, who may be gone while others of it are not.
+                    os.killpg(os.getpgid(pid), signal.SIGKILL)
         end = time.monotonic() + _KILL_S
         while any(map(_is_same, record.values())) and time.monotonic() < end:
             time.sleep(0.01)
-        detached.write_whole(self.directory / detached.ENDED, {"exit_code": KILLED})
+        ended = {"exit_code": KILLED, "ended_at": time.time()}
+        detached.write_whole(self.directory / detached.ENDED, ended)
+
+    def forget(self) -> None:
+        """Remove the record of one that has ended; what it printed stays."""
+        for name in (detached.PROCESS, detached.ENDED):
+            (self.directory / name).unlink(missing_ok=True)
 
     def _record(self) -> dict[str, Any]:
         return read_record(self.directory / detached.PROCESS)

@@ -7,6 +7,7 @@ from pydantic import JsonValue
 from configs.evaluation import SplitName
 from optimizer.service.models import Model
 
+BeliefState = Literal["current", "stale", "pending", "raw"]
 CandidateState = Literal["pending", "completed", "failed", "stopped"]
 CandidateKind = Literal["search", "baseline", "attribution"]
 
@@ -105,7 +106,7 @@ class ItemsAnswer(Model):
 class Belief(Model):
     """What the rows of an answer go by."""
 
-    state: Literal["current", "stale", "pending", "raw"]
+    state: BeliefState
     """``current``: the posterior of all that is recorded. ``stale``: that of an earlier moment, a
     newer one is being computed. ``pending``: raw scores, until the first one is computed. ``raw``:
     there is none, or it was not asked for."""

@@ -1,6 +1,7 @@
 """Routes that write merges as checkpoints, and hand them out."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import StreamingResponse
@@ -58,13 +59,14 @@ def download_export(parts: Parts, files: TheSearch, export: ExportId) -> Streami
     """Download a finished export as a tar, streamed while it is read."""
     tar = parts.exports.tar(files, export)
     headers = {
-        "Content-Disposition": f'attachment; filename="{tar.name}"',
+        # As RFC 5987 has it: ids may hold what no header does.
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(tar.name, safe='')}",
         "Content-Length": str(tar.size_bytes),
     }
     return StreamingResponse(tar.chunks, media_type="application/x-tar", headers=headers)
 
 
-@router.delete("/{export}", responses=errors(404, 422))
+@router.delete("/{export}", responses=errors(404, 409, 422))
 def delete_export(parts: Parts, files: TheSearch, export: ExportId) -> Deleted:
     """Delete an export; one that is being written is ended."""
     parts.exports.delete(files, export)

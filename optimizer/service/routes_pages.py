@@ -1,11 +1,18 @@
-"""Pages for browsers: the login, and the list of searches."""
+"""Pages for browsers: the login, the list of searches, and one page per search."""
 
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from optimizer.service.pages import login_page, searches_page, welcome_page
+from optimizer.service.errors import NotFoundError
+from optimizer.service.pages import (
+    login_page,
+    missing_page,
+    search_page,
+    searches_page,
+    welcome_page,
+)
 from optimizer.service.security import cookie_name
 from optimizer.service.services import Parts
 from optimizer.service.tokens import Keys
@@ -37,20 +44,19 @@ def log_out(request: Request) -> Response:
 
 
 @router.get("/")
-def first_page(parts: Parts) -> Response:
+def first_page() -> Response:
     """Show which searches there are."""
-    found = [parts.views.summary(files) for files in parts.searches.all().values()]
-    return searches_page(
-        [
-            (
-                one.id,
-                one.name,
-                one.state,
-                f"{one.evaluations.recorded} of {one.evaluations.budget}",
-            )
-            for one in found
-        ]
-    )
+    return searches_page()
+
+
+@router.get("/searches/{search}")
+def page_of_search(parts: Parts, search: str) -> Response:
+    """Show one search."""
+    try:
+        files = parts.searches.find(search)
+    except NotFoundError as error:
+        return missing_page(error.message)
+    return search_page(files.key, parts.views.summary(files).name)
 
 
 def _logged_in(request: Request, token: str) -> Response:

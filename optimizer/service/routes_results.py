@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError
 from configs.evaluation import SplitName
 from optimizer.archive import Archive
 from optimizer.belief import chance_of
-from optimizer.front_choice import FrontWish, wished_front
+from optimizer.front_choice import FrontWish, numbers, wished_front
 from optimizer.front_view import ScoredCandidate, gene_table
+from optimizer.service.beliefs import Believed
 from optimizer.service.candidates import (
     candidate_at,
     candidate_detail,
@@ -21,7 +22,6 @@ from optimizer.service.candidates import (
 from optimizer.service.comparison import ItemsWish, Which, compare_candidates
 from optimizer.service.errors import BadRequestError
 from optimizer.service.result_models import (
-    Belief,
     CandidateDetail,
     CandidatePage,
     CandidateRow,
@@ -70,9 +70,9 @@ def show_front(
     with parts.searches.reading(files) as opened:
         archive, revision = opened.archive, opened.revision
         is_believed = split == "search" and not raw
-        rows, belief = _believed(parts, opened, raw=not is_believed, fresh=fresh)
-        front, rule = wished_front(archive, split, wish, rows if is_believed else None)
-        table = candidate_table(opened, rows, belief)
+        believed = _believed(parts, opened, raw=not is_believed, fresh=fresh)
+        front, rule = wished_front(archive, split, wish, believed.rows if is_believed else None)
+        table = candidate_table(opened, believed)
         is_select = not wish.is_plain and front and all(row.posterior is None for row in front)
         if is_select and archive.scores("select"):
             # As `optimizer.select` has it where there is no posterior to go by.
@@ -82,7 +82,7 @@ def show_front(
             objectives=list(archive.job.objectives),
             preference=archive.job.preference,
             rule=rule,
-            belief=belief,
+            belief=believed.belief,
             revision=revision,
             front=[_front_row(row, table, wish) for row in front],
         )
@@ -109,8 +109,7 @@ def list_candidates(
         if sort not in {"index", "mean", "finished_at", *names}:
             known = ", ".join(("index", "mean", "finished_at", *names))
             raise ConfigError.single("sort", f"`{sort}` is none of {known}")
-        rows, belief = _believed(parts, opened, raw=raw, fresh=False)
-        table = candidate_table(opened, rows, belief)
+        table = candidate_table(opened, _believed(parts, opened, raw=raw, fresh=False))
     found = [row for row in table if state in (None, row.state) and kind in (None, row.kind)]
     ordered = _sorted(found, sort, descending=descending)
     return CandidatePage(total=len(found), offset=offset, items=ordered[offset : offset + limit])
@@ -121,12 +120,12 @@ def show_points(parts: Parts, files: TheSearch, raw: Raw = False, fresh: Fresh =
     """Return all scored candidates as columns, for charts."""
     with parts.searches.reading(files) as opened:
         revision = opened.revision
-        rows, belief = _believed(parts, opened, raw=raw, fresh=fresh)
-        table = candidate_table(opened, rows, belief)
+        believed = _believed(parts, opened, raw=raw, fresh=fresh)
+        table = candidate_table(opened, believed)
         return opened.kept(
             "raw points" if raw else "points",
-            lambda archive: points_of(archive, table, belief, revision),
-            depends_on=(belief.state, belief.outcomes),
+            lambda archive: points_of(archive, table, believed.belief, revision),
+            depends_on=(believed.belief.state, believed.counters, revision),
         )
 
 
@@ -135,8 +134,8 @@ def show_candidate(parts: Parts, files: TheSearch, index: Index) -> CandidateDet
     """Return all that is recorded of a candidate: recipe, scores of every split, failure."""
     with parts.searches.reading(files) as opened:
         candidate_at(opened.archive, index)
-        rows, belief = parts.beliefs.rows(opened)
-        return candidate_detail(opened.archive, candidate_table(opened, rows, belief)[index])
+        believed = parts.beliefs.of(opened)
+        return candidate_detail(opened.archive, candidate_table(opened, believed)[index])
 
 
 @router.get("/searches/{search}/candidates/{index}/items", responses=errors(404, 409, 422))
@@ -168,12 +167,8 @@ def compare(
         return compare_candidates(archive, a, b, split, ItemsWish(which, offset, limit))
 
 
-def _believed(
-    parts: Services, opened: OpenArchive, *, raw: bool, fresh: bool
-) -> tuple[list[ScoredCandidate], Belief]:
-    if raw:
-        return parts.beliefs.raw(opened)
-    return parts.beliefs.rows(opened, fresh=fresh)
+def _believed(parts: Services, opened: OpenArchive, *, raw: bool, fresh: bool) -> Believed:
+    return parts.beliefs.raw(opened) if raw else parts.beliefs.of(opened, fresh=fresh)
 
 
 def _front_row(row: ScoredCandidate, table: list[CandidateRow], wish: FrontWish) -> FrontRow:
@@ -212,16 +207,4 @@ def _numbers(key: str, texts: list[str] | None) -> dict[str, float] | None:
     Raises:
         ConfigError: One is something else.
     """
-    numbers: dict[str, float] = {}
-    problems = []
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            problems.append(Problem(key, f"expected NAME=NUMBER, found `{text[:100]}`"))
-    if problems:
-        raise ConfigError("the request cannot be read", problems)
-    return numbers or None
+    return numbers(texts or [], key, "the request cannot be read") or None

@@ -6,8 +6,9 @@ All of it goes through the command line's own ways (``mergefront run`` and ``res
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
 
 import yaml
 
@@ -18,17 +19,15 @@ from configs.schema import JobConfig
 from optimizer.archive import Archive
 from optimizer.archive_store import backend_of
 from optimizer.cli_guard import INTERRUPTED, TERMINATED
-from optimizer.launch import submit
+from optimizer.service.cluster import Cluster, Launch, launch_of
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError
 from optimizer.service.job_policy import check_job
 from optimizer.service.models import State
 from optimizer.service.processes import KILLED, DetachedProcess, command_line, read_record
-from optimizer.service.searches import Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import Searches
 from optimizer.service.settings import ServiceSettings
-
-if TYPE_CHECKING:
-    from workers.ray_jobs import JobClient, JobFacts
 
 Where = Literal["local", "cluster", "elsewhere"]
 
@@ -37,7 +36,13 @@ _CHANGEABLE = ("budget", "validation")
 # How a search ends that can simply go on.
 _INTERRUPTED = frozenset({INTERRUPTED, TERMINATED, KILLED, -15})
 _ACTIVE = frozenset({"starting", "running", "stopping"})
-_FACTS_S = 5.0
+_STATES: Mapping[str, State] = {
+    "PENDING": "starting",
+    "RUNNING": "starting",
+    "SUCCEEDED": "finished",
+    "STOPPED": "interrupted",
+}
+"""What the cluster calls a job -> how its search is; all else has failed."""
 
 
 class Runner:
@@ -47,9 +52,7 @@ class Runner:
         self._searches = searches
         self._settings = settings
         self._starting = threading.Lock()
-        self._facts: dict[str, tuple[float, JobFacts | None]] = {}
-        self._cluster: JobClient | None = None
-        self._unreachable: tuple[float, ClusterError] | None = None
+        self._cluster = Cluster(settings)
 
     def read_job(self, text: str, changes: Mapping[str, object], archive: str) -> JobConfig:
         """Read the text of a job that came over HTTP.
@@ -85,17 +88,17 @@ class Runner:
             ClusterError: The cluster does not take it.
         """
         # Nothing is made before it is known that the job can be read.
-        name = self.read_job(text, changes, str(self._searches.directory / "new.sqlite")).name
+        job = self.read_job(text, changes, str(self._searches.directory / "new.sqlite"))
         if start_from is not None and not start_from.archive.is_file():
             raise ConflictError(f"search `{start_from.key}` has no archive yet to begin with")
         if start_from is not None and self._settings.cluster is not None:
             raise ConflictError("a search on a cluster cannot begin with another one's archive")
         with self._starting:
             self._refuse_more()
-            files = self._searches.begin(name)
+            files = self._searches.begin(job.name)
+            job = job.model_copy(update={"archive": str(files.archive)})
             try:
                 with files.changing():
-                    job = self.read_job(text, changes, str(files.archive))
                     files.submitted.write_text(text, encoding="utf-8")
                     if start_from is not None:
                         write_whole(files.start, {"from": str(start_from.archive)})
@@ -128,7 +131,7 @@ class Runner:
         ]
         if refused:
             raise ConfigError("the search cannot go on so", refused)
-        with self._starting, files.changing():
+        with self.starting(files):
             self._refuse_active(files)
             self._refuse_more()
             content = self._job_content(files)
@@ -145,17 +148,7 @@ class Runner:
             ConflictError: It does not run, or was started by somebody else.
             ClusterError: The cluster cannot be reached.
         """
-        process = self.process(files)
-        if process.is_alive:
-            if force:
-                process.kill()
-                return
-            write_whole(files.stopping, {"asked_at": time.time()})
-            process.ask_to_end()
-            return
-        job_id = self.cluster_job(files)
-        if job_id is not None and self._cluster_state(files) in _ACTIVE:
-            self._facts[job_id] = (time.monotonic(), self._client().stop(job_id))
+        if files.state.is_dir() and self._stop_own(files, force=force):
             return
         owner = backend_of(files.archive).owner()
         if owner is not None:
@@ -169,21 +162,34 @@ class Runner:
         """Delete a search, its archive and its exports.
 
         Raises:
-            ConflictError: It runs, or an export is being written.
+            ConflictError: It runs, nobody can say whether it does, or an export is being written.
         """
-        with self._starting:
-            with files.changing():
-                self._refuse_active(files)
-                if any(DetachedProcess(found).is_alive for found in files.exports.glob("*")):
-                    raise ConflictError("an export is being written; wait until it is there")
+        with self.starting(files):
+            self._refuse_active(files)
+            if any(DetachedProcess(found).is_alive for found in files.exports.glob("*")):
+                raise ConflictError("an export is being written; wait until it is there")
             self._searches.remove(files)
 
-    def state(self, files: SearchFiles, archived: State | None) -> State:
+    @contextmanager
+    def starting(self, files: SearchFiles) -> Iterator[None]:
+        """Have nothing else started on this machine meanwhile, and the search not changed.
+
+        Raises:
+            ConflictError: Somebody is at it.
+            NotFoundError: It was deleted meanwhile.
+        """
+        with self._starting, files.changing():
+            yield
+
+    def state(
+        self, files: SearchFiles, archived: State | None, *, begun_at: float | None = None
+    ) -> State:
         """Say how a search is.
 
         Args:
             files: The search.
             archived: What its archive says; None where there is none.
+            begun_at: When it was last started or resumed by its archive, seconds since 1970.
         """
         process = self.process(files)
         if process.is_alive:
@@ -191,21 +197,27 @@ class Runner:
                 return "stopping"
             # A finished search whose process lives is about to print its report.
             return "running" if archived in {"running", "finished"} else "starting"
+        if archived == "running":  # whoever runs it, whatever became of an earlier life
+            return archived
         on_cluster = self._cluster_state(files)
         if on_cluster is not None and on_cluster != "finished":
-            return "running" if on_cluster == "starting" and archived == "running" else on_cluster
-        if archived == "running":
-            return archived
-        code = process.exit_code
-        if code is not None and code not in {0, *_INTERRUPTED}:
+            return on_cluster
+        code, ended_at = process.exit_code, process.ended_at
+        # Somebody else may have gone on with it since.
+        is_last = begun_at is None or ended_at is None or begun_at <= ended_at
+        if is_last and code is not None and code not in {0, *_INTERRUPTED}:
             return "failed"
         return archived or "interrupted"
 
     def error(self, files: SearchFiles) -> str | None:
-        """Return the last error that the process of a search printed."""
-        job_id = self.cluster_job(files)
-        if job_id is not None and (facts := self._known_facts(job_id)) is not None:
-            return facts.message or None
+        """Return the last error of a search that failed, or why nobody knows how it is."""
+        launch = launch_of(files)
+        if launch is not None:
+            try:
+                said = self._cluster.said_of(launch)
+            except ClusterError as error:
+                return error.message
+            return None if said is None else said.message or None
         process = self.process(files)
         return process.error() or f"its process ended with exit code {process.exit_code}"
 
@@ -223,8 +235,8 @@ class Runner:
 
     def cluster_job(self, files: SearchFiles) -> str | None:
         """Return under which id a search was launched on the cluster; None where it was not."""
-        found = read_record(files.launched).get("job")
-        return None if found is None else str(found)
+        launch = launch_of(files)
+        return None if launch is None else launch.job
 
     def num_running(self) -> int:
         """Count the processes of searches and exports on this machine."""
@@ -250,14 +262,40 @@ class Runner:
                 "(`mergefront serve --max-searches`); wait, or stop one"
             )
 
+    def _stop_own(self, files: SearchFiles, *, force: bool) -> bool:
+        """Ask what was started here to end; returns whether there is anything that runs."""
+        with files.changing():
+            process = self.process(files)
+            if process.is_alive and force:
+                process.kill()
+                return True
+            if process.is_alive:
+                is_asked = files.stopping.exists()
+                if not is_asked:
+                    write_whole(files.stopping, {"asked_at": time.time()})
+                process.ask_to_end(again=is_asked)
+                return True
+            launch = launch_of(files)
+            if launch is not None and self._launched_state(launch) in _ACTIVE:
+                self._cluster.end(launch)
+                return True
+        return False
+
     def _refuse_more(self) -> None:
         if self._settings.cluster is None:
             self.refuse_more()
 
     def _refuse_active(self, files: SearchFiles) -> None:
+        launch = launch_of(files)
+        try:
+            is_launched = launch is not None and self._launched_state(launch) in _ACTIVE
+        except ClusterError as error:
+            raise ConflictError(
+                f"nobody can say whether search `{files.key}` still runs: {error.message}; where "
+                f"it surely does not, remove {files.launched}"
+            ) from error
         owner = backend_of(files.archive).owner()
-        active = self.process(files).is_alive or self._cluster_state(files) in _ACTIVE
-        if active or owner is not None:
+        if is_launched or owner is not None or self.process(files).is_alive:
             who = "" if owner is None else f" ({owner})"
             raise ConflictError(f"search `{files.key}` runs{who}; stop it first")
 
@@ -275,11 +313,12 @@ class Runner:
         new.write_text(text, encoding="utf-8")
         new.replace(files.job)
         files.stopping.unlink(missing_ok=True)
+        # Only of the last life is there a record, of whatever kind it was.
         if self._settings.cluster is not None:
-            python = self._settings.cluster_python
-            job_id = submit(job, self._client(), python=python, environment={})
-            write_whole(files.launched, {"job": job_id})
+            self._cluster.launch(job, files)
+            self.process(files).forget()
             return
+        files.launched.unlink(missing_ok=True)
         if files.archive.exists():
             command = command_line("resume", files.archive, "--job", files.job, "--plain")
         else:
@@ -288,47 +327,21 @@ class Runner:
                 command += ["--from", str(earlier)]
         self.process(files).start(command)
 
-    def _client(self) -> "JobClient":
-        from workers.ray_jobs import JobClient  # noqa: PLC0415 - imports Ray
-
-        if self._settings.cluster is None:
-            raise ClusterError("the service was started without --address")
-        if self._unreachable is not None and time.monotonic() < self._unreachable[0] + _FACTS_S:
-            raise self._unreachable[1]  # who asks for many searches waits once
-        if self._cluster is None:
-            try:
-                self._cluster = JobClient(self._settings.cluster)
-            except ClusterError as error:
-                self._unreachable = (time.monotonic(), error)
-                raise
-        return self._cluster
-
     def _cluster_state(self, files: SearchFiles) -> State | None:
         """Say how the cluster's job of a search is; None where there is none."""
-        job_id = self.cluster_job(files)
-        if job_id is None:
+        launch = launch_of(files)
+        if launch is None:
             return None
-        facts = self._known_facts(job_id)
-        if facts is None:
-            return "unknown"
-        known: Mapping[str, State] = {
-            "PENDING": "starting",
-            "RUNNING": "starting",
-            "SUCCEEDED": "finished",
-            "STOPPED": "interrupted",
-        }
-        return known.get(facts.status, "failed")
-
-    def _known_facts(self, job_id: str) -> "JobFacts | None":
-        """Return what the cluster says of a job, asked for every few seconds at most."""
-        kept = self._facts.get(job_id)
-        if kept is not None and (
-            time.monotonic() < kept[0] + _FACTS_S or (kept[1] is not None and kept[1].has_ended)
-        ):
-            return kept[1]
         try:
-            facts = self._client().facts(job_id)
+            return self._launched_state(launch)
         except ClusterError:
-            facts = None
-        self._facts[job_id] = (time.monotonic(), facts)
-        return facts
+            return "unknown"
+
+    def _launched_state(self, launch: Launch) -> State:
+        """Say how a launch is; one that its cluster has forgotten runs no more.
+
+        Raises:
+            ClusterError: The cluster cannot be asked.
+        """
+        said = self._cluster.said_of(launch)
+        return "interrupted" if said is None else _STATES.get(said.status, "failed")

@@ -12,17 +12,16 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from optimizer.archive import Archive
 from optimizer.archive_sqlite import SIDE_FILES
-from optimizer.service.errors import ConflictError, NotFoundError
+from optimizer.service.errors import NotFoundError
 from optimizer.service.job_policy import TELEMETRY_DIRECTORY
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.settings import is_text
 
 Value = TypeVar("Value")
 
@@ -31,73 +30,6 @@ _SUFFIX, _STATE_SUFFIX = ".sqlite", ".service"
 _DEPTH = 3
 _MAX_SEARCHES = 10_000
 _MAX_OPEN = 16
-_LOCK_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class SearchFiles:
-    """Where a search is.
-
-    Attributes:
-        key: Its id: the directory of ``archive.sqlite``, else the file, with ``~`` for ``/``.
-        archive: The archive; may not be there (yet).
-        state: Directory of what the service keeps beside it; may not be there.
-    """
-
-    key: str
-    archive: Path
-    state: Path
-
-    @property
-    def job(self) -> Path:
-        """The job as it runs: paths absolute, with the last changes."""
-        return self.state / "job.yaml"
-
-    @property
-    def submitted(self) -> Path:
-        """The text of the job as it was sent."""
-        return self.state / "submitted.yaml"
-
-    @property
-    def start(self) -> Path:
-        """Says which archive it begins with (warm start)."""
-        return self.state / "start.json"
-
-    @property
-    def stopping(self) -> Path:
-        """Is there from when it was asked to end until it is started again."""
-        return self.state / "stopping.json"
-
-    @property
-    def launched(self) -> Path:
-        """Says under which id it was launched on a cluster."""
-        return self.state / "cluster.json"
-
-    @property
-    def exports(self) -> Path:
-        """Directory of exports."""
-        return self.state / "exports"
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Keep others from starting, stopping or deleting it, another service included.
-
-        Raises:
-            ConflictError: Somebody is at it.
-        """
-        lock = FileLock(self.state / ".lock")
-        try:
-            self.state.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=_LOCK_S)
-        except Timeout as error:
-            raise ConflictError(f"search `{self.key}` is just being changed; try again") from error
-        except OSError as error:
-            text = f"nothing can be written beside search `{self.key}`: {error.strerror}"
-            raise ConflictError(text) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 class OpenArchive:
@@ -107,6 +39,7 @@ class OpenArchive:
         self.archive = archive
         self.identity = identity
         self._users = 0
+        self._is_retired = False
         self._counting = threading.Lock()
         self._kept: dict[str, tuple[object, Any]] = {}
         self._making: dict[str, threading.Lock] = {}
@@ -122,9 +55,20 @@ class OpenArchive:
             self._users += 1
 
     def release(self) -> None:
-        """Let it be closed."""
+        """Let it be closed, when it is retired."""
         with self._counting:
             self._users -= 1
+            is_over = self._is_retired and not self._users
+        if is_over:
+            self.archive.close()
+
+    def retire(self) -> None:
+        """Close it as soon as nobody reads it; nobody begins to any more."""
+        with self._counting:
+            is_over = not self._is_retired and not self._users
+            self._is_retired = True
+        if is_over:
+            self.archive.close()
 
     @property
     def revision(self) -> str:
@@ -159,6 +103,7 @@ class Searches:
         self.directory = directory
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, OpenArchive] = OrderedDict()
+        self._opening: dict[Path, threading.Lock] = {}
 
     def all(self) -> dict[str, SearchFiles]:
         """Return id -> search."""
@@ -207,33 +152,50 @@ class Searches:
             yield opened
         finally:
             opened.release()
-            with self._lock:
-                gone = self._evicted()
-                # Deleted, or replaced by another file, while it was read.
-                if opened.is_idle and self._open.get(files.archive) is not opened:
-                    gone.append(opened.archive)
-            for archive in gone:
-                archive.close()
+            self._retire_oldest()
+
+    @contextmanager
+    def glancing(self, files: SearchFiles) -> Iterator[OpenArchive]:
+        """Lend the archive as ``reading`` does, without keeping it open for the next one.
+
+        For who looks at many: those that are read would be closed for them.
+        """
+        with self._lock:
+            opened = self._held(files.archive)
+        if opened is None:
+            opened = _opened(files.archive)
+            opened.hold()
+            opened.retire()
+        try:
+            yield opened
+        finally:
+            opened.release()
 
     def remove(self, files: SearchFiles) -> None:
         """Delete a search: archive, exports, and all that is kept beside it."""
         with self._lock:
             opened = self._open.pop(files.archive, None)
-        if opened is not None and opened.is_idle:
-            opened.archive.close()
+        if opened is not None:
+            opened.retire()
+        shutil.rmtree(files.exports, ignore_errors=True)
         for suffix in ("", *SIDE_FILES, ".lock"):
             files.archive.with_name(files.archive.name + suffix).unlink(missing_ok=True)
-        shutil.rmtree(files.state, ignore_errors=True)
+        # In one step, so that who waits to change it finds that it is gone.
+        going = files.state.with_name(f".{files.state.name}.{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):
+            files.state.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
         home = files.archive.parent
-        if home != self.directory and not any(home.iterdir()):
-            home.rmdir()
+        if home != self.directory:
+            with suppress(OSError):  # it holds more, or is gone as well
+                home.rmdir()
 
     def close(self) -> None:
-        """Close all archives."""
+        """Close all archives, those that are read as soon as they are not."""
         with self._lock:
             opened, self._open = list(self._open.values()), OrderedDict()
         for archive in opened:
-            archive.archive.close()
+            archive.retire()
 
     def _files(self, archive: Path) -> SearchFiles:
         relative = archive.relative_to(self.directory)
@@ -242,29 +204,47 @@ class Searches:
         return SearchFiles(key, archive, archive.with_name(archive.name + _STATE_SUFFIX))
 
     def _borrow(self, files: SearchFiles) -> OpenArchive:
+        path = files.archive
         with self._lock:
-            opened = self._open.get(files.archive)
-            if opened is not None and opened.identity == _identity(files.archive):
-                self._open.move_to_end(files.archive)
-                opened.hold()
+            if (opened := self._held(path)) is not None:
                 return opened
-            archive = Archive.open(files.archive)
-            fresh = OpenArchive(archive, _identity(files.archive))
+            opening = self._opening.setdefault(path, threading.Lock())
+        # Opening may take long: only who wants the same one waits.
+        with opening:
+            with self._lock:
+                if (opened := self._held(path)) is not None:
+                    return opened
+            fresh = _opened(path)
             fresh.hold()
-            self._open[files.archive] = fresh
-        if opened is not None and opened.is_idle:
-            opened.archive.close()
+            with self._lock:
+                replaced = self._open.pop(path, None)
+                self._open[path] = fresh
+        if replaced is not None:
+            replaced.retire()
         return fresh
 
-    def _evicted(self) -> list[Archive]:
-        """Take archives that nobody reads out of the ones that are kept open, the oldest first."""
-        gone = []
-        for path in list(self._open):
-            if len(self._open) <= _MAX_OPEN:
-                break
-            if self._open[path].is_idle:
-                gone.append(self._open.pop(path).archive)
-        return gone
+    def _held(self, path: Path) -> OpenArchive | None:
+        """Hold what is open, if it still is what is there; the lock is taken."""
+        opened = self._open.get(path)
+        if opened is None or opened.identity != _identity(path):
+            return None
+        self._open.move_to_end(path)
+        opened.hold()
+        return opened
+
+    def _retire_oldest(self) -> None:
+        """Close what nobody reads while more is open than may be, what was read last the last."""
+        with self._lock:
+            excess = len(self._open) - _MAX_OPEN
+            idle = [path for path, opened in self._open.items() if opened.is_idle]
+            oldest = [self._open.pop(path) for path in idle[: max(0, excess)]]
+        for opened in oldest:
+            opened.retire()
+
+
+def _opened(path: Path) -> OpenArchive:
+    identity = _identity(path)  # before: it may be replaced meanwhile
+    return OpenArchive(Archive.open(path), identity)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -276,7 +256,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _archives_in(directory: Path, depth: int) -> Iterator[Path]:
-    """Find archives, and those that are to come; links are not followed."""
+    """Find archives, and those that are to come; links are not followed.
+
+    Names that are no ids are left out: hidden ones, with ``~``, and not in UTF-8, as JSON is.
+    """
     try:
         with os.scandir(directory) as found:
             entries = list(found)
@@ -284,7 +267,7 @@ def _archives_in(directory: Path, depth: int) -> Iterator[Path]:
         return
     for entry in entries:
         path = directory / entry.name
-        if entry.name.startswith(".") or "~" in entry.name:
+        if entry.name.startswith(".") or "~" in entry.name or not is_text(entry.name):
             continue
         if entry.is_file(follow_symlinks=False):
             if path.suffix == _SUFFIX:

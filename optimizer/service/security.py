@@ -9,11 +9,10 @@
 """
 
 import asyncio
-from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +23,7 @@ from optimizer.service.errors import (
     TooLargeError,
     UnauthorizedError,
     answer_to,
+    answer_to_failure,
 )
 from optimizer.service.pages import login_page
 from optimizer.service.settings import ServiceSettings
@@ -54,7 +54,8 @@ _HEADERS = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
+    # Not `no-referrer`: with it browsers call the origin of this service's own forms `null`.
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
@@ -82,14 +83,18 @@ class Guard:
         if scope["type"] != "http":  # there are no websockets here
             await send({"type": "websocket.close", "code": 1008})
             return
-        sending = _with_headers(send, scope["path"])
+        sending = _Careful(send, scope["path"])
         try:
             self._check(scope)
             body = await _read_body(scope, receive, self._settings.max_body_bytes)
+            await self._app(scope, _replayed(body, receive), sending)
         except ServiceError as error:
             await self._refusal(scope, error)(scope, receive, sending)
-            return
-        await self._app(scope, _replayed(body, receive), sending)
+        except Exception as error:
+            if not sending.has_begun:
+                answer = answer_to_failure(scope["method"], scope["path"], error)
+                await answer(scope, receive, sending)
+            raise  # for the server, which breaks the connection where an answer is not whole
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -144,8 +149,7 @@ def _check_origin(headers: Headers, *, needs_header: bool) -> None:
     """
     origin = headers.get("origin")
     if origin is not None:
-        # The scheme is not compared: behind a proxy that ends TLS only the outside knows it.
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if not _is_of_host(origin, headers.get("host", "")):
             raise ForbiddenError(f"a page of `{origin}` may not change anything here")
     elif headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         raise ForbiddenError("a page of another site may not change anything here")
@@ -153,6 +157,14 @@ def _check_origin(headers: Headers, *, needs_header: bool) -> None:
         raise ForbiddenError(
             f"with a cookie, what changes something needs the header `{REQUEST_HEADER}: 1`"
         )
+
+
+def _is_of_host(origin: str, host: str) -> bool:
+    try:
+        # The scheme is not compared: behind a proxy that ends TLS only the outside knows it.
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
 
 
 def _host_name(text: str) -> str | None:
@@ -163,13 +175,10 @@ def _host_name(text: str) -> str | None:
 
 
 def _cookie(headers: Headers, name: str) -> str | None:
+    # Other services of this host may have set what no standard allows; it costs ours nothing.
     for line in headers.getlist("cookie"):
-        try:
-            found = SimpleCookie(line).get(name)
-        except CookieError:
-            continue
-        if found is not None:
-            return found.value
+        if (found := cookie_parser(line).get(name)) is not None:
+            return found
     return None
 
 
@@ -210,18 +219,22 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _with_headers(send: Send, path: str) -> Send:
-    """Add what every answer says to browsers; answers may have said it themselves."""
-    kept = b"no-cache" if path.startswith("/static/") else b"no-store"
+class _Careful:
+    """Sends an answer with what every one says to browsers; answers may have said it themselves."""
 
-    async def sending(message: Message) -> None:
+    def __init__(self, send: Send, path: str) -> None:
+        kept = b"no-cache" if path.startswith("/static/") else b"no-store"
+        self._send = send
+        self._headers = (*_HEADERS, (b"cache-control", kept))
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a part of it."""
         if message["type"] == "http.response.start":
+            self.has_begun = True
             there = {name.lower() for name, _ in message["headers"]}
-            added: Iterable[tuple[bytes, bytes]] = (*_HEADERS, (b"cache-control", kept))
             message["headers"] = [
                 *message["headers"],
-                *((name, value) for name, value in added if name not in there),
+                *((name, value) for name, value in self._headers if name not in there),
             ]
-        await send(message)
-
-    return sending
+        await self._send(message)

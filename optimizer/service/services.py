@@ -14,7 +14,8 @@ from optimizer.service.events import EventStreams
 from optimizer.service.exports import Exports
 from optimizer.service.models import ErrorAnswer
 from optimizer.service.runner import Runner
-from optimizer.service.searches import Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import Searches
 from optimizer.service.settings import ServiceSettings
 from optimizer.service.views import SearchViews
 

@@ -30,7 +30,9 @@ class ServiceSettings:
         model_roots: Directories that models and items of jobs may lie in, resolved.
         model_urls: Beginnings of URLs that models may have.
         hub: Beginnings of hub ids that models may have (``org/``); empty allows none.
-        scorers: ``module``, ``module:function``, a ``.py`` file or a directory of some.
+        scorers: ``module``, ``module:function``, ``file.py``, ``file.py:function`` or a directory
+            of files, files and directories by their absolute paths. Where no function is named,
+            all are allowed that are no attributes of something else.
         task_dirs: Directories with task YAMLs, resolved.
         trackers: ``wandb``, or URLs of MLflow servers.
         allow_code_execution: Whether jobs may run generated code in the sandbox.
@@ -82,12 +84,50 @@ def existing_directories(flag: str, paths: list[Path]) -> tuple[Path, ...]:
     """Resolve directories that an option names.
 
     Raises:
-        ConfigError: One of them is none.
+        ConfigError: One of them is none, or its path is not in UTF-8, as jobs and answers are.
     """
     problems = [Problem(flag, f"{path}: no such directory") for path in paths if not path.is_dir()]
+    found = tuple(path.resolve() for path in paths)
+    problems += [
+        Problem(flag, f"{path}: its path is not in UTF-8; rename it")
+        for path in found
+        if not is_text(str(path))
+    ]
     if problems:
         raise ConfigError("the service cannot be started", problems)
-    return tuple(path.resolve() for path in paths)
+    return found
+
+
+def is_text(name: str) -> bool:
+    """Whether a name of a file is in UTF-8; Python stands for other bytes by surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def existing_scorers(flag: str, texts: list[str]) -> tuple[str, ...]:
+    """Make the files and directories of scorers absolute; modules stay as they are.
+
+    A directory is named with a slash: without one it is the module of that name, which is less.
+
+    Raises:
+        ConfigError: A file or directory is missing.
+    """
+    found, problems = [], []
+    for text in texts:
+        file, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
+        if "/" not in file and not file.endswith(".py"):
+            found.append(text)
+            continue
+        path = Path(file).resolve()
+        if not path.exists():
+            problems.append(Problem(flag, f"{path}: no such file or directory"))
+        found.append(f"{path}{colon}{function}")
+    if problems:
+        raise ConfigError("the service cannot be started", problems)
+    return tuple(found)
 
 
 def token_path(archive_dir: Path) -> Path:

@@ -1,15 +1,19 @@
 """Searches as summaries: what lists, live views and the page of one search begin with."""
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from configs.errors import ArchiveError, ArchiveNotFoundError, MergefrontError
 from configs.job_yaml import read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive import Archive
+from optimizer.archive_store import backend_of
 from optimizer.convergence import convergence_of
 from optimizer.progress import progress_of
 from optimizer.service.models import (
@@ -22,9 +26,35 @@ from optimizer.service.models import (
 )
 from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.runner import Runner
-from optimizer.service.searches import OpenArchive, Searches, SearchFiles
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.searches import OpenArchive, Searches
 from optimizer.spending import spending_of
-from optimizer.status import archived_verdict, search_record
+from optimizer.status import archived_verdict, is_finished, search_record
+
+_Stamp = tuple[tuple[int, int, int, int], ...]
+
+_WRITTEN = ("-wal", "-journal")
+_STEP_NS = 100_000_000
+_EXPLAINED = frozenset({"failed", "unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Archived:
+    """What a summary says of an archive, whoever writes it; see ``SearchSummary``."""
+
+    name: str
+    created_at: str
+    begun_at: float | None
+    is_finished: bool
+    objectives: list[str]
+    checkpoints: list[str]
+    recorded: int
+    in_flight: int
+    budget: int
+    failures: int
+    elapsed_s: float
+    choice: int | None
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +69,14 @@ class SearchViews:
     searches: Searches
     runner: Runner
     _jobs: dict[Path, tuple[int, JobConfig | None]] = field(default_factory=dict)
+    _archived: dict[Path, tuple[_Stamp, _Archived]] = field(default_factory=dict)
 
     def summary(self, files: SearchFiles) -> SearchSummary:
         """Return the summary of a search, whatever is there of it."""
         try:
-            with self.searches.reading(files) as opened:
-                return SearchSummary(**self._of_archive(files, opened))
+            return SearchSummary(**self._of_archive(files, self._glanced(files)))
         except ArchiveNotFoundError:
+            self._archived.pop(files.archive, None)
             return SearchSummary(**self._without_archive(files))
         except ArchiveError as error:
             return SearchSummary(**self._unreadable(files, error))
@@ -55,7 +86,7 @@ class SearchViews:
         try:
             with self.searches.reading(files) as opened:
                 return SearchStatus(
-                    **self._of_archive(files, opened),
+                    **self._of_archive(files, _archived(opened)),
                     **opened.kept("status", _details),
                     **self._running(files),
                 )
@@ -87,34 +118,47 @@ class SearchViews:
             "cluster_job": self.runner.cluster_job(files),
         }
 
-    def _of_archive(self, files: SearchFiles, opened: OpenArchive) -> dict[str, Any]:
-        archive = opened.archive
-        record = search_record(archive)
-        state = self.runner.state(files, cast("State", record["state"]))
-        budget = self._budget(files, archive)
-        counts = record["evaluations"]
-        recorded, elapsed_s = int(counts["recorded"]), float(record["elapsed_s"])
+    def _glanced(self, files: SearchFiles) -> _Archived:
+        """Look at an archive, unless its files are as they were: lists are asked for often."""
+        stamp = _stamp(files.archive)
+        known = self._archived.get(files.archive)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        with self.searches.glancing(files) as opened:
+            found = _archived(opened)
+        if _is_settled(stamp):
+            self._archived[files.archive] = stamp, found
+        return found
+
+    def _of_archive(self, files: SearchFiles, found: _Archived) -> dict[str, Any]:
+        archived: State = "finished" if found.is_finished else "interrupted"
+        if backend_of(files.archive).owner() is not None:
+            archived = "running"
+        state = self.runner.state(files, archived, begun_at=found.begun_at)
+        # The evaluations of the job as it runs may have changed on a resume.
+        job = self._stored_job(files)
+        budget = found.budget if job is None else job.budget.evaluations
         eta_s = None
-        if state == "running" and recorded and elapsed_s:
-            eta_s = max(0, budget - recorded) * elapsed_s / recorded
+        if state == "running" and found.recorded and found.elapsed_s:
+            eta_s = max(0, budget - found.recorded) * found.elapsed_s / found.recorded
         return {
             "id": files.key,
-            "name": archive.job.name,
+            "name": found.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state == "failed" else None,
+            "error": self.runner.error(files) if state in _EXPLAINED else None,
             "archive": self._relative(files),
-            "created_at": archive.created_at,
-            "objectives": list(archive.job.objectives),
-            "checkpoints": list(archive.job.models.checkpoints),
+            "created_at": found.created_at,
+            "objectives": found.objectives,
+            "checkpoints": found.checkpoints,
             "evaluations": Evaluations(
-                recorded=recorded, in_flight=counts["in flight or lost"], budget=budget
+                recorded=found.recorded, in_flight=found.in_flight, budget=budget
             ),
-            "failures": sum(record["failures"].values()),
-            "elapsed_s": elapsed_s,
+            "failures": found.failures,
+            "elapsed_s": found.elapsed_s,
             "eta_s": eta_s,
-            "choice": record["choice"],
-            "revision": opened.revision,
+            "choice": found.choice,
+            "revision": found.revision,
         }
 
     def _without_archive(self, files: SearchFiles) -> dict[str, Any]:
@@ -125,7 +169,7 @@ class SearchViews:
             "name": files.key if job is None else job.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state == "failed" else None,
+            "error": self.runner.error(files) if state in _EXPLAINED else None,
             "archive": self._relative(files),
             "created_at": None,
             "objectives": [] if job is None else list(job.objectives),
@@ -144,11 +188,6 @@ class SearchViews:
         found = self._without_archive(files)
         return {**found, "state": "unknown", "advice": _advice("unknown"), "error": error.message}
 
-    def _budget(self, files: SearchFiles, archive: Archive) -> int:
-        """Return the evaluations of the job as it runs: they may have changed on a resume."""
-        job = self._stored_job(files)
-        return (archive.job if job is None else job).budget.evaluations
-
     def _stored_job(self, files: SearchFiles) -> JobConfig | None:
         """Return the job of a search as it runs; None where this service never started it."""
         try:
@@ -166,6 +205,42 @@ class SearchViews:
 
     def _relative(self, files: SearchFiles) -> str:
         return str(files.archive.relative_to(self.searches.directory))
+
+
+def _archived(opened: OpenArchive) -> _Archived:
+    archive, revision = opened.archive, opened.revision
+    record = search_record(archive)
+    begun = [datetime.fromisoformat(run.started_at).timestamp() for run in archive.runs()]
+    return _Archived(
+        name=archive.job.name,
+        created_at=archive.created_at,
+        begun_at=begun[-1] if begun else None,
+        is_finished=is_finished(archive),
+        objectives=list(archive.job.objectives),
+        checkpoints=list(archive.job.models.checkpoints),
+        recorded=int(record["evaluations"]["recorded"]),
+        in_flight=int(record["evaluations"]["in flight or lost"]),
+        budget=archive.job.budget.evaluations,
+        failures=sum(record["failures"].values()),
+        elapsed_s=float(record["elapsed_s"]),
+        choice=record["choice"],
+        revision=revision,
+    )
+
+
+def _stamp(archive: Path) -> _Stamp:
+    """Return what changes with every write: device, inode, size and time of change of its files."""
+    found = []
+    for suffix in ("", *_WRITTEN):
+        with suppress(FileNotFoundError):
+            file = archive.with_name(archive.name + suffix).stat()
+            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+    return tuple(found)
+
+
+def _is_settled(stamp: _Stamp) -> bool:
+    """Whether the next write will change it: clocks of file systems go in steps."""
+    return all(time.time_ns() - changed_ns > _STEP_NS for *_, changed_ns in stamp)
 
 
 def progress_answer(archive: Archive) -> Progress:
@@ -214,12 +289,13 @@ def _details(archive: Archive) -> dict[str, Any]:
 
 
 def _workers(archive: Archive) -> list[WorkerActivity]:
-    evaluations, failures, busy_s = Counter[str](), Counter[str](), Counter[str]()
+    evaluations, failures = Counter[str](), Counter[str]()
+    busy_s: defaultdict[str, float] = defaultdict(float)
     last: dict[str, str] = {}
     for outcome in archive.evaluations():
         evaluations[outcome.worker] += 1
         failures[outcome.worker] += outcome.scores is None
-        busy_s[outcome.worker] += sum(outcome.seconds.values())  # type: ignore[assignment]
+        busy_s[outcome.worker] += sum(outcome.seconds.values())
         last[outcome.worker] = outcome.finished_at
     return [
         WorkerActivity(

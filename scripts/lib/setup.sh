@@ -62,6 +62,13 @@ install_postgres() {
         say "PostgreSQL cannot be installed; its tests are skipped"
 }
 
+# Installs a browser for the tests of the dashboard, where there is none.
+install_chromium() {
+    command -v chromium >/dev/null && return
+    (apt_install chromium "the dashboard is tested in a browser") ||
+        say "Chromium cannot be installed; tests of the dashboard are skipped"
+}
+
 # Prints a Python of version 3.11 or later.
 find_python() {
     local candidate found=""

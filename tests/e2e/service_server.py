@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
+
+from optimizer.service.processes import DetachedProcess
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
@@ -51,22 +54,25 @@ class ServeCommand:
     def __init__(self, archives: Path, state: Path, *options: str) -> None:
         self._command = [
             *(sys.executable, "-m", "optimizer.cli", "serve", "--archive-dir", str(archives)),
-            *("--port", "0", *options),
+            *options,
         ]
+        self._port = 0
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state)}
         self._said = state.with_suffix(".log")
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again, and wait for the link that it prints."""
+        """Start it, or start it again where it was, and wait for the link that it prints."""
+        command = [*self._command, "--port", str(self._port)]
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stderr=said, start_new_session=True
+                command, env=self._environment, stderr=said, start_new_session=True
             )
         while (found := _LINK.search(self._said.read_text())) is None:
             assert self._process.poll() is None, self._said.read_text()
             time.sleep(0.05)
         self.url, self.token = found[1], found[2]
+        self._port = urlsplit(self.url).port or 0
 
     def kill(self) -> None:
         """Kill it with all that is in its process group, as kill -9 does."""
@@ -78,3 +84,15 @@ class ServeCommand:
         """Ask it to end; returns its exit code."""
         self._process.terminate()
         return self._process.wait(timeout=30)
+
+
+@contextmanager
+def serving(root: Path, *options: str) -> Iterator[ServeCommand]:
+    """Run ``mergefront serve`` on archives below a directory; ends what it started, too."""
+    found = ServeCommand(root / "archives", root / "state", *options)
+    try:
+        yield found
+    finally:
+        found.kill()
+        for record in (root / "archives").rglob("process.json"):
+            DetachedProcess(record.parent).kill()

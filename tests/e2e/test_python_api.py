@@ -64,7 +64,8 @@ def test_search_is_run_stopped_resumed_and_becomes_a_model(job, tmp_path):
     assert len(counted) >= 14
     merge = search.choose()
     live = mergefront.materialize(merge)
-    directory = mergefront.export(merge, tmp_path / "model")
+    with pytest.warns(UserWarning, match="licence"):
+        directory = mergefront.export(merge, tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(directory)
     for (name, ours), (other, theirs) in zip(
         live.model.state_dict().items(), again.state_dict().items(), strict=True

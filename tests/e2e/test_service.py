@@ -13,8 +13,7 @@ import yaml
 
 from optimizer.archive import Archive
 from optimizer.service.client import ServiceClient, ServiceRefusedError
-from optimizer.service.processes import DetachedProcess
-from tests.e2e.service_server import ServeCommand
+from tests.e2e.service_server import serving
 
 pytestmark = pytest.mark.slow
 
@@ -23,17 +22,10 @@ BUDGET = 15
 
 @pytest.fixture(scope="module")
 def service(tiny_job, tiny_pool, tmp_path_factory):
-    root = tmp_path_factory.mktemp("service")
     tasks = tiny_job().evaluation.include_path[0]
-    found = ServeCommand(
-        root / "archives",
-        root / "state",
-        *("--model-root", str(tiny_pool.base.parent), "--allow-tasks", tasks),
-    )
-    yield found
-    found.kill()
-    for record in (root / "archives").rglob("process.json"):
-        DetachedProcess(record.parent).kill()
+    allowed = ("--model-root", str(tiny_pool.base.parent), "--allow-tasks", tasks)
+    with serving(tmp_path_factory.mktemp("service"), *allowed) as found:
+        yield found
 
 
 @pytest.fixture

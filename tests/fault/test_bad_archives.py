@@ -124,6 +124,7 @@ def use(request, tmp_path, monkeypatch) -> Iterator[Callable[[Path], Result]]:
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_archive_of_another_version_is_refused(use, archive_path):
     with sqlite3.connect(archive_path) as connection:
         connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")

@@ -91,6 +91,7 @@ def test_wrong_items_are_one_error(check, lines, expected) -> None:
     assert_one_error(check(), "skill.score", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "run"])
 @pytest.mark.parametrize(
     ("body", "expected"),

@@ -55,6 +55,7 @@ def server_pid(sandbox: Sandbox) -> int:
     return sandbox._idle[0].pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_scores_zero_and_the_next_program_passes(
     sandbox: Sandbox, kind: SandboxKind, host: Host, name: str

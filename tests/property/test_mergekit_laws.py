@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -111,6 +112,7 @@ def read(content: dict[str, object]) -> Imported:
     return import_recipe(mergekit_of(content), MODELS, LAYOUT, dtype="float32")
 
 
+@pytest.mark.slow
 @given(recipes())
 def test_a_recipe_comes_back_from_mergekits_language_as_it_was(recipe):
     found = read(yaml.safe_load(mergekit_yaml(recipe, LAYOUT, SPELLED)))
@@ -118,6 +120,7 @@ def test_a_recipe_comes_back_from_mergekits_language_as_it_was(recipe):
     assert not any("ignored" in note for note in found.notes)
 
 
+@pytest.mark.slow
 @given(recipes())
 def test_what_mergekit_reads_alone_says_the_same_merge(recipe):
     content = yaml.safe_load(mergekit_yaml(recipe, LAYOUT, SPELLED))

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,12 +63,14 @@ def check_problems(error: ConfigError) -> None:
     assert len(set(error.problems)) == len(error.problems)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(keys, values, max_size=6))
 def test_any_mapping_is_a_job_or_a_config_error(content) -> None:
     answer(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=6), values, max_size=4))
 def test_any_override_gives_a_job_or_a_config_error(overrides) -> None:

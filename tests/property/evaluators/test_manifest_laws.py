@@ -1,5 +1,6 @@
 """Laws of the splits: disjoint, stable when a size grows, blind to the order of the file."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def ids_of(numbers: list[int]) -> list[str]:
     return [item_id({"number": number}) for number in numbers]
 
 
+@pytest.mark.slow
 @given(documents, sizes)
 def test_splits_are_disjoint_and_have_the_sizes_asked_for(numbers, asked) -> None:
     parts = split_items(ids_of(numbers), asked)

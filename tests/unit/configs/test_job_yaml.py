@@ -21,6 +21,7 @@ def test_lines_of_every_key_are_known() -> None:
     assert lines == {"a": 1, "b": 2, "b.c": 3, "b.c[0]": 3, "b.c[1]": 4, "b.c[1].d": 4, "e.f": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

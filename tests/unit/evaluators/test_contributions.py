@@ -42,6 +42,7 @@ def test_contributions_to_a_mean_are_the_values() -> None:
     np.testing.assert_allclose(contributions(np.mean, values), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 0.7, 0.95])
 def test_spread_is_the_standard_error_of_the_correlation(strength: float) -> None:
     draw = np.random.default_rng(1)
@@ -56,6 +57,7 @@ def test_spread_is_the_standard_error_of_the_correlation(strength: float) -> Non
     assert np.mean(claimed) == pytest.approx(np.std(found), rel=0.15)
 
 
+@pytest.mark.slow
 def test_spread_of_differences_is_that_of_the_difference() -> None:
     draw = np.random.default_rng(2)
     found, claimed = [], []

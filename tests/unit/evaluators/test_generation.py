@@ -51,6 +51,7 @@ def reference(model, tokenizer, prompt: Prompt) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
 def test_texts_equal_row_by_row_generation_in_any_batch(live, batch_size) -> None:
     prompts = make_prompts(24, budgets=(1, 7, 16))
@@ -59,6 +60,7 @@ def test_texts_equal_row_by_row_generation_in_any_batch(live, batch_size) -> Non
     assert len(set(texts)) > 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefill_tokens", [1, 30, 90])
 def test_texts_equal_row_by_row_generation_when_prompts_are_read_in_chunks(
     live, monkeypatch, prefill_tokens
@@ -98,6 +100,7 @@ def test_columns_leave_with_the_last_row_that_needs_them(live, monkeypatch) -> N
     assert min(widths[2:]) < 10
 
 
+@pytest.mark.slow
 def test_texts_equal_row_by_row_generation_when_the_cache_has_to_grow(live) -> None:
     prompts = [Prompt(prompt.token_ids[:10], 80) for prompt in make_prompts(5)]
     texts = generate(live.model, live.tokenizer, prompts, batch_size=3)

@@ -182,6 +182,7 @@ def test_one_line_without_a_value_is_named(refusal, write) -> None:
     assert f"{path}, line 7: no `question`, which `doc_to_text: Question:" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -208,6 +208,7 @@ def test_sandbox_outlives_the_thread_that_started_it() -> None:
         assert opened._idle == [server]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_closed_sandbox_leaves_no_process_and_no_directory(kind: SandboxKind) -> None:
     before = set(below())

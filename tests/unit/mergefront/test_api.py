@@ -70,6 +70,7 @@ def test_progress_rises(search):
     frame = search.progress()
     assert frame["evaluations"].tolist() == [1, 2, 3, 4]
     assert frame["hypervolume"].is_monotonic_increasing
+    assert frame["hypervolume"].iloc[-1] > frame["hypervolume"].iloc[0]
 
 
 def test_front_is_a_table_without_markup_of_people(search):
@@ -99,6 +100,7 @@ def test_choices_follow_wishes(search):
         assert text in str(merge)
 
 
+@pytest.mark.slow
 def test_names_of_people_stay_text_in_notebooks(tmp_path):
     name = "<script>alert(1)</script>"
     path = build(tmp_path / "b.sqlite", MERGES, chosen=1, name=name)
@@ -108,6 +110,7 @@ def test_names_of_people_stay_text_in_notebooks(tmp_path):
     assert "&amp;lt;script&amp;gt;" in search.report()._repr_html_()
 
 
+@pytest.mark.slow
 def test_report_is_the_one_of_the_command(search, place, tmp_path):
     report = search.report()
     with Archive.open(place) as archive:

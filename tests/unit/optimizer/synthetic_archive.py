@@ -70,20 +70,13 @@ def build(
     """Write an archive with one candidate per merge, in their order; returns its path."""
     job = make_job(path, objectives, **changes)
     sources = make_sources()
-    space = SearchSpace(job, sources)
     archive = Archive.create(
         path, job=job, job_path=None, sources=sources, manifest=make_manifest(objectives)
     )
     with archive:
         archive.begin_run()
-        for index, merge in enumerate(merges):
-            recipe = space.recipe(
-                [[weight] * space.shape[1] for weight in merge.weights],
-                [[merge.drop] * space.shape[1] for _ in merge.weights],
-            )
-            genotype = space.encode(recipe.weights, recipe.drop_ratios)
-            archive.record_proposal(Candidate(index, genotype, recipe, merge.origin, seen=index))
-            archive.record_outcome(_outcome(job, index, "search", merge.search))
+        for merge in merges:
+            add(archive, merge)
         for split in ("select", "report"):
             for index, merge in enumerate(merges):
                 if (values := getattr(merge, split)) is not None:
@@ -91,6 +84,20 @@ def build(
         if chosen is not None:
             archive.record_choice(chosen, "for the test")
     return path
+
+
+def add(archive: Archive, merge: Merge) -> int:
+    """Record one more candidate with its scores on the search split; returns its index."""
+    space = SearchSpace(archive.job, make_sources())
+    index = len(archive.candidates())
+    recipe = space.recipe(
+        [[weight] * space.shape[1] for weight in merge.weights],
+        [[merge.drop] * space.shape[1] for _ in merge.weights],
+    )
+    genotype = space.encode(recipe.weights, recipe.drop_ratios)
+    archive.record_proposal(Candidate(index, genotype, recipe, merge.origin, seen=index))
+    archive.record_outcome(_outcome(archive.job, index, "search", merge.search))
+    return index
 
 
 def _items(split: str, name: str) -> tuple[str, ...]:

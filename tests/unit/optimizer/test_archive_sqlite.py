@@ -73,6 +73,7 @@ def test_open_refuses_when_path_is_a_directory(tmp_path) -> None:
         Archive.open(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.999])
 @pytest.mark.parametrize("writable", [False, True])
 def test_open_refuses_when_file_is_truncated(path, share, writable) -> None:
@@ -200,6 +201,7 @@ def test_reader_is_not_held_up_by_a_write_in_progress(path) -> None:
             writer.execute("ROLLBACK")
 
 
+@pytest.mark.slow
 def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
     """Closing a descriptor drops a process's locks on a file; the writer must not lose its own.
 

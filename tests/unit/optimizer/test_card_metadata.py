@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
+from evaluators.scores import TaskScores
 from optimizer.archive import Archive
+from optimizer.card_metadata import card_metadata
 from optimizer.model_card import model_card
 from optimizer.select import choose
-from optimizer.source_cards import CONFLICT_NAME, SourceCard, licence_of, read_source_card
+from optimizer.source_cards import CONFLICT_NAME, Licence, SourceCard, licence_of, read_source_card
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (
@@ -72,6 +75,9 @@ def test_hub_reads_parents_tags_data_sets_and_licence(pool, write_card):
     assert data.base_model == ["org/base", "org/a", "org/b"]
     assert data.to_dict()["base_model_relation"] == "merge"
     assert data.license is None
+    # What the hub does not know is no parent there: a bucket, a directory that is gone.
+    hub["checkpoints"] |= {"instruct": "s3://bucket/a", "code": "../b"}
+    assert ModelCard(write_card(hub)).data.base_model == ["org/base"]
 
 
 def test_hub_reads_report_scores_as_results(pool, write_card):
@@ -96,11 +102,11 @@ def test_merge_without_report_scores_claims_no_results(pool, write_card):
 
 
 def test_pipeline_is_that_of_models_that_continue_texts():
-    from optimizer.card_metadata import card_metadata
-
     cards = [SourceCard("base", pipeline_tag="fill-mask")]
     made = [
-        card_metadata(model_name="m", parents=[], cards=cards, is_causal=is_causal)
+        card_metadata(
+            model_name="m", parents=[], cards=cards, licence=Licence({}), is_causal=is_causal
+        )
         for is_causal in (True, False)
     ]
     assert "pipeline_tag: text-generation" in made[0]
@@ -108,26 +114,40 @@ def test_pipeline_is_that_of_models_that_continue_texts():
 
 
 def test_turned_scores_do_not_pass_for_the_metric():
-    import numpy as np
-
-    from evaluators.scores import TaskScores
-    from optimizer.card_metadata import card_metadata
-
     scores = {"wiki": TaskScores("wiki", ("a", "b"), np.array([-2.0, -3.0]))}
-    text = card_metadata(
-        model_name="m", parents=[], cards=[], is_causal=True, job=_job(), results=scores
-    )
-    (result,) = ModelCard(f"---\n{text}\n---\n").data.eval_results
+    result = _published(_job(), scores)
     assert result.metric_type == "mergefront_word_perplexity"
     assert result.metric_value == -2.5
-    assert "as minus it or its logarithm" in result.metric_name
+    assert "as mergefront scores it: higher is better" in result.metric_name
     assert result.metric_args["filter"] == "none"
 
 
-def _job():
+def test_scorer_is_published_as_it_is_beyond_one_too():
+    scores = {"bleu": TaskScores("bleu", ("a", "b"), np.array([31.0, 40.0]))}
+    spec = {"scorer": "scores:bleu", "items": "items.jsonl"}
+    result = _published(_job(spec), scores)
+    assert (result.metric_type, result.metric_value) == ("scores:bleu", 35.5)
+    assert result.metric_name == "scores:bleu, mean of 2 held-out items"
+
+
+def _published(job, scores):
+    text = card_metadata(
+        model_name="m",
+        parents=[],
+        cards=[],
+        licence=Licence({}),
+        is_causal=True,
+        job=job,
+        results=scores,
+    )
+    (result,) = ModelCard(f"---\n{text}\n---\n").data.eval_results
+    return result
+
+
+def _job(spec=None):
     from configs.schema import JobConfig
 
-    spec = {"task": "wiki", "metric": "word_perplexity,none", "num_fewshot": 2}
+    spec = spec or {"task": "wiki", "metric": "word_perplexity,none", "num_fewshot": 2}
     return JobConfig.model_validate(
         {"models": {"checkpoints": {"a": "a"}}, "objectives": {"o": [spec]}, "archive": "a"}
     )
@@ -158,6 +178,13 @@ def test_different_licences_are_a_warning(pool, write_card):
             {"license": "other", "license_name": "a", "license_link": "x"},
             "",
         ),
+        ([{"license": "other"}, {"license": "other"}], {}, "No card of the merged models names"),
+        ([{"license": "other"}, {"license": "mit"}], {}, "m0 none: no licence is claimed"),
+        (
+            [{"license": "other", "license_link": f"https://x/{n}"} for n in "ab"],
+            {"license": "other", "license_name": CONFLICT_NAME},
+            "m0: other (https://x/a); m1: other (https://x/b)",
+        ),
     ],
 )
 def test_licence_is_carried_over_only_where_all_agree(cards, fields, warning):
@@ -167,6 +194,7 @@ def test_licence_is_carried_over_only_where_all_agree(cards, fields, warning):
     assert bool(found.warning) == bool(warning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "card",
     [
@@ -179,6 +207,15 @@ def test_licence_is_carried_over_only_where_all_agree(cards, fields, warning):
 def test_card_that_cannot_be_read_says_nothing(tmp_path, card):
     (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
     assert read_source_card("m", [tmp_path / "none", tmp_path]) == SourceCard("m")
+
+
+def test_link_into_the_files_of_a_model_is_not_carried_over(tmp_path):
+    card = "---\nlicense: other\nlicense_name: own\nlicense_link: {}\n---\n"
+    (tmp_path / "README.md").write_text(card.format("LICENSE"))
+    own = {"license": "other", "license_name": "own"}
+    assert read_source_card("m", [tmp_path]).licence == own
+    (tmp_path / "README.md").write_text(card.format("https://x/LICENSE"))
+    assert read_source_card("m", [tmp_path]).licence == own | {"license_link": "https://x/LICENSE"}
 
 
 def test_card_is_read_where_the_job_found_the_model(tmp_path):

@@ -100,6 +100,7 @@ def test_version_is_printed():
     assert result.stdout.startswith("mergefront ")
 
 
+@pytest.mark.slow
 def test_check_of_headers_prints_the_whole_report_as_json(tiny_job, tmp_path):
     path = tmp_path / "job.yaml"
     merge = {"groups": {"late": [{"layers": "1-"}], "others": ["rest"]}}
@@ -171,6 +172,7 @@ def test_report_prints_the_verdict(archive):
     assert json.loads(mergefront("report", archive, "--json").stdout)["verdict"]["won"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("out", "names"),
     [

@@ -104,6 +104,28 @@ def test_names_of_people_are_quoted(wishes, write, tmp_path, tiny_pool):
     assert content["name"] == "yes: [no]\n#"
 
 
+def test_words_that_yaml_takes_for_values_stay_names(wishes, write, tiny_pool):
+    checkpoints = {"no": str(tiny_pool.checkpoints["math"]), "1": str(tiny_pool.base)}
+    objectives = [("on", "tiny_text"), ("2e3", "tiny_choice")]
+    draft = draft_job(wishes(checkpoints=checkpoints, objectives=objectives, name="\x7f~"), LAPTOP)
+    content = yaml.safe_load(write(draft).read_text())
+    assert content["models"]["checkpoints"] == checkpoints
+    assert list(content["objectives"]) == ["on", "2e3"]
+    assert content["name"] == "\x7f~"
+
+
+@pytest.mark.parametrize("fewest", [3, 24, 100, 300, 447, 448, 10_000])
+def test_few_items_never_draft_a_larger_search(fewest):
+    from configs.evaluation import SplitSizes
+    from optimizer.draft import _splits
+
+    wanted = SplitSizes().model_dump()
+    sizes = _splits(SplitSizes(), {"few": fewest, "many": 100_000}) if fewest > 4 else {}
+    assert sum(sizes.values()) <= fewest
+    assert all(sizes[name] <= wanted[name] for name in sizes)
+
+
+@pytest.mark.slow
 def test_what_cannot_be_used_is_refused_before_a_file_is_there(wishes, tmp_path):
     with pytest.raises(ConfigError, match=r"tiny_txt.*tiny_text"):
         draft_job(wishes(objectives=[("text", "tiny_txt")]), LAPTOP)
@@ -135,6 +157,18 @@ def test_command_writes_a_file_that_passes_the_check(wishes, tmp_path, monkeypat
     again = mergefront("init", "jobs/mine.yaml", *flags)
     assert again.exit_code == 2
     assert "is there already; choose another name, or --force" in again.stderr
+
+
+def test_file_that_is_there_is_said_before_anything_is_asked(tmp_path, monkeypatch):
+    from optimizer import cli_init
+
+    (tmp_path / "job.yaml").write_text("mine")
+    monkeypatch.setattr(cli_init.sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(cli_init.typer, "prompt", lambda *_, **__: pytest.fail("asked"))
+    done = mergefront("init", tmp_path / "job.yaml")
+    assert done.exit_code == 2
+    assert "is there already" in done.stderr
+    assert (tmp_path / "job.yaml").read_text() == "mine"
 
 
 def test_command_says_all_that_is_missing(tmp_path):

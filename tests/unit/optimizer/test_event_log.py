@@ -28,6 +28,7 @@ def fail() -> None:
     pytest.fail("a line could not be written")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["racing", "screening"])
 def test_log_has_every_evaluation_and_every_candidate_once(paths, name):
     path, log = paths

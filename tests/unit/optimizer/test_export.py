@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ArchiveError, CheckpointError, CorruptCheckpointError
+from configs.place import read_place
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
 from optimizer.archive import Archive
 from optimizer.candidate import Candidate
-from optimizer.export import export
+from optimizer.export import export, recipe_json
 from optimizer.select import choose
 from optimizer.space import SearchSpace
 from workers.outcome import Completed, EvaluationKey
@@ -139,6 +140,14 @@ def test_export_leaves_nothing_when_the_weights_are_not_those_that_were_scored(
     with pytest.raises(CheckpointError, match=r"but 0{32} was scored; nothing was exported"):
         export(archive, choose(archive), tmp_path / "merged")
     assert left_in(tmp_path) == ["pool"]
+
+
+def test_server_of_an_archive_is_not_published(archive, monkeypatch):
+    choice = choose(archive)
+    assert json.loads(recipe_json(archive, choice))["job"]["archive"] == archive.job.archive
+    place = read_place("postgresql://someone@host/db?search=x")
+    monkeypatch.setattr(Archive, "place", property(lambda _: place))
+    assert json.loads(recipe_json(archive, choice))["job"]["archive"] == "ARCHIVE"
 
 
 def test_export_of_a_merge_that_was_never_scored_is_refused(archive, tmp_path):

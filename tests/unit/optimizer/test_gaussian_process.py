@@ -100,6 +100,7 @@ def test_fit_finds_a_likelier_place_than_where_it_starts(samples):
     assert np.array_equal(fitted, fit_hyperparameters(samples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_pending", [False, True])
 def test_drawn_functions_have_the_moments_of_the_posterior(samples, with_pending):
     logs = some_logs(samples)

@@ -54,6 +54,7 @@ def test_items_that_differ_come_first():
     assert worth["t-0"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ability", [-1.5, 0.0, 1.5])
 def test_of_chosen_items_is_far_less_biased_than_their_mean_and_as_far_off_as_it_says(ability):
     errors, plain, claimed = [], [], []

@@ -92,6 +92,7 @@ def test_a_launched_job_joins_the_cluster_and_searches_the_same(job, tmp_path):
     assert again.digest == sent.digest, "a second launch is a resume"
 
 
+@pytest.mark.slow
 def test_code_that_is_sent_runs_without_an_installation(job, tmp_path):
     staged(job(), tmp_path / "sent")
     code = "import optimizer.launched, workers.ray_pool; print(optimizer.launched.__file__)"

@@ -8,7 +8,7 @@ from scipy import ndimage
 from configs.errors import ArchiveError
 from optimizer.archive import Archive
 from optimizer.pareto import hypervolume
-from optimizer.plot import CHOSEN_COLOR, Picture, baseline_kind, volume_over_outcomes, write_png
+from optimizer.plot import CHOSEN_COLOR, Picture, baseline_kind, write_png
 from optimizer.plot_html import write_html
 from optimizer.scalarize import reference_point
 from tests.unit.optimizer.synthetic_archive import Merge, build
@@ -61,7 +61,7 @@ def test_picture_sorts_merges_into_front_and_dominated(make_picture):
 
 def test_volume_grows_to_that_of_the_whole_front(tmp_path):
     with Archive.open(build(tmp_path / "a.sqlite", merges(3), objectives=NAMES[:3])) as archive:
-        volume = volume_over_outcomes(archive)
+        volume = Picture.of(archive).volume
         observations = archive.observations()
     points = [
         [score.value for score in seen.scores.values()] for seen in observations if seen.scores

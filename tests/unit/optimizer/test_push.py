@@ -174,6 +174,21 @@ def test_only_files_of_a_model_are_uploaded(model, tmp_path):
     assert "note: archive.sqlite stays here" in done.stderr
 
 
+def test_places_that_recipe_json_would_publish_are_named(model):
+    recipe = json.loads((model / "recipe.json").read_text())
+    recipe["sources"] = {
+        "a": {"path": "/models/a"},
+        "b": {"path": "s3://bucket/b"},
+        "c": {"path": "org/c@main"},
+        "d": {"path": "~/d"},
+    }
+    recipe["job"] = {"archive": "postgresql://someone@host/db?search=x"}
+    (model / "recipe.json").write_text(json.dumps(recipe))
+    assert check_upload(model).private_paths == (
+        "/models/a", "postgresql://someone@host/db?search=x", "s3://bucket/b", "~/d",
+    )  # fmt: skip
+
+
 def spoil_weights(model: Path) -> None:
     path = sorted(model.glob("*.safetensors"))[0]
     content = bytearray(path.read_bytes())

@@ -284,6 +284,7 @@ class TestChosenItems:
             assert (len(inside), min(inside) >= max(outside)) == (16, True)
         assert remaining(first, second) == {}
 
+    @pytest.mark.slow
     def test_who_scores_better_on_the_whole_is_rarely_stopped_and_a_bad_one_early(self):
         wrong, better, early = 0, 0, 0
         for seed in range(200):

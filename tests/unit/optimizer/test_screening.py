@@ -115,6 +115,7 @@ def test_strategy_that_cannot_choose_does_not_screen(search):
     assert len(archive.candidates()) == 60
 
 
+@pytest.mark.slow
 def test_broken_model_is_told_as_failed_before_it_is_scored(search):
     archive, requests = search(
         objectives=scripted_search.COMPANIONS,

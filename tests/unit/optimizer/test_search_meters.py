@@ -33,6 +33,7 @@ class StrictMeters(KeptMeters):
         super().record(name, value, tags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["racing", "screening"])
 def test_meters_count_what_the_archive_holds(tmp_path, name):
     path, meters = tmp_path / "archive.sqlite", StrictMeters()

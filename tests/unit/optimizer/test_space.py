@@ -28,6 +28,7 @@ def test_free_decode_then_encode_returns_the_genotype(space_of, genotype):
     assert space.contains(recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parametrization", ["simplex", "softmax"])
 @given(genotype=genes)
 @fixtures_are_factories

@@ -88,6 +88,7 @@ def test_fewer_items_leave_more_doubt(space, draw):
     assert doubts[1] > 1.5 * doubts[0]
 
 
+@pytest.mark.slow
 def test_a_growing_search_believes_what_a_fresh_one_does(space, draw):
     observations = draw(830)
     memory = SurrogateMemory(space, OBJECTIVES)

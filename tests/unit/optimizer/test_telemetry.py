@@ -48,6 +48,7 @@ class Tracker:
         self._action()
 
 
+@pytest.mark.slow
 def test_search_with_telemetry_records_what_one_without_does(tmp_path):
     plain, watched = tmp_path / "plain.sqlite", tmp_path / "watched.sqlite"
     run_watched(plain, {})
@@ -166,6 +167,7 @@ def test_parameters_of_a_run_are_those_that_resume_cannot_change(tmp_path):
     assert not [key for key in run.params if key.startswith(("budget", "workers", "telemetry"))]
 
 
+@pytest.mark.slow
 def test_copy_of_an_archive_is_the_same_search_to_trackers(tmp_path):
     from optimizer.archive_copy import copy_archive
 

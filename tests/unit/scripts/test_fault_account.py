@@ -173,6 +173,7 @@ def test_scores_that_are_not_those_of_their_recipe_are_a_wrong_resume(search):
     assert any(", expected " in text for text in account_for(path, seen).wrong_resumes)
 
 
+@pytest.mark.slow
 def test_failure_that_nothing_provoked_is_a_wrong_resume(search):
     path, seen = search
     key = last_of(path, "report")

@@ -24,6 +24,7 @@ from workers.residency import Memory
 from workers.sources import Sources, resolve_sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_exported_bits_are_the_bits_in_the_live_model(
@@ -125,6 +126,7 @@ def test_export_leaves_nothing_when_a_source_does_not_fit(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_export_holds_parts_and_never_a_tensor(
     make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_export_leaves_the_number_of_threads_as_it_was(
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
 def test_parts_of_an_export_are_the_bits_of_the_whole_merge(
     pools: Callable[..., Sources], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch

@@ -106,6 +106,7 @@ def test_one_checkpoint_alone_is_itself_within_the_rounding_of_a_difference(name
     assert ((merged - tuned[1]).abs() <= bound).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("chunk", [1, 7, 1000, 2**20])
 def test_result_does_not_depend_on_chunks(name: str, chunk: int) -> None:

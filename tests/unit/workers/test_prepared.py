@@ -46,6 +46,7 @@ def fresh_digest(sources: Sources, recipe, dtype: str = "float32") -> str:
     return digest_of(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_recipe_after_recipe_has_the_bits_of_a_fresh_merge(
     pools: Callable[..., Sources],

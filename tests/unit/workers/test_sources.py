@@ -110,6 +110,7 @@ def test_hub_id_that_is_not_cached_is_refused_offline() -> None:
     assert "not in the Hugging Face cache" in message
 
 
+@pytest.mark.slow
 def test_hub_id_is_taken_from_the_cache_offline(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import sys
 import time
 
 import pytest
 import yaml
 
+from configs.errors import ConfigError
 from optimizer.service.client import ServiceClient, ServiceRefusedError
+from optimizer.service.processes import DetachedProcess
+from optimizer.service.settings import existing_scorers
 from tests.unit.optimizer.service.conftest import TOKEN, URL
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -90,16 +94,16 @@ def test_everything_that_reaches_outside_is_refused_at_once(validate, job, roots
         },
         evaluation={
             "include_path": [str(roots / "tasks")],
-            "data_dir": "/root",
+            "data_dir": "/home/somebody",
             "allow_code_execution": True,
             "sandbox": "weak",
         },
         workers={"address": "ray://evil.example:10001", "threads": 100_000},
         telemetry={
-            "log_file": "/root/.bashrc",
+            "log_file": "/home/somebody/.bashrc",
             "tensorboard": {"directory": "/var/www"},
             "mlflow": {"uri": "http://evil.example"},
-            "wandb": {"mode": "online", "directory": "/root"},
+            "wandb": {"mode": "online", "directory": "/home/somebody"},
         },
     )
     assert set(paths_of(validate(text))) == {
@@ -155,6 +159,49 @@ def test_operator_allows_scorers_tasks_hub_and_urls(validate, job, roots):
         assert paths_of(validate(job(models=models), **allowed)) == ["models.checkpoints.a"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (("metrics", "metrics:f"), True),
+        (("metrics", "metrics:os.system"), False),
+        (("metrics", "metrics.text:f"), False),
+        (("metrics", "{scorers}/good.py:f"), False),
+        (("metrics:Scores.mean", "metrics:Scores.mean"), True),
+        (("metrics:Scores.mean", "metrics:Scores"), False),
+        (("{scorers}/good.py", "{scorers}/good.py:f"), True),
+        (("{scorers}/good.py", "{scorers}/good.py:subprocess.run"), False),
+        (("{scorers}/good.py:a.b", "{scorers}/good.py:a.b"), True),
+        (("{scorers}/good.py:a.b", "{scorers}/good.py:b"), False),
+        (("{scorers}", "{scorers}/good.py:f"), True),
+        (("{scorers}", "{scorers}/good.py:os.system"), False),
+        (("{scorers}", "{scorers}/../private/bad.py:f"), False),
+    ],
+)
+def test_scorer_is_allowed_as_far_as_was_said(validate, job, roots, rule, expected):
+    allowed, scorer = (text.format(scorers=roots / "scorers") for text in rule)
+    task = {"scorer": scorer, "items": f"{roots}/models/items.jsonl"}
+    answer = validate(job(objectives={"a": [task]}), scorers=(allowed,))
+    assert paths_of(answer) == ([] if expected else ["objectives.a.tasks[0].scorer"])
+
+
+def test_operator_names_directories_of_scorers_with_a_slash(roots, monkeypatch):
+    monkeypatch.chdir(roots)
+    scorers = roots.resolve() / "scorers"
+    said = ["scorers", "scorers:f", "scorers/", "scorers/good.py", "./scorers/good.py:f"]
+    assert existing_scorers("--allow-scorer", said) == (
+        "scorers",
+        "scorers:f",
+        str(scorers),
+        str(scorers / "good.py"),
+        f"{scorers / 'good.py'}:f",
+    )
+    with pytest.raises(ConfigError) as refused:
+        existing_scorers("--allow-scorer", ["good.py", "metrics", "nothing/"])
+    assert [problem.message for problem in refused.value.problems] == [
+        f"{roots.resolve() / name}: no such file or directory" for name in ("good.py", "nothing")
+    ]
+
+
 def test_logs_go_below_a_directory_of_their_own(validate, job, archives):
     good = {"log_file": str(archives / "telemetry" / "a.jsonl")}
     assert validate(job(telemetry=good)).valid
@@ -169,6 +216,7 @@ def test_changes_are_checked_like_the_job(validate, job):
     assert paths_of(validate(job(), {"a..b": 1})) == ["a..b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -201,7 +249,7 @@ def test_job_that_is_too_long_is_refused(client):
 def test_submitting_a_bad_job_makes_nothing(client, archives, job):
     before = names_in(archives)
     with pytest.raises(ServiceRefusedError) as refused:
-        client.submit(job(models={"base": "/etc", "checkpoints": {"a": "/root"}}))
+        client.submit(job(models={"base": "/etc", "checkpoints": {"a": "/var"}}))
     assert (refused.value.status, refused.value.kind_there) == (422, "config")
     assert [problem.path for problem in refused.value.problems] == [
         "models.base",
@@ -210,10 +258,12 @@ def test_submitting_a_bad_job_makes_nothing(client, archives, job):
     assert names_in(archives) == before
 
 
-def test_what_does_not_run_is_not_stopped(client):
+def test_what_does_not_run_is_not_stopped(client, archives):
+    before = names_in(archives / "done")
     with pytest.raises(ServiceRefusedError, match="does not run") as refused:
         client.stop("done")
     assert (refused.value.status, refused.value.kind_there) == (409, "conflict")
+    assert names_in(archives / "done") == before
 
 
 def test_what_another_process_writes_is_neither_stopped_resumed_nor_deleted(client, archives):
@@ -246,12 +296,25 @@ def test_nothing_more_is_started_than_may_run(settings, job, archives):
 
     from optimizer.service.app import create_app
 
-    app = create_app(settings(max_searches=0), TOKEN)
-    busy = pytest.raises(ServiceRefusedError, match="at most 0 may")
-    with TestClient(app, base_url=URL) as http, busy as refused:
-        ServiceClient(URL, TOKEN, http=http).submit(job())
-    assert (refused.value.status, refused.value.kind_there) == (429, "busy")
-    assert names_in(archives) == ["done"]
+    process = DetachedProcess(archives / "done" / "archive.sqlite.service")
+    process.start([sys.executable, "-c", "import time; time.sleep(60)"])
+    before = names_in(archives)
+    text = yaml.safe_dump(yaml.safe_load(job()) | {"budget": {"evaluations": 3}})
+    with TestClient(create_app(settings(max_searches=1), TOKEN), base_url=URL) as http:
+        client = ServiceClient(URL, TOKEN, http=http)
+        try:
+            with pytest.raises(ServiceRefusedError, match=r"1 searches.*at most 1 may") as refused:
+                client.submit(text)
+            assert (refused.value.status, refused.value.kind_there) == (429, "busy")
+            assert names_in(archives) == before
+        finally:
+            process.kill()
+        # As soon as there is room it is taken.
+        begun = client.submit(text)
+        try:
+            assert set(names_in(archives)) == {*before, begun.id}
+        finally:
+            client.stop(begun.id, force=True)
 
 
 def test_fork_needs_an_archive_to_begin_with(client, archives, job):

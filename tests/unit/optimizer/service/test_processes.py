@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -85,6 +86,63 @@ def test_process_is_asked_to_end_and_says_how_it_did(process):
     process.ask_to_end()
     wait_for(lambda: process.exit_code is not None)
     assert process.exit_code == 143
+
+
+def test_supervisor_hands_on_one_signal_however_many_come(process):
+    code = POLITE[2].replace("sys.exit(143)", "print('asked', flush=True)")
+    process.start([*POLITE[:2], code])
+    wait_for(lambda: process.last_output() == "up\n")
+    for _ in range(3):
+        process.ask_to_end()
+        wait_for(lambda: "asked" in process.last_output())
+    time.sleep(0.2)
+    assert process.last_output() == "up\nasked\n"
+
+
+def test_process_whose_supervisor_was_killed_is_asked_once(process):
+    code = POLITE[2].replace("sys.exit(143)", "print('asked', flush=True)")
+    process.start([*POLITE[:2], code])
+    wait_for(lambda: process.last_output() == "up\n")
+    supervisor = json.loads((process.directory / detached.PROCESS).read_text())["supervisor"]
+    os.kill(supervisor["pid"], signal.SIGKILL)
+    wait_for(lambda: detached.identity(supervisor["pid"]) is None)
+    process.ask_to_end()
+    wait_for(lambda: "asked" in process.last_output())
+    process.ask_to_end(again=True)
+    time.sleep(0.2)
+    assert process.last_output() == "up\nasked\n"
+
+
+def test_kill_ends_what_the_process_started_when_its_supervisor_is_gone(process):
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process.start([sys.executable, "-c", code])
+    wait_for(lambda: process.last_output().endswith("\n"))
+    child = int(process.last_output())
+    supervisor = json.loads((process.directory / detached.PROCESS).read_text())["supervisor"]
+    os.kill(supervisor["pid"], signal.SIGKILL)
+    wait_for(lambda: detached.identity(supervisor["pid"]) is None)
+    assert process.is_alive
+    process.kill()
+    wait_for(lambda: detached.identity(child) is None)
+    assert process.exit_code == KILLED
+
+
+def test_threads_that_write_one_record_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "record.json"
+
+    def write(number):
+        for _ in range(100):
+            detached.write_whole(path, {"number": number})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert json.loads(path.read_text())["number"] in range(8)
+    assert [found.name for found in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_another_process_of_the_same_number_is_not_taken_for_it(process):

@@ -3,18 +3,33 @@
 import dataclasses
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from evaluators.blocks import partition
+from evaluators.scores import ObjectiveScore
 from optimizer.archive import Archive
+from optimizer.archive_stops import Stop
 from optimizer.belief import believed_candidates
+from optimizer.candidate import Candidate
 from optimizer.cma_strategy import CmaStrategy
 from optimizer.front_view import front_of
 from optimizer.recorded_space import recorded_space
-from optimizer.service.client import ServiceRefusedError
-from tests.unit.optimizer.service.conftest import MERGES
-from tests.unit.optimizer.service.large_archive import add_candidate, build_large
+from optimizer.service.app import create_app
+from optimizer.service.client import ServiceClient, ServiceRefusedError
+from optimizer.service.errors import BusyError
+from tests.contract.archive_examples import (
+    completed_block,
+    example_archive,
+    example_candidate,
+    example_manifest,
+)
+from tests.unit.optimizer.service.conftest import MERGES, TOKEN, URL
+from tests.unit.optimizer.service.large_archive import NAMES, add_candidate, build_large
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 
@@ -192,6 +207,37 @@ def test_comparison_is_paired_and_antisymmetric(client):
     assert [item.id for item in paged] == [f"report-instruct-{n:02d}" for n in (5, 6, 7)]
 
 
+def test_scores_and_texts_are_of_one_moment_while_blocks_are_recorded(
+    client, archives, monkeypatch
+):
+    path = archives / "live.sqlite"
+    first, second = partition(example_manifest().items("search"), (1, 1))
+    with example_archive(path) as archive:
+        archive.begin_run()
+        blocks = [archive.record_block("search", items) for items in (first, second)]
+        for index in range(2):
+            candidate = example_candidate(index, origin=f"baseline:{index}")
+            archive.record_proposal(candidate)
+            archive.record_outcome(completed_block(index, blocks[0], first))
+    read_parts = Archive._read_parts
+
+    def record_after(self, *arguments):
+        """Read; whatever comes after it in another transaction sees another block."""
+        parts = read_parts(self, *arguments)
+        monkeypatch.undo()
+        with Archive.open(path, writable=True) as writer:
+            for index in range(2):
+                writer.record_outcome(completed_block(index, blocks[1], second))
+        return parts
+
+    monkeypatch.setattr(Archive, "_read_parts", record_after)
+    found = client.items("live.sqlite", 0)
+    texts = [item.text for item in found.tasks[0].items]
+    assert len(texts) == len(first["gsm8k"])
+    assert all(text.startswith("answer 0") for text in texts)
+    assert len(client.items("live.sqlite", 0).tasks[0].items) == 7
+
+
 def test_comparison_takes_a_split_that_both_have(client):
     assert client.compare("done", 1, 2).split == "search"
     with pytest.raises(ServiceRefusedError, match="no items of the report split") as refused:
@@ -220,16 +266,27 @@ def test_events_number_candidates_so_that_browsers_can_go_on(as_program):
 
 
 def test_events_are_limited_in_number(settings):
-    from fastapi.testclient import TestClient
+    app = create_app(settings(max_streams=1, stream_s=2.0), TOKEN)
+    url, headers = "/api/v1/searches/done/events", {"Authorization": f"Bearer {TOKEN}"}
 
-    from optimizer.service.app import create_app
-    from tests.unit.optimizer.service.conftest import TOKEN, URL
+    def is_full() -> bool:
+        try:
+            app.state.services.refuse_more_streams()
+        except BusyError:
+            return True
+        return False
 
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    with TestClient(create_app(settings(max_streams=0), TOKEN), base_url=URL) as http:
-        answer = http.get("/api/v1/searches/done/events", headers=headers)
-    assert answer.status_code == 429
-    assert answer.json()["error"]["kind"] == "busy"
+    with TestClient(app, base_url=URL) as http, ThreadPoolExecutor() as pool:
+        first = pool.submit(http.get, url, headers=headers)
+        while not is_full():
+            assert not first.done(), "the first stream ended before it was counted"
+            time.sleep(0.01)
+        refused = http.get(url, headers=headers)
+        assert first.result().status_code == 200
+        again = http.get(url, headers=headers)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["kind"] == "busy"
+    assert again.status_code == 200
 
 
 def test_what_is_recorded_later_is_seen(client, archives):
@@ -244,6 +301,47 @@ def test_what_is_recorded_later_is_seen(client, archives):
         archive.record_outcome(_outcome(archive.job, 5, "search", (1.0,) * len(CHECKPOINTS)))
     assert client.search("done").revision != before
     assert [row.index for row in client.front("done").front] == [5]
+
+
+def test_table_is_of_the_belief_that_it_says_when_a_stop_changes_no_outcome(client, archives):
+    path = build_large(archives / "live.sqlite", 40, 30)
+    client.front("live.sqlite")
+    with Archive.open(path, writable=True) as archive:
+        weights = [[0.6], [0.6], [0.6]]
+        space = recorded_space(archive)
+        recipe = space.recipe(weights, [[0.1]] * 3)
+        genotype = space.encode(recipe.weights, recipe.drop_ratios)
+        archive.record_proposal(Candidate(40, genotype, recipe, "strategy:cma", seen=40))
+        estimates = {name: ObjectiveScore(0.05, 0.01, 10) for name in NAMES}
+        archive.record_stops({40: Stop(reason="racing", scores=estimates, numbers={})})
+        expected = [row.posterior for row in believed_candidates(archive)]
+    assert client.candidates("live.sqlite").total == 41  # of the belief from before the stop
+    found = client.points("live.sqlite", fresh=True)
+    assert found.belief.state == "current"
+    for rows in (found.posterior[:40], client.points("live.sqlite").posterior[:40]):
+        assert np.array(rows) == pytest.approx(
+            np.array([[score.value for score in row.values()] for row in expected]), abs=1e-9
+        )
+
+
+def test_posterior_that_fails_is_not_tried_again_at_once(settings, archives, monkeypatch):
+    build_large(archives / "live.sqlite", 40, 30)
+    tries = []
+
+    def fail(archive):
+        tries.append(archive)
+        raise RuntimeError("no posterior")
+
+    monkeypatch.setattr("optimizer.service.beliefs.believed_candidates", fail)
+    app = create_app(settings(), TOKEN)
+    with TestClient(app, base_url=URL) as http:
+        client = ServiceClient(URL, TOKEN, http=http)
+        for _ in range(10):
+            found = client.front("live.sqlite", fresh=False)
+            assert found.belief.state == "pending"
+            assert found.front
+            time.sleep(0.02)
+    assert len(tries) == 1
 
 
 def test_answers_fit_together_while_a_search_records(client, archives):
@@ -279,7 +377,7 @@ def test_a_deleted_archive_is_not_read_any_further(client, archives):
 def test_html_in_names_is_text_everywhere(as_program, archives):
     evil = "<script>alert(1)</script>"
     build(archives / "x.sqlite", [Merge((0, 0, 0), (0.5,) * 3)], name=evil)
-    page = as_program.get("/").text
+    page = as_program.get("/searches/x.sqlite").text
     assert evil not in page
     assert "&lt;script&gt;" in page
     answer = as_program.get("/api/v1/searches")

@@ -1,5 +1,7 @@
 """Who is let in, from where, with how much."""
 
+import asyncio
+import json
 import re
 import stat
 
@@ -95,6 +97,14 @@ def test_login_form_takes_the_token(http):
     assert http.get(SEARCHES).status_code == 200
 
 
+def test_cookies_of_other_services_do_not_hide_ours(http, app):
+    session = app.state.keys.new_session()
+    others = 'a={"b": [1, 2]}; c d=e; =; f="g; \xe9'.encode("latin-1")
+    for line in (others + b"; mergefront_80=%s", b"mergefront_80=%s; " + others):
+        headers = {"Cookie": line % session.encode()}
+        assert http.get(SEARCHES, headers=headers).status_code == 200
+
+
 def test_login_with_a_wrong_token_gives_nothing(http):
     answer = http.get("/login", params={"token": "<script>"})
     assert answer.status_code == 401
@@ -174,9 +184,21 @@ def test_cookie_changes_something_only_from_pages_of_the_service(http, headers, 
     assert http.post(STOP, json={}, headers=headers).status_code == status
 
 
-def test_other_sites_may_not_log_somebody_in(http):
-    headers = {"Origin": "http://evil.example"}
-    assert http.post("/login", data={"token": TOKEN}, headers=headers).status_code == 403
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (URL, 200),
+        ("http://evil.example", 403),
+        ("null", 403),  # sandboxed frames of any site send it
+        ("http://[", 403),
+        ("http://[::1", 403),
+        ("", 403),
+    ],
+)
+def test_only_the_service_s_own_form_logs_somebody_in(http, origin, status):
+    answer = http.post("/login", data={"token": TOKEN}, headers={"Origin": origin})
+    assert answer.status_code == status
+    assert ("set-cookie" in answer.headers) == (status == 200)
 
 
 def test_no_answer_lets_other_origins_read_it(http):
@@ -184,19 +206,25 @@ def test_no_answer_lets_other_origins_read_it(http):
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
-@pytest.mark.parametrize("path", ["/", "/login", SEARCHES, "/static/service.css", "/nowhere"])
-@pytest.mark.parametrize("headers", [BEARER, {}])
-def test_every_answer_tells_browsers_to_be_careful(http, path, headers):
-    found = http.get(path, headers=headers).headers
+def is_careful(answer, path):
+    """Check the headers that every answer has."""
+    found = answer.headers
     policy = found["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
     assert found["x-content-type-options"] == "nosniff"
-    assert found["referrer-policy"] == "no-referrer"
+    # With `no-referrer` browsers send `Origin: null` with the login form.
+    assert found["referrer-policy"] == "same-origin"
     assert found["x-frame-options"] == "DENY"
     kept = "no-cache" if path.startswith("/static") else "no-store"
     assert found["cache-control"] == kept
+
+
+@pytest.mark.parametrize("path", ["/", "/login", SEARCHES, "/static/service.css", "/nowhere"])
+@pytest.mark.parametrize("headers", [BEARER, {}])
+def test_every_answer_tells_browsers_to_be_careful(http, path, headers):
+    is_careful(http.get(path, headers=headers), path)
 
 
 def test_pages_have_no_inline_script_or_style(http):
@@ -248,23 +276,45 @@ def test_export_ids_are_no_paths(http):
             assert http.get(url, headers=BEARER).status_code == 404
 
 
-def test_body_that_is_too_large_is_not_read(http):
-    answer = http.post(f"{SEARCHES}", content=b"x" * 1_000_001, headers=BEARER)
-    assert answer.status_code == 413
-    assert error_of(answer)["kind"] == "too_large"
+def posted(app, headers, parts):
+    """Post a body in parts, as a server hands it on; returns status, error, and parts taken."""
+    waiting, sent = list(parts), []
+
+    async def receive():
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def send(message):
+        sent.append(message)
+
+    named = {"host": "127.0.0.1", "authorization": BEARER["Authorization"], **headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": SEARCHES,
+        "raw_path": SEARCHES.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+    }
+    asyncio.run(app(scope, receive, send))
+    error = json.loads(sent[1]["body"])["error"]
+    return sent[0]["status"], error["kind"], len(parts) - len(waiting)
 
 
-def test_body_without_a_length_is_counted(http):
-    sent = []
+def test_body_that_is_too_large_is_not_read(app):
+    parts = [b"x" * 100_000] * 11
+    assert posted(app, {"content-length": "1000001"}, parts) == (413, "too_large", 0)
 
-    def chunks():
-        for number in range(100):
-            sent.append(number)
-            yield b"x" * 100_000
 
-    answer = http.post(f"{SEARCHES}", content=chunks(), headers=BEARER)
-    assert answer.status_code == 413
-    error_of(answer)
+def test_body_without_a_length_is_read_up_to_the_limit(app):
+    assert posted(app, {}, [b"x" * 100_000] * 100) == (413, "too_large", 11)
+    # Exactly as large as it may be, and all of it read.
+    status, kind, taken = posted(app, {}, [b"x" * 100_000] * 10)
+    assert (status, kind, taken) == (422, "request", 10)
+
+
+def test_body_that_is_longer_than_it_says_is_read_up_to_the_limit(app):
+    headers = {"content-length": "10"}
+    assert posted(app, headers, [b"x" * 100_000] * 100) == (413, "too_large", 11)
 
 
 def test_length_that_lies_is_refused(http):
@@ -325,3 +375,4 @@ def test_failure_inside_is_said_without_its_details(settings, monkeypatch):
     assert answer.status_code == 500
     assert error_of(answer)["kind"] == "internal"
     assert "secret" not in answer.text
+    is_careful(answer, SEARCHES)

@@ -1,0 +1,168 @@
+"""The searches that the service launches on a Ray cluster, and what the cluster says of them.
+
+It is asked for all of its jobs at once, every few seconds at most: a list of many searches waits
+for one answer, or for one that does not come. How a job ended is written down beside its search,
+since clusters go when their work is done.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.errors import ClusterError
+from configs.schema import JobConfig
+from optimizer.launch import submit
+from optimizer.service.detached import write_whole
+from optimizer.service.processes import read_record
+from optimizer.service.search_files import SearchFiles
+from optimizer.service.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from workers.ray_jobs import JobClient, JobFacts
+
+_END = "cluster-end.json"
+_ANSWER_S = 5.0
+"""How long an answer holds, and that there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A launch of a search.
+
+    Attributes:
+        job: Id of its job.
+        address: Of the cluster that has it.
+        end: File that says how it ended, once that is known.
+    """
+
+    job: str
+    address: str
+    end: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a cluster says of a job: Ray's status, and a message, which may be empty."""
+
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the cluster said, or why it did not, after how many launches it was asked."""
+
+    at_s: float
+    after: int
+    jobs: "Mapping[str, JobFacts] | None"
+    error: ClusterError | None = None
+
+    def holds(self, num_launches: int) -> bool:
+        return self.after == num_launches and time.monotonic() < self.at_s + _ANSWER_S
+
+
+class Cluster:
+    """Launches searches on the cluster of the service, and ends them; safe for several threads."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._access = settings.cluster
+        self._python = settings.cluster_python
+        self._lock = threading.Lock()
+        self._client: JobClient | None = None
+        self._answer: _Answer | None = None
+        self._num_launches = 0
+
+    def launch(self, job: JobConfig, files: SearchFiles) -> None:
+        """Start a search there, and write down which job it is.
+
+        Raises:
+            ConfigError: The files that the job names are too large to be sent.
+            ClusterError: The cluster does not take it.
+        """
+        with self._lock:
+            client = self._connected()
+        job_id = submit(job, client, python=self._python, environment={})
+        with self._lock:
+            # No answer to what was asked before knows it.
+            self._num_launches += 1
+        write_whole(files.launched, {"job": job_id, "address": client.address})
+
+    def said_of(self, launch: Launch) -> Said | None:
+        """Return what the cluster says of a launch; None where it knows of none (any more).
+
+        Raises:
+            ClusterError: It cannot be asked, or was another cluster.
+        """
+        ended = read_record(launch.end)
+        if ended.get("job") == launch.job:
+            return Said(str(ended.get("status")), str(ended.get("message")))
+        if self._access is None:
+            raise ClusterError(
+                f"it was launched on {launch.address}, and the service was started without "
+                "--address"
+            )
+        if launch.address != (here := self._access.address.rstrip("/")):
+            raise ClusterError(f"it was launched on {launch.address}; the service uses {here}")
+        found = self._jobs().get(launch.job)
+        return None if found is None else _noted(launch, found)
+
+    def end(self, launch: Launch) -> None:
+        """Ask a search to end, and wait until it has.
+
+        Raises:
+            ClusterError: The cluster cannot be reached, or the search does not end.
+        """
+        with self._lock:
+            client = self._connected()
+        _noted(launch, client.stop(launch.job))
+
+    def _jobs(self) -> "Mapping[str, JobFacts]":
+        with self._lock:  # others wait for the same answer
+            known = self._answer
+            if known is None or not known.holds(self._num_launches):
+                known = self._answer = self._asked()
+        if known.jobs is None:
+            raise ClusterError(str(known.error))
+        return known.jobs
+
+    def _asked(self) -> _Answer:
+        after = self._num_launches
+        try:
+            found = {facts.job_id: facts for facts in self._connected().jobs()}
+        except ClusterError as error:
+            # The next one asks whether anybody answers first, which it does not wait long for.
+            self._client = None
+            return _Answer(time.monotonic(), after, None, error)
+        return _Answer(time.monotonic(), after, found)
+
+    def _connected(self) -> "JobClient":
+        from workers.ray_jobs import JobClient  # noqa: PLC0415 - imports Ray
+
+        if self._access is None:
+            raise ClusterError("the service was started without --address")
+        if self._client is None:
+            self._client = JobClient(self._access)
+        return self._client
+
+
+def launch_of(files: SearchFiles) -> Launch | None:
+    """Return the launch of a search that was written down; None where there is none."""
+    found = read_record(files.launched)
+    job, address = found.get("job"), found.get("address")
+    if not isinstance(job, str) or not isinstance(address, str):
+        return None
+    return Launch(job, address, files.state / _END)
+
+
+def _noted(launch: Launch, facts: "JobFacts") -> Said:
+    """Write down how a job ended, once it has."""
+    said = Said(facts.status, facts.message)
+    if facts.has_ended:
+        content = {"job": launch.job, "status": said.status, "message": said.message}
+        with suppress(OSError):  # it is asked for again
+            write_whole(launch.end, content)
+    return said
