@@ -15,8 +15,8 @@ from typing import Literal
 from configs.errors import MergefrontError
 from optimizer.archive_schema import mergefront_version
 from optimizer.estimate import format_bytes
-from optimizer.hardware import find_hardware
 from optimizer.machine_check import why_not_writable
+from workers.hardware import find_hardware
 
 Status = Literal["ok", "note", "fault"]
 

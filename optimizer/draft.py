@@ -18,7 +18,7 @@ from configs.evaluation import SplitSizes
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.estimate import RUNTIME_BYTES, format_bytes
-from optimizer.hardware import Hardware, find_hardware
+from workers.hardware import Hardware, find_hardware
 
 # Metrics and examples of tasks that have several; of others the only metric is taken.
 KNOWN_TASKS: Mapping[str, Mapping[str, object]] = {

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
 from configs.evaluation import SPLITS
-from configs.place import DatabasePlace
 from optimizer.archive_schema import mergefront_version
 from optimizer.front_view import scores_record
 from optimizer.model_card import merged_cards, model_card
@@ -167,7 +166,8 @@ def recipe_json(
             for split in SPLITS
             if index in (scores := archive.scores(split))
         },
-        "job": {**archive.job.model_dump(mode="json"), **_public_place(archive)},
+        # Where the archive is says nothing of the merge, and may name directories, servers, users.
+        "job": {**archive.job.model_dump(mode="json"), "archive": archive.place.public_name},
         "mergefront_version": mergefront_version(),
     }
     if other is not None:
@@ -184,12 +184,6 @@ def recipe_json(
             **rescored_record(other),
         }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _public_place(archive: "Archive") -> dict[str, str]:
-    """Return what a published job says of its archive: servers and users are not published."""
-    place = archive.place
-    return {"archive": place.public_name} if isinstance(place, DatabasePlace) else {}
 
 
 def _device_of(archive: "Archive") -> str:

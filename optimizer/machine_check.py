@@ -7,12 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import psutil
-
 from configs.errors import ConfigError
 from configs.place import read_place
 from configs.schema import JobConfig
 from optimizer.estimate import Estimate, format_bytes
+from workers.hardware import count_cores, find_gpus, find_memory
 from workers.pool_size import local_count
 
 
@@ -41,19 +40,20 @@ def check_device(job: JobConfig) -> None:
     workers = job.workers
     if workers.device != "cuda" or workers.address is not None:
         return
-    import torch  # noqa: PLC0415 - heavy
+    gpus = find_gpus()
+    if not gpus:
+        import torch  # noqa: PLC0415 - heavy
 
-    if not torch.cuda.is_available():
         raise ConfigError.single(
             "workers.device",
             "is `cuda`, but torch finds no CUDA device here; use `cpu`, install a build of torch "
             f"with CUDA (this one is {torch.__version__}), or name a cluster in workers.address",
         )
-    found, count = torch.cuda.device_count(), local_count(workers)
-    if count * workers.gpus > found:
+    count = local_count(workers)
+    if count * workers.gpus > len(gpus):
         raise ConfigError.single(
             "workers.gpus",
-            f"{count} workers x {workers.gpus:g} GPUs do not fit on {found}; lower "
+            f"{count} workers x {workers.gpus:g} GPUs do not fit on {len(gpus)}; lower "
             "workers.count or workers.gpus",
         )
 
@@ -69,16 +69,14 @@ def check_memory(job: JobConfig, cost: Estimate) -> list[str]:
         return []
     count = local_count(workers)
     if workers.device == "cuda":
-        import torch  # noqa: PLC0415 - heavy
-
-        if not torch.cuda.is_available():
+        gpus = find_gpus()
+        if not gpus:
             return []  # check_device has said so
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = gpus[0].memory_bytes
         per_device = int(cost.model_bytes / max(1.0, workers.gpus)) * max(1, int(1 / workers.gpus))
         free, kind, needed = total, "GPU memory", per_device
     else:
-        memory = psutil.virtual_memory()
-        total, free, kind = memory.total, memory.available, "memory"
+        (total, free), kind = find_memory(), "memory"
         needed = count * cost.worker_bytes
     text = f"{count} workers need {format_bytes(needed)} of {kind} for their models"
     if needed > total:
@@ -106,7 +104,7 @@ def disk_warnings(job: JobConfig, cost: Estimate) -> list[str]:
 
 def core_warnings(job: JobConfig) -> list[str]:
     """Say so where the threads of all workers are more than the cores of this machine."""
-    cores, count = len(os.sched_getaffinity(0)), local_count(job.workers)
+    cores, count = count_cores(), local_count(job.workers)
     wanted = count * job.workers.threads
     if job.workers.address is not None or job.workers.device != "cpu" or wanted <= cores:
         return []

@@ -22,7 +22,7 @@ from configs.errors import ArchiveError
 from evaluators.scores import FloatArray, Scores
 from optimizer.baselines import SCALES, label_of
 from optimizer.front_view import ScoredCandidate, front_of, points_of, scored_candidates
-from optimizer.progress import progress_of
+from optimizer.progress import ProgressPoint, progress_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,13 +59,19 @@ class Picture:
     num_before_search: int
 
     @classmethod
-    def of(cls, archive: "Archive", rows: Sequence[ScoredCandidate] | None = None) -> "Picture":
+    def of(
+        cls,
+        archive: "Archive",
+        rows: Sequence[ScoredCandidate] | None = None,
+        points: Sequence[ProgressPoint] | None = None,
+    ) -> "Picture":
         """Gather the picture of an archive's search split.
 
         Args:
             archive: The record of the search.
             rows: What was scored there, with what is believed of it (``optimizer.belief``); None
                 takes the raw scores.
+            points: The course of the search (``optimizer.progress``), where it is known already.
 
         Raises:
             ArchiveError: Nothing was scored yet.
@@ -77,6 +83,7 @@ class Picture:
                 f"{archive.place}: nothing was scored yet, so there is nothing to draw; continue "
                 f"with `mergefront resume {archive.place}`"
             )
+        points = progress_of(archive) if points is None else points
         front = front_of(rows)
         on_front = {row.candidate.index for row in front}
         baselines: dict[str, list[ScoredCandidate]] = {}
@@ -93,7 +100,7 @@ class Picture:
             baselines=baselines,
             chosen=chosen,
             report=None if chosen is None else archive.scores("report").get(chosen.candidate.index),
-            volume=np.array([point.volume for point in progress_of(archive)]),
+            volume=np.array([point.volume for point in points], dtype=np.float64),
             num_before_search=next(
                 (n for n, seen in enumerate(observations) if not seen.candidate.is_baseline),
                 len(observations),

@@ -36,7 +36,8 @@ _NOT_CHOSEN = "No merge was chosen yet: the search has not been validated."
 def document_of(archive: "Archive", report: Report | None = None) -> Document:
     """Write the report of a search, finished or not; the same archive gives the same report."""
     report = report_of(archive) if report is None else report
-    picture = Picture.of(archive, report.rows) if report.rows else None
+    points = None if report.progress is None else report.progress.points
+    picture = Picture.of(archive, report.rows, points) if report.rows else None
     sections = [
         _verdict(report),
         _question(archive),

@@ -1,10 +1,10 @@
 """How many workers fit: on this machine, or on the nodes of a cluster as they come and go."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 
 from configs.worker_settings import WorkerSettings
+from workers.hardware import count_cores, find_gpus
 
 
 def workers_that_fit(settings: WorkerSettings, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -27,12 +27,6 @@ def local_count(settings: WorkerSettings) -> int:
     """Return the number of workers of a Ray that is started on this machine; at least one."""
     if settings.count != "auto":
         return settings.count
-    cores = float(len(os.sched_getaffinity(0)))
-    gpus = float(_num_gpus()) if settings.gpus else 0.0
+    cores = float(count_cores())
+    gpus = float(len(find_gpus())) if settings.gpus else 0.0
     return max(1, workers_that_fit(settings, [{"CPU": cores, "GPU": gpus}]))
-
-
-def _num_gpus() -> int:
-    import torch  # noqa: PLC0415 - heavy
-
-    return torch.cuda.device_count()

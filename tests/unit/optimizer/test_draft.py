@@ -11,7 +11,7 @@ from configs.errors import CheckpointError, ConfigError
 from configs.load import load_job
 from optimizer import cli
 from optimizer.draft import Draft, Wishes, draft_job, render_draft
-from optimizer.hardware import Gpu, Hardware
+from workers.hardware import Gpu, Hardware
 
 LAPTOP = Hardware(cores=8, memory_bytes=16 * 2**30, free_bytes=12 * 2**30, gpus=())
 SERVER = Hardware(

@@ -144,7 +144,7 @@ def test_export_leaves_nothing_when_the_weights_are_not_those_that_were_scored(
 
 def test_server_of_an_archive_is_not_published(archive, monkeypatch):
     choice = choose(archive)
-    assert json.loads(recipe_json(archive, choice))["job"]["archive"] == archive.job.archive
+    assert json.loads(recipe_json(archive, choice))["job"]["archive"] == "archive.sqlite"
     place = read_place("postgresql://someone@host/db?search=x")
     monkeypatch.setattr(Archive, "place", property(lambda _: place))
     assert json.loads(recipe_json(archive, choice))["job"]["archive"] == "ARCHIVE"

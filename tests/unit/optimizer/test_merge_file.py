@@ -1,10 +1,12 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -86,6 +88,32 @@ def test_size_is_that_of_every_file(config, tmp_path, tiny_pool):
     written = [path for path in done.directory.rglob("*") if path.is_file()]
     assert done.directory / "1_Pooling" / "config.json" in written
     assert done.size_bytes == sum(path.stat().st_size for path in written)
+
+
+def test_card_names_parents_that_are_merged_and_on_the_hub(config, tmp_path, tiny_pool):
+    file = read_recipe_file(config)
+    digests = {source.name: source.digest for source in file.sources.everything}
+    places = {"base": "org/base@v1", "math": "s3://bucket/math", "code": "org/code"}
+    spelled = {digests[name]: place for name, place in places.items()}
+    one = replace(file, spelled=spelled)
+    card = (write_merge(plan_merge(one), tmp_path / "one").directory / "README.md").read_text()
+    assert ModelCard(card).data.base_model == ["org/base", "org/code"]
+    assert "| base | `org/base` at `v1` |" in card
+    weights = [
+        row if checkpoint.name == "math" else tuple(0.0 for _ in row)
+        for checkpoint, row in zip(file.recipe.checkpoints, file.recipe.weights, strict=True)
+    ]
+    recipe = file.recipe.model_copy(update={"weights": tuple(weights)})
+    two = replace(file, recipe=recipe, spelled=spelled)
+    card = (write_merge(plan_merge(two), tmp_path / "two").directory / "README.md").read_text()
+    assert ModelCard(card).data.base_model == ["org/base"]
+
+
+def test_unclear_licence_is_said(config, tmp_path):
+    result = mergefront("merge", config, "--out", tmp_path / "merged", "--json")
+    assert "note: No card of the merged models names a licence" in result.stderr
+    said = json.loads(result.stdout)["licence_warning"]
+    assert said in (tmp_path / "merged" / "README.md").read_text()
 
 
 def test_a_recipe_survives_the_way_through_mergekits_language(config, tmp_path):

@@ -45,7 +45,7 @@ def test_card_names_base_models_that_came_from_the_hub(tmp_path):
         "checkpoints": {
             "instruct": "org/a",
             "code": {"path": "org/b", "revision": "abc"},
-            "math": "/models/math",
+            "math": "s3://bucket/math",
         },
     }
     with Archive.open(build(tmp_path / "b.sqlite", MERGES, chosen=1, models=models)) as archive:
@@ -54,7 +54,7 @@ def test_card_names_base_models_that_came_from_the_hub(tmp_path):
     assert metadata["base_model"] == ["org/base", "org/a", "org/b"]
     assert metadata["base_model_relation"] == "merge"
     assert "| code | `org/b` at `abc` |" in card
-    assert "| math | directory `math` |" in card
+    assert "| math | `s3://bucket/math` |" in card
 
 
 def test_card_lists_every_source_with_its_digest(archive, card):
@@ -114,4 +114,6 @@ def test_recipe_json_rebuilds_the_recipe_and_the_job(archive):
     assert recipe.recipe_id == content["recipe_id"] == archive.candidate(1).recipe.recipe_id
     assert content["weights_digest"] == archive.weights_digest(1)
     assert JobConfig.model_validate(content["job"]).digest == archive.job.digest
+    # Where the archive is says nothing about the merge, and may name servers and users.
+    assert content["job"]["archive"] == "a.sqlite"
     assert content["scores"]["report"]["math"]["value"] == pytest.approx(0.65)

@@ -174,19 +174,28 @@ def test_only_files_of_a_model_are_uploaded(model, tmp_path):
     assert "note: archive.sqlite stays here" in done.stderr
 
 
-def test_places_that_recipe_json_would_publish_are_named(model):
-    recipe = json.loads((model / "recipe.json").read_text())
-    recipe["sources"] = {
-        "a": {"path": "/models/a"},
-        "b": {"path": "s3://bucket/b"},
-        "c": {"path": "org/c@main"},
-        "d": {"path": "~/d"},
+def test_places_that_are_not_for_everybody_are_named(model):
+    path = model / "recipe.json"
+    content = json.loads(path.read_text())
+    content["sources"] = {
+        "a": {"path": "s3://our-bucket/a"},
+        "b": {"path": "/data/b"},
+        "c": {"path": "org/c"},
     }
-    recipe["job"] = {"archive": "postgresql://someone@host/db?search=x"}
-    (model / "recipe.json").write_text(json.dumps(recipe))
+    content["job"] = {"workers": {"address": "ray://head:10001"}, "archive": "~/a.sqlite"}
+    path.write_text(json.dumps(content))
     assert check_upload(model).private_paths == (
-        "/models/a", "postgresql://someone@host/db?search=x", "s3://bucket/b", "~/d",
+        "/data/b", "ray://head:10001", "s3://our-bucket/a", "~/a.sqlite",
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_parent_that_is_no_id_is_seen_by_the_hub(hub, model):
+    card = (model / "README.md").read_text().replace("---\n", "---\nbase_model: s3://b/m\n", 1)
+    (model / "README.md").write_text(card)
+    done = mergefront_push(hub.address, model, "merge")
+    assert done.returncode == 8
+    assert "Invalid metadata in README.md" in done.stderr
 
 
 def spoil_weights(model: Path) -> None:
@@ -214,6 +223,9 @@ def link_shard(model: Path) -> None:
         (lambda m: (m / "recipe.json").write_text("{}"), "recipe.json: holds no digest"),
         (lambda m: (m / "README.md").unlink(), "README.md: the model card is missing"),
         (lambda m: (m / "README.md").write_text("# model"), "README.md: has no metadata"),
+        # What the hub does not see as metadata is none.
+        (lambda m: (m / "README.md").write_text("a\n---\nb: c\n---\n"), "has no metadata"),
+        (lambda m: (m / "README.md").write_text("---\n- a\n---\n"), "should be a dict"),
         (lambda m: (m / "README.md").write_text("---\na: [\n---\n"), "its metadata are no YAML"),
         (lambda m: (m / "config.json").unlink(), "config.json"),
         (lambda m: sorted(m.glob("*.safetensors"))[0].unlink(), "model-00001"),

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.table import Table as RichTable
 from typer.testing import CliRunner
 
 from configs.errors import ArchiveError, ConfigError
-from optimizer import cli
+from optimizer import belief, cli, plot, progress_view
 from optimizer.archive import Archive
+from optimizer.progress import progress_of
 from optimizer.report import report_of
+from optimizer.report_document import Table
 from optimizer.report_sections import document_of
 from optimizer.report_write import check_targets, html_of, markdown_of, write_report
 from tests.unit.optimizer.synthetic_archive import Merge, build
@@ -169,7 +172,48 @@ def test_contribution_is_shown_where_it_was_measured(make_document):
     assert "Not asked what each checkpoint adds" in html_of(make_document(file="b"))
 
 
+def test_what_only_has_a_colour_does_not_stand_out():
+    table = RichTable("a")
+    for style in ("bold green", "red", None, "bold", "green"):
+        table.add_row("x", style=style)
+    assert Table.of(table).marked == {0, 3}
+
+
+def test_commands_survive_any_name(make_document):
+    text = markdown_of(make_document(file="a b;c"), {})
+    assert "mergefront resume 'a b;c.sqlite' --verify" in text
+    assert "mergefront export 'a b;c.sqlite' --id " in text
+
+
+def test_posterior_is_fitted_once_for_a_written_report(tmp_path, monkeypatch):
+    fits = []
+    fit = belief.posterior_scores
+
+    def counted(*arguments):
+        fits.append(arguments)
+        return fit(*arguments)
+
+    monkeypatch.setattr(belief, "posterior_scores", counted)
+    with Archive.open(build(tmp_path / "a.sqlite", MERGES, chosen=2)) as archive:
+        document_of(archive, report_of(archive))
+    assert len(fits) == 1
+
+
 @pytest.mark.slow
+def test_course_is_worked_out_once_for_a_written_report(tmp_path, monkeypatch):
+    seen = []
+
+    def counted(archive):
+        seen.append(archive)
+        return progress_of(archive)
+
+    for module in (plot, progress_view):
+        monkeypatch.setattr(module, "progress_of", counted)
+    with Archive.open(build(tmp_path / "a.sqlite", MERGES, chosen=2)) as archive:
+        document_of(archive, report_of(archive))
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     ("merges", "said"),
     [

@@ -1,4 +1,4 @@
-"""What this machine has for a search: cores, memory and GPUs."""
+"""What this machine has for a search: cores, memory and GPUs. The one place that asks for them."""
 
 import os
 from dataclasses import dataclass
@@ -33,14 +33,27 @@ class Hardware:
 
 def find_hardware() -> Hardware:
     """Look at this machine; imports torch, which knows the GPUs."""
+    memory_bytes, free_bytes = find_memory()
+    return Hardware(
+        cores=count_cores(), memory_bytes=memory_bytes, free_bytes=free_bytes, gpus=find_gpus()
+    )
+
+
+def count_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def find_memory() -> tuple[int, int]:
+    """Return all bytes of memory, and those that are free, pages of files that can go included."""
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """Return the CUDA devices that torch can use, in its order."""
     import torch  # noqa: PLC0415 - heavy
 
-    memory = psutil.virtual_memory()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.cuda.get_device_properties(index) for index in range(count)]
-    return Hardware(
-        cores=len(os.sched_getaffinity(0)),
-        memory_bytes=int(memory.total),
-        free_bytes=int(memory.available),
-        gpus=tuple(Gpu(str(each.name), int(each.total_memory)) for each in found),
-    )
+    return tuple(Gpu(str(each.name), int(each.total_memory)) for each in found)
