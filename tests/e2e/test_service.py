@@ -193,7 +193,7 @@ def test_browser_follows_events_with_its_cookie(finished, service):
     with httpx2.Client(base_url=service.url, timeout=30) as browser:
         assert browser.get("/").status_code == 401
         browser.get("/login", params={"token": service.token})
-        page = browser.get("/").text
+        page = browser.get(f"/searches/{finished[0]}").text
         assert "tiny &lt;b&gt;search&lt;/b&gt;" in page
         url = f"/api/v1/searches/{finished[0]}/events"
         with browser.stream("GET", url, params={"after": BUDGET - 1}) as answer:
