@@ -23,6 +23,8 @@ from tests.doc_pages import DOCS, PAGES, ROOT, Box, boxes_of
 pytestmark = pytest.mark.slow
 
 RUN = [page for page in PAGES if any(box.is_run for box in boxes_of(page))]
+# Of these pages CI makes sure; the others take minutes more.
+GATED = ("tutorial", "export", "service")
 LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 # What is in front of the PATH: the commands of this source tree, and a pip that installs beside it.
 PROGRAMS = {
@@ -168,7 +170,13 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reader]:
     reader.close()
 
 
-@pytest.mark.parametrize("page", RUN, ids=[page.stem for page in RUN])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[] if page.stem in GATED else [pytest.mark.campaign])
+        for page in RUN
+    ],
+)
 def test_what_a_page_shows_works_as_it_stands(page: Path, read: Reader) -> None:
     for box in boxes_of(page):
         read.follow(box)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 import mergefront as mergefront_api
-from configs.errors import EvaluationError
 from optimizer.archive import Archive
 from optimizer.export import export
 from optimizer.select import choose
@@ -75,18 +74,6 @@ def test_export_whose_scores_differ_ends_with_an_error(mergefront, archive, tmp_
     assert "tiny_choice: 1 of 4 items differ" in done.stderr
     assert "NOT equal, 1 items differ" in done.stderr
     assert done.stdout.strip() == str(tmp_path / "model")
-
-
-def test_nothing_to_compare_is_not_equal(tiny_job, tmp_path):
-    tasks = [{"task": "tiny_text", "metric": "target_bits_per_byte"}]
-    job = tiny_job(
-        archive=str(tmp_path / "a.sqlite"), objectives={"o": tasks}, budget={"evaluations": 5}
-    )
-    mergefront_api.run(job, in_process=True)
-    with Archive.open(tmp_path / "a.sqlite") as reader:
-        export(reader, choose(reader), tmp_path / "model")
-        with pytest.raises(EvaluationError, match=r"nothing can be compared: tiny_text"):
-            verify(reader, tmp_path / "model")
 
 
 def test_another_data_type_has_nothing_to_compare_with(mergefront, archive, tmp_path):

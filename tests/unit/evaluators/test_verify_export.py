@@ -4,11 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs.errors import EvaluationError
 from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
-from optimizer.verify_export import compare_with_stock, unknown_to_stock
+from evaluators.scores import TaskScores
+from optimizer.archive import Archive
+from optimizer.candidate import Candidate
+from optimizer.space import SearchSpace
+from optimizer.verify_export import Verification, compare_with_stock, unknown_to_stock, verify
+from tests.unit.optimizer.synthetic_archive import make_job, make_sources
+from workers.outcome import Completed, EvaluationKey
 
 # A scorer that draws, as IFEval's do.
 DRAWING = """
@@ -89,8 +97,35 @@ def test_stock_task_is_verified_on_local_items(evaluator, load, write_checkpoint
     spec = {"task": "gsm8k", "metric": "exact_match,flexible-extract", "num_fewshot": 1}
     objectives = {"o": Objective(tasks=[spec | {"max_new_tokens": 8}])}
     local = HarnessEvaluator(objectives, evaluator.suite.settings)
-    model = write_checkpoint(tmp_path / "model", 0, max_positions=1024)
+    # A comma is a path like any other.
+    model = write_checkpoint(tmp_path / "model, v=2", 0, max_positions=1024)
     items = local.manifest.items("report")
     ours = local.evaluate(load(model), items).task_scores
     (check,) = compare_with_stock(model, local.suite, items, ours)
     assert check.lines == ["gsm8k: 6 items, equal"]
+
+
+def test_export_of_which_nothing_can_be_compared_is_not_equal(evaluator, tmp_path) -> None:
+    spec = {"task": "gsm8k", "metric": "target_bits_per_byte", "num_fewshot": 0}
+    settings = evaluator.suite.settings.model_dump()
+    job = make_job(tmp_path / "a.sqlite", evaluation=settings).model_copy(
+        update={"objectives": {"o": Objective(tasks=[spec])}}
+    )
+    sources, manifest = make_sources(), HarnessEvaluator(job.objectives, job.evaluation).manifest
+    recipe = SearchSpace(job, sources).recipe([[0.4]] * 3, [[0.0]] * 3)
+    scores = TaskScores("gsm8k", manifest.items("search")["gsm8k"], np.ones(4))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "recipe.json").write_text(json.dumps({"recipe_id": recipe.recipe_id}))
+    with Archive.create(
+        tmp_path / "a.sqlite", job=job, job_path=None, sources=sources, manifest=manifest
+    ) as archive:
+        genes = SearchSpace(job, sources).encode(recipe.weights)
+        archive.record_proposal(Candidate(0, genes, recipe, "strategy:cma", seen=0))
+        key, found = EvaluationKey(0, "search"), {"gsm8k": scores}
+        archive.record_outcome(
+            Completed(key=key, attempt=1, worker="w", weights_digest="0" * 32, task_scores=found)
+        )
+        with pytest.raises(EvaluationError, match=r"nothing can be compared: gsm8k are scored"):
+            verify(archive, model)
+    assert not Verification(model, 0, "search", (), ("gsm8k",), "float32").is_equal
