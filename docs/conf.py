@@ -1,13 +1,11 @@
-"""Sphinx's configuration; ``scripts/docs`` builds."""
+"""Sphinx's configuration; ``scripts/docs`` builds, from the root, where the packages are found."""
 
-import sys
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent))
+from optimizer.archive_schema import mergefront_version
+from scripts.reference.pages import write_pages
 
-from optimizer.archive_schema import mergefront_version  # noqa: E402 - the path comes first
-from scripts.reference.pages import write_pages  # noqa: E402 - the path comes first
+DOCS = Path(__file__).resolve().parent
 
 write_pages(DOCS / "reference")
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 
 from lm_eval.api.instance import Instance
@@ -241,8 +242,15 @@ class ScoringPool:
             )
 
 
-_worker: ItemScorer | None = None
-_refusal = "the tasks were not loaded"
+@dataclass(slots=True)
+class _Process:
+    """What a scoring process has: its scorer, or why there is none."""
+
+    scorer: ItemScorer | None = None
+    refusal: str = "the tasks were not loaded"
+
+
+_here = _Process()
 
 
 def _start_worker(
@@ -250,14 +258,14 @@ def _start_worker(
     settings: EvaluationSettings,
     definitions: Mapping[str, str],
 ) -> None:
-    global _worker, _refusal  # noqa: PLW0603 - a pool's initializer can leave things only in its module
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What an initializer raises ends all processes and reaches nobody.
     try:
-        _worker = _load_scorer(objectives, settings, definitions)
-    except Exception as error:  # noqa: BLE001 - whatever it was, the first item that is asked for tells it
+        _here.scorer = _load_scorer(objectives, settings, definitions)
+    # What an initializer raises ends all processes and reaches nobody. So whatever it is (tasks run
+    # code of their authors) is kept, and told to who asks whether this process is ready.
+    except Exception as error:  # noqa: BLE001 - kept and told, see above
         said = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
-        _refusal = f"a scoring process cannot load the tasks: {said}{error}"
+        _here.refusal = f"a scoring process cannot load the tasks: {said}{error}"
 
 
 def _load_scorer(
@@ -282,10 +290,10 @@ def _end_with_parent() -> None:
 
 def _is_ready() -> str:
     """Return why this process cannot score; nothing if it can."""
-    return _refusal if _worker is None else ""
+    return _here.refusal if _here.scorer is None else ""
 
 
 def _score(task: str, item: str, responses: Responses) -> Weighted:
-    if _worker is None:
-        raise EvaluationError(_refusal)
-    return _worker.score(task, item, responses)
+    if _here.scorer is None:
+        raise EvaluationError(_here.refusal)
+    return _here.scorer.score(task, item, responses)

@@ -68,7 +68,7 @@ def _roomy_layers(cache: DynamicCache) -> list[_RoomyLayer]:
     return roomy
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' class has no types
+class _RoomyLayer(DynamicLayer):
     """Keys and values of one layer, in buffers that grow by a quarter when they are full.
 
     ``keys`` and ``values`` are views of the buffers, (rows, heads, tokens, head size).
@@ -78,7 +78,9 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
     values: torch.Tensor
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
+        # The constructor of the base class is written without types, which mypy's strict mode lets
+        # nobody call; it takes no argument, and sets up what the class of transformers reads.
+        super().__init__()  # type: ignore[no-untyped-call]  # see above
         self._length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -91,8 +93,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *args: object,  # noqa: ARG002 - transformers passes more than a plain layer needs
-        **kwargs: object,  # noqa: ARG002 - transformers passes more than a plain layer needs
+        *_args: object,
+        **_kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

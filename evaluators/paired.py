@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from configs.evaluation import Objective
 from evaluators.scores import FloatArray, TaskScores, standard_error
+
+# Of scipy, `scipy.stats` is loaded by its first use: it takes half a second.
 
 EXACT_SUMS = 2**20
 """Up to so many sums, the test by signs looks at all assignments of signs."""
@@ -74,9 +77,9 @@ class PairedDifference:
         """
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-        from scipy.stats import t  # noqa: PLC0415 - half a second, for whoever asks
-
-        reach = float(t.ppf(0.5 + confidence / 2, self.degrees_of_freedom)) * self.stderr
+        reach = (
+            float(scipy.stats.t.ppf(0.5 + confidence / 2, self.degrees_of_freedom)) * self.stderr
+        )
         return self.mean - reach, self.mean + reach
 
 
@@ -169,11 +172,9 @@ def mcnemar(a: FloatArray, b: FloatArray) -> McNemar:
         raise ValueError(f"candidates must have the same items, found {a.shape} and {b.shape}")
     if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         raise ValueError("McNemar's test needs scores of 0 and 1; use the sign-flip test")
-    from scipy.stats import binomtest  # noqa: PLC0415 - half a second, for whoever asks
-
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     total = only_a + only_b
-    p_value = float(binomtest(only_a, total, 0.5).pvalue) if total else 1.0
+    p_value = float(scipy.stats.binomtest(only_a, total, 0.5).pvalue) if total else 1.0
     return McNemar(only_a, only_b, p_value)
 
 
@@ -228,12 +229,10 @@ def _signed_sums(sizes: FloatArray, counts: NDArray[np.int64]) -> tuple[FloatArr
         sizes: (m,) different sizes of the numbers.
         counts: (m,) how many numbers have each size.
     """
-    from scipy.stats import binom  # noqa: PLC0415 - half a second, for whoever asks
-
     sums, chances = np.zeros(1), np.ones(1)
     for size, count in zip(sizes, counts.tolist(), strict=True):
         positive = np.arange(count + 1)
-        added, weight = size * (2 * positive - count), binom.pmf(positive, count, 0.5)
+        added, weight = size * (2 * positive - count), scipy.stats.binom.pmf(positive, count, 0.5)
         sums = (sums[:, None] + added).ravel()
         chances = (chances[:, None] * weight).ravel()
     return sums, chances

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+import torch
 
 from configs.errors import EvaluationError
 from evaluators.evaluator import Evaluation, LiveModel
@@ -49,7 +50,8 @@ class Scorer(Protocol):
         items: list[dict[str, Any]],
         *,
         batch_size: int,
-        **options: Any,  # noqa: ANN401 - whatever the job says
+        # Values of JSON, each as the scorer declares it; a union of all would fit no declaration.
+        **options: Any,  # noqa: ANN401 - see above
     ) -> Sequence[float]:
         """Return one score per item.
 
@@ -143,8 +145,6 @@ class ScorerEvaluator:
 
         What was found to fit is kept for the candidates that follow.
         """
-        import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
-
         while True:
             try:
                 return self._call(live, scorer, ids)
@@ -161,8 +161,6 @@ class ScorerEvaluator:
             )
 
     def _call(self, live: LiveModel, scorer: LoadedScorer, ids: Sequence[str]) -> object:
-        import torch  # noqa: PLC0415 - heavy
-
         seed_scorer(scorer.definition)
         seed_torch(scorer.definition)
         try:

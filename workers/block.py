@@ -133,7 +133,7 @@ def local_part(target: Tensor) -> LocalPart:
     local = target.to_local()
     if any(isinstance(placement, Partial) for placement in target.placements):
         return LocalPart(local, None)
-    chunk = target.__create_chunk_list__()[0]  # type: ignore[no-untyped-call]  # left so
+    chunk = target.__create_chunk_list__()[0]
     return LocalPart(local, shard_block(tuple(target.shape), chunk.offsets, chunk.sizes))
 
 

@@ -72,7 +72,7 @@ class JobRunner:
     def __init__(self, spec: WorkerSpec, worker: str) -> None:
         import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
 
-        from evaluators.suite import JobEvaluator  # noqa: PLC0415 - heavy
+        from evaluators.job_evaluator import JobEvaluator  # noqa: PLC0415 - heavy
         from workers.materialize import Materializer  # noqa: PLC0415 - heavy
 
         torch.set_num_threads(spec.job.workers.threads)
@@ -250,7 +250,7 @@ def load_live_model(
     from workers.checkpoint import CheckpointReader  # noqa: PLC0415 - heavy
     from workers.vocabulary import companion, decide_vocabulary, fit_live_model  # noqa: PLC0415 - heavy
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    disable_progress_bar()
     directory = spec.sources.reference.directory
     vocabulary = decide_vocabulary(spec.sources, spec.job.models.vocabulary)
     home = companion(spec.sources, vocabulary).directory

@@ -22,7 +22,7 @@ _LOOK_S = 20.0
 
 def nodes_with_room(settings: WorkerSettings) -> list[dict[str, Any]]:
     """Return the nodes that are alive and large enough for one worker, as Ray describes them."""
-    known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    known = ray.nodes()
     return [
         node for node in known if node["Alive"] and workers_that_fit(settings, [node["Resources"]])
     ]

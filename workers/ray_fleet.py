@@ -264,7 +264,7 @@ class Fleet:
 
     def is_lost(self, node: str) -> bool:
         """Say whether a node is gone."""
-        known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+        known = ray.nodes()
         return node not in {found["NodeID"] for found in known if found["Alive"]}
 
     def _refuse(self, slot: Slot, cause: str) -> None:

@@ -43,7 +43,7 @@ class RayMeters:
 def metrics_url() -> str | None:
     """Return where the metrics of this process's node are read; None where Ray exports none."""
     here = ray.get_runtime_context().get_node_id()
-    for node in ray.nodes():  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    for node in ray.nodes():
         if node["NodeID"] == here and node.get("MetricsExportPort", 0) > 0:
             return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     return None

@@ -136,7 +136,7 @@ def require_resources(settings: WorkerSettings) -> None:
         WorkerError: No node is large enough for one worker, or the GPUs of a Ray of our own are
             too few for all of them.
     """
-    known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    known = ray.nodes()
     nodes = [node["Resources"] for node in known if node["Alive"]]
     count = local_count(settings) if settings.address is None else 1
     if workers_that_fit(settings, nodes) >= count:

@@ -165,7 +165,7 @@ def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|end|>",  # noqa: S106 - a token of text
         pad_token="<|pad|>",  # noqa: S106 - a token of text

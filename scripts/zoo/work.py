@@ -130,7 +130,7 @@ def make_checkpoint(
     """
     start = time.perf_counter()
     torch.set_num_threads(num_threads)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    disable_progress_bar()
     items = corpus(recipe, checkpoint, seed)
     if checkpoint.is_base:
         texts = (item.prompt + item.completion for item in items[-_TOKENIZER_ITEMS:])
