@@ -1,7 +1,5 @@
 """The dashboard in a browser, on a real search: submit, watch, choose, compare, export, steer."""
 
-import re
-import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +11,14 @@ import yaml
 from optimizer.service.client import ServiceClient
 from optimizer.service.models import SearchStatus
 from tests.e2e.browser import TIMEOUT_MS, chromium, logged_in, serious_faults
+from tests.e2e.search_page import (
+    compare_with_uniform_soup,
+    download_export,
+    id_of,
+    marks_of,
+    raise_a_floor,
+    wait_for_state,
+)
 from tests.e2e.service_server import ServeCommand, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -134,23 +140,6 @@ def page(browser, service, watched):
         yield found
 
 
-def id_of(page) -> str:
-    return urlsplit(page.url).path.rpartition("/")[2]
-
-
-def state_of(page) -> str:
-    return page.locator(".state").inner_text()
-
-
-def marks_of(page):
-    return page.locator(".scatters > div:first-child .mark")
-
-
-def wait_for_state(page, state: str) -> None:
-    # Processes of searches start with seconds of imports.
-    expect(page.locator(".state")).to_have_text(state, timeout=120_000)
-
-
 def test_points_arrive_without_a_reload_while_the_search_runs(watched):
     # It was opened before there was anything to see.
     assert watched.counts[0] == 0
@@ -187,25 +176,11 @@ def test_list_links_to_the_search(browser, service, watched):
 
 
 def test_floor_dims_what_is_below_and_is_met_by_the_choice(page, service, watched):
-    floor = page.locator("input[aria-label^='Floor of']").first
-    name = floor.get_attribute("aria-label").removeprefix("Floor of ")
     with ServiceClient(service.url, service.token) as client:
         front = client.front(watched.search).front
-    row = max(front, key=lambda one: (one.posterior or one.scores)[name].value)
-    best = (row.posterior or row.scores)[name].value
-    low = float(floor.get_attribute("min"))
-    below = page.locator(".mark.below")
-    expect(below).to_have_count(0)
-    # Sliders move in steps, by keys as by the mouse.
-    floor.focus()
-    page.keyboard.press("End")
-    for _ in range(3):
-        page.keyboard.press("ArrowLeft")
-    expect(below).not_to_have_count(0)
-    assert low < float(floor.input_value()) < best + 1e-9
-    page.get_by_text(f"{name} >= ").wait_for()
+    raise_a_floor(page, front)
     page.get_by_role("button", name="As the job has it").click()
-    expect(below).to_have_count(0)
+    expect(page.locator(".mark.below")).to_have_count(0)
 
 
 def test_keys_go_through_points_and_open_a_recipe(page):
@@ -225,32 +200,14 @@ def test_keys_go_through_points_and_open_a_recipe(page):
 
 def test_chosen_merge_is_compared_with_the_uniform_soup(page):
     page.locator(".choice button").click()
+    compare_with_uniform_soup(page, "tiny_text")
     panel = page.locator("#recipe")
-    panel.get_by_label("Against").select_option(label="uniform soup")
-    panel.locator("caption", has_text="minus uniform soup").wait_for()
-    panel.get_by_label("Items").select_option("all")
-    task = panel.locator("details", has_text=re.compile(r"tiny_text: \d+ wins, \d+ losses"))
-    task.locator("summary").click()
-    item = task.locator("li").first
-    # What both generated stands there as text.
-    expect(item.locator("pre")).to_have_count(2)
     assert {"search", "report"} <= set(panel.locator(".intervals text").all_text_contents())
 
 
 def test_export_is_started_downloaded_and_loads(page, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     page.locator(".choice button").click()
-    page.get_by_role("button", name="Export this").click()
-    link = page.locator("a.download")
-    link.wait_for(timeout=3 * TIMEOUT_MS)
-    with page.expect_download() as download:
-        link.click()
-    download.value.save_as(tmp_path / "model.tar")
-    with tarfile.open(tmp_path / "model.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
-    [config] = tmp_path.glob("*/config.json")
-    assert AutoModelForCausalLM.from_pretrained(config.parent).num_parameters() > 0
+    assert download_export(page, tmp_path).num_parameters() > 0
 
 
 def test_fork_is_started_killed_and_deleted(page, service, watched):
