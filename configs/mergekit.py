@@ -1,7 +1,7 @@
 """Reading mergekit's configuration files, and refusing, with all reasons, what cannot be done here.
 
-Nothing here knows a tensor or a recipe: ``optimizer.mergekit_import`` makes a recipe of what is
-read here.
+Nothing here knows a tensor or a recipe: ``optimizer.publish.mergekit_import`` makes a recipe of
+what is read here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

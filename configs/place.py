@@ -1,6 +1,6 @@
 """Where an archive is: a file, or a search in a PostgreSQL database.
 
-Only the text is looked at here; ``optimizer.archive_store`` goes there.
+Only the text is looked at here; ``optimizer.archive.store`` goes there.
 """
 
 import os

@@ -32,8 +32,8 @@ class ScorerSpec(Section):
     weight: float = Field(default=1.0, gt=0)
     """Share of this scorer in the objective, relative to the objective's other tasks."""
     dry_run: bool = True
-    """Try the function on a few items before a worker starts; see ``optimizer.dry_run``. May
-    change on resume."""
+    """Try the function on a few items before a worker starts; see ``optimizer.preflight.dry_run``.
+    May change on resume."""
     per_item: bool = False
     """Whether an item's score is the same whichever items are scored with it, so that part of a
     split may be scored first. That of a correlation divided among its items is not."""

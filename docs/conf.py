@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optimizer.archive_schema import mergefront_version
+from optimizer.archive.schema import mergefront_version
 from scripts.reference.pages import write_pages
 
 DOCS = Path(__file__).resolve().parent

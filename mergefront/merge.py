@@ -9,14 +9,14 @@ from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
 from evaluators.scores import Scores
 from mergefront.shown import table_html, table_text
-from optimizer.archive import Archive
-from optimizer.front_view import format_score, gene_table
+from optimizer.archive.archive import Archive
+from optimizer.results.front_view import format_score, gene_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from evaluators.evaluator import LiveModel
-    from optimizer.select import Choice
+    from optimizer.results.select import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Merge:
         return f"Merge {self.recipe_id[:10]} ({self.origin}): {self.rule}"
 
     def _genes(self) -> "Table":
-        from optimizer.report import recipe_table  # noqa: PLC0415 - the strategies
+        from optimizer.report.report import recipe_table  # noqa: PLC0415 - the strategies
 
         return recipe_table(self.recipe)
 
@@ -104,7 +104,7 @@ def materialize(merge: Merge, *, device: str = "cpu") -> "LiveModel":
     Raises:
         CheckpointError: A source is gone, or has changed since it was scored.
     """
-    from optimizer.export import verify_sources  # noqa: PLC0415 - torch
+    from optimizer.publish.export import verify_sources  # noqa: PLC0415 - torch
     from workers.job import WorkerSpec, load_live_model  # noqa: PLC0415 - torch
     from workers.materialize import Materializer  # noqa: PLC0415 - torch
 
@@ -140,8 +140,8 @@ def export(merge: Merge, directory: str | Path) -> Path:
     Raises:
         CheckpointError: It cannot be written, or what is written is not what was scored.
     """
-    from optimizer.export import export as write_export  # noqa: PLC0415 - torch
-    from optimizer.select import Choice  # noqa: PLC0415 - the surrogate
+    from optimizer.publish.export import export as write_export  # noqa: PLC0415 - torch
+    from optimizer.results.select import Choice  # noqa: PLC0415 - the surrogate
 
     with Archive.open(merge.place) as archive:
         candidate = archive.candidate(merge.candidate)

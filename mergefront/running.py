@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from configs.load import job_of
 from configs.schema import JobConfig
 from mergefront.search import Search
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.events import Event, Finished
 
 if TYPE_CHECKING:
-    from optimizer.preflight import Prepared
+    from optimizer.preflight.preflight import Prepared
     from workers.pool import WorkerPool
 
 logger = logging.getLogger("mergefront")
@@ -33,7 +33,7 @@ def check(job: JobConfig, *, headers_only: bool = False) -> "Prepared":
     Raises:
         MergefrontError: All that was found, at once.
     """
-    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
 
     return prepare(job, headers_only=headers_only)
 
@@ -52,7 +52,7 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     Raises:
         MergefrontError: The job cannot work, or too many candidates failed.
     """
-    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
 
     prepared = prepare(job)
     archive = Archive.create(
@@ -85,7 +85,7 @@ def resume(
         MergefrontError: The search cannot go on here.
     """
     from optimizer.job_changes import refuse_unresumable  # noqa: PLC0415 - with the schema
-    from optimizer.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
 
     changes = overrides or {}
     refuse_unresumable(changes, "the search cannot go on so")
@@ -103,7 +103,7 @@ def _search(
     archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
 ) -> Search:
     """Run the search of an archive, and close it."""
-    from optimizer.cli_running import watchers  # noqa: PLC0415 - torch
+    from optimizer.cli.running import watchers  # noqa: PLC0415 - torch
     from optimizer.driver import run_search  # noqa: PLC0415 - torch
 
     job = prepared.job

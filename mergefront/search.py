@@ -9,9 +9,9 @@ from configs.evaluation import SplitName
 from configs.schema import JobConfig
 from mergefront.merge import Merge
 from mergefront.shown import table_html, table_text
-from optimizer.archive import Archive
-from optimizer.archive_store import AnyPlace
-from optimizer.front_view import (
+from optimizer.archive.archive import Archive
+from optimizer.archive.store import AnyPlace
+from optimizer.results.front_view import (
     ScoredCandidate,
     front_of,
     front_table,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from optimizer.report import Report as GatheredReport
-    from optimizer.report_document import Document
+    from optimizer.report.document import Document
+    from optimizer.report.report import Report as GatheredReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,21 @@ class Report:
         png: str | Path | None = None,
     ) -> list[Path]:
         """Write it as a page, as Markdown, and its figures into a directory; returns the files."""
-        from optimizer.report_write import check_targets, write_report  # noqa: PLC0415 - matplotlib
+        from optimizer.report.write import check_targets, write_report  # noqa: PLC0415 - matplotlib
 
         places = [None if place is None else Path(place) for place in (html, markdown, png)]
         check_targets(*places)
         return write_report(self.document, html=places[0], markdown=places[1], png=places[2])
 
     def __str__(self) -> str:
-        from optimizer.report import render  # noqa: PLC0415 - the strategies
+        from optimizer.report.report import render  # noqa: PLC0415 - the strategies
 
         return table_text(render(self.gathered))
 
     def _repr_html_(self) -> str:
         from html import escape  # noqa: PLC0415 - only here
 
-        from optimizer.report_write import html_of  # noqa: PLC0415 - matplotlib
+        from optimizer.report.write import html_of  # noqa: PLC0415 - matplotlib
 
         # A page of its own: its styles stay in it.
         page = escape(html_of(self.document))
@@ -180,7 +180,7 @@ class Search:
             ConfigError: Unknown objective, floors that nothing meets, an id of no recipe.
             ArchiveError: Nothing was scored yet.
         """
-        from optimizer.select import choose  # noqa: PLC0415 - the surrogate
+        from optimizer.results.select import choose  # noqa: PLC0415 - the surrogate
 
         with Archive.open(self.place) as archive:
             choice = choose(archive, prefer=prefer, floors=at_least, knee=knee, recipe_id=recipe_id)
@@ -188,8 +188,8 @@ class Search:
 
     def report(self) -> Report:
         """Return the report: verdict, front, contributions, cost, how to reproduce."""
-        from optimizer.report import report_of  # noqa: PLC0415 - the strategies
-        from optimizer.report_sections import document_of  # noqa: PLC0415 - matplotlib
+        from optimizer.report.report import report_of  # noqa: PLC0415 - the strategies
+        from optimizer.report.sections import document_of  # noqa: PLC0415 - matplotlib
 
         with Archive.open(self.place) as archive:
             gathered = report_of(archive)
@@ -201,8 +201,8 @@ class Search:
         Raises:
             ArchiveError: Nothing was scored yet.
         """
-        from optimizer.plot import Picture  # noqa: PLC0415 - matplotlib
-        from optimizer.plot_html import pairs_figure  # noqa: PLC0415 - plotly
+        from optimizer.report.plot import Picture  # noqa: PLC0415 - matplotlib
+        from optimizer.report.plot_html import pairs_figure  # noqa: PLC0415 - plotly
 
         with Archive.open(self.place) as archive:
             return pairs_figure(Picture.of(archive))
@@ -215,7 +215,7 @@ class Search:
 
     @staticmethod
     def _rows(archive: Archive, split: SplitName) -> list[ScoredCandidate]:
-        from optimizer.belief import believed_candidates  # noqa: PLC0415 - the surrogate
+        from optimizer.surrogate.belief import believed_candidates  # noqa: PLC0415 - the surrogate
 
         if split == "search":
             return believed_candidates(archive)

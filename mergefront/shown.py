@@ -5,7 +5,7 @@ from html import escape
 from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 
-from optimizer.report_document import Table
+from optimizer.report.document import Table
 
 _WIDTH = 160
 

@@ -15,7 +15,7 @@ from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
 
 if TYPE_CHECKING:
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
 SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""

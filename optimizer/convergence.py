@@ -5,11 +5,11 @@ A strategy's state is a function of what it was told (D4), so it is told again.
 
 from dataclasses import dataclass
 
-from optimizer.archive import Archive
-from optimizer.cma_strategy import ORIGIN as CMA
-from optimizer.cma_strategy import CmaStrategy
-from optimizer.recorded_space import recorded_space
-from optimizer.surrogate_strategy import ORIGIN as SURROGATE
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
+from optimizer.strategies.cma import ORIGIN as CMA
+from optimizer.strategies.cma import CmaStrategy
+from optimizer.strategies.surrogate import ORIGIN as SURROGATE
 
 _ORIGINS = {"cma": CMA, "surrogate_cma": SURROGATE}
 

@@ -12,15 +12,15 @@ from dataclasses import asdict, replace
 
 from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
-from optimizer.archive import Archive
-from optimizer.archive_stops import Stop
+from optimizer.archive.archive import Archive
+from optimizer.archive.stops import Stop
 from optimizer.candidate import Candidate, Observation
 from optimizer.dispatch_plan import dispatch_plan, stages_of
 from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
 from optimizer.racing import FIRST_CHOICE, Race
 from optimizer.screening import Groups, Screens
-from optimizer.strategy import Strategy
+from optimizer.strategies.strategy import Strategy
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 

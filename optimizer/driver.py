@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from configs.errors import SearchError, TooManyFailuresError
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
-from optimizer.archive import Archive
-from optimizer.attribution import record_variants
+from optimizer.archive.archive import Archive
 from optimizer.baselines import baseline_plan
 from optimizer.candidate import Candidate, Observation
 from optimizer.dispatch import Dispatch
@@ -33,9 +32,10 @@ from optimizer.events import (
     ignore_event,
 )
 from optimizer.progress import Course
+from optimizer.results.attribution import record_variants
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse
-from optimizer.strategies import make_strategy
+from optimizer.strategies.registry import make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
 from workers.pool import WorkerPool

@@ -8,7 +8,7 @@ held against the sources of the search, so that a base that cannot answer yet br
 from collections.abc import Mapping, Sequence
 
 from evaluators.scores import TaskScores
-from optimizer.archive_stops import Stop
+from optimizer.archive.stops import Stop
 
 # A text shorter than this says nothing about repetition: many answers are a number.
 _LEAST_CHARACTERS = 24

@@ -28,7 +28,7 @@ from optimizer.events import (
     SearchStarted,
     WorkersSeen,
 )
-from optimizer.front_view import (
+from optimizer.results.front_view import (
     ScoredCandidate,
     front_of,
     front_table,
@@ -38,7 +38,7 @@ from optimizer.scalarize import preferred_mean
 from workers.outcome import Failed
 
 if TYPE_CHECKING:
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
 _PHASE_NAMES: Mapping[Phase, str] = {
     "search": "search",

@@ -11,7 +11,7 @@ from configs.errors import ArchiveError
 from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 

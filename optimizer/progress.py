@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluators.scores import FloatArray
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Observation
 from optimizer.pareto import hypervolume
 from optimizer.scalarize import reference_point

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Self
 
 from evaluators.scores import Items, TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Outcome
 from workers.pool import WorkerPool, WorkerState
 

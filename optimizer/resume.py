@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
-from optimizer.strategies import make_strategy
+from optimizer.strategies.registry import make_strategy
 
 
 @dataclass(frozen=True, slots=True)

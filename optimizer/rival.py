@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from configs.errors import SearchError
 from configs.place import Place
 from configs.schema import JobConfig
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.remembered import same_scores
+from optimizer.results.verdict import ALPHA, Comparison, compare, format_p_value
 from optimizer.spending import spending_of
-from optimizer.verdict import ALPHA, Comparison, compare, format_p_value
 
 STRATEGY = "dirichlet"
 

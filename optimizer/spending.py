@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from configs.schema import Budget
-from optimizer.archive import Archive
-from optimizer.archive_records import RecordedOutcome
+from optimizer.archive.archive import Archive
+from optimizer.archive.records import RecordedOutcome
 from workers.outcome import EvaluationRequest, Signal
 
 # Stages of an evaluation in which the model does not run.

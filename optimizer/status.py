@@ -4,12 +4,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from configs.evaluation import SPLITS
-from optimizer.archive_store import backend_of
+from optimizer.archive.store import backend_of
 from optimizer.live import format_duration
 from optimizer.stopped import num_evaluated, recorded_group_size
 
 if TYPE_CHECKING:
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
 
 def status_record(archive: "Archive") -> dict[str, Any]:
@@ -64,9 +64,9 @@ def is_finished(archive: "Archive") -> bool:
 
 def archived_verdict(archive: "Archive") -> dict[str, object] | None:
     """Return the verdict as JSON; None before the chosen merge was scored on report items."""
-    from optimizer.recorded_space import recorded_space  # noqa: PLC0415 - the verdict
-    from optimizer.verdict import verdict  # noqa: PLC0415 - the verdict
-    from optimizer.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
+    from optimizer.archive.recorded_space import recorded_space  # noqa: PLC0415 - the verdict
+    from optimizer.results.verdict import verdict  # noqa: PLC0415 - the verdict
+    from optimizer.results.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
 
     if not is_finished(archive):
         return None

@@ -12,12 +12,12 @@ from optimizer.candidate import Observation
 from optimizer.spending import num_items, spending_of
 
 if TYPE_CHECKING:
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """The candidates that were stopped, by reason (``optimizer.archive_stops``).
+    """The candidates that were stopped, by reason (``optimizer.archive.stops``).
 
     Attributes:
         stopped: Reason -> candidates. Of those that were ``screened`` nothing was saved: without

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluators.scores import Scores
-from optimizer.belief import posterior_scores
 from optimizer.candidate import Observation
 from optimizer.pareto import non_dominated, spread_subset
 from optimizer.scalarize import preferred_mean, reference_point, score_matrix
 from optimizer.space import SearchSpace
+from optimizer.surrogate.belief import posterior_scores
 
 
 def validation_candidates(
@@ -27,9 +27,10 @@ def validation_candidates(
 ) -> list[int]:
     """Choose the candidates to score on the select split.
 
-    Half of them are the best by the preferred mean, so that the choice is made among several
-    that may be the best; the rest spread over the front, each adding the most hypervolume. Both
-    go by the posterior mean (``optimizer.belief``), since the best of many raw scores are lucky.
+    Half of them are the best by the preferred mean, so that the choice is made among several that
+    may be the best; the rest spread over the front, each adding the most hypervolume. Both go by
+    the posterior mean (``optimizer.surrogate.belief``), since the best of many raw scores are
+    lucky.
 
     Args:
         observations: All observations of the search, failures included. What was stopped is

@@ -23,10 +23,10 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import ObjectiveScore, Scores, TaskScores, aggregate
-from optimizer.archive import Archive
-from optimizer.archive_seeds import Seed, WarmStart
+from optimizer.archive.archive import Archive
+from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.candidate import SEED, Candidate, Observation
-from optimizer.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
+from optimizer.results.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
 from optimizer.space import SearchSpace
 
 # Of the sum of absolute weights; what less does to a merge is hidden by the noise of its scores.

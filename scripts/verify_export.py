@@ -2,8 +2,8 @@
 
     python scripts/verify_export.py ARCHIVE DIR [--split report]
 
-``mergefront export --verify`` does so right after an export; ``optimizer.verify_export`` says how.
-The exit code is 1 where scores differ.
+``mergefront export --verify`` does so right after an export; ``optimizer.publish.verify_export``
+says how. The exit code is 1 where scores differ.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ import typer
 
 from configs.errors import ArchiveError, MergefrontError
 from configs.evaluation import SPLITS, SplitName
-from optimizer.archive import Archive
-from optimizer.verify_export import Verification, verify
+from optimizer.archive.archive import Archive
+from optimizer.publish.verify_export import Verification, verify
 
 
 def main(

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.staticfiles import StaticFiles
 
-from optimizer.archive_schema import mergefront_version
+from optimizer.archive.schema import mergefront_version
 from optimizer.service import (
     errors,
     routes_exports,

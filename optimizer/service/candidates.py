@@ -7,10 +7,10 @@ from configs.errors import ArchiveError
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
 from evaluators.scores import Scores
-from optimizer.archive import Archive, RecordedOutcome
+from optimizer.archive.archive import Archive, RecordedOutcome
 from optimizer.baselines import label_of
 from optimizer.candidate import Candidate
-from optimizer.front_view import SHORT_ID, ScoredCandidate, front_of, gene_table
+from optimizer.results.front_view import SHORT_ID, ScoredCandidate, front_of, gene_table
 from optimizer.scalarize import preferred_mean
 from optimizer.service.beliefs import Believed
 from optimizer.service.errors import NotFoundError

@@ -8,8 +8,9 @@ from typing import Literal
 from configs.evaluation import SplitName
 from evaluators.paired import PairedDifference
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
-from optimizer.archive_records import covered_objectives
+from optimizer.archive.archive import Archive
+from optimizer.archive.records import covered_objectives
+from optimizer.results.verdict import compare
 from optimizer.service.candidates import candidate_at, label, shown
 from optimizer.service.errors import ConflictError
 from optimizer.service.result_models import (
@@ -19,7 +20,6 @@ from optimizer.service.result_models import (
     ComparedTask,
     Difference,
 )
-from optimizer.verdict import compare
 
 Which = Literal["differing", "wins", "losses", "all", "none"]
 """Which items are listed: those that differ, that a or b is better on, all, or none."""

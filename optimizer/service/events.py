@@ -16,7 +16,7 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from configs.errors import ArchiveError
-from optimizer.archive_reader import ArchiveCounters
+from optimizer.archive.reader import ArchiveCounters
 from optimizer.service.beliefs import Beliefs
 from optimizer.service.candidates import candidate_table
 from optimizer.service.models import SearchSummary

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.archive import Archive
-from optimizer.select import Choice, choose
+from optimizer.archive.archive import Archive
+from optimizer.results.select import Choice, choose
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import ConflictError, NotFoundError
 from optimizer.service.models import ExportAnswer, ExportRequest, ExportState

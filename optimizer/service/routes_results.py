@@ -6,10 +6,9 @@ from fastapi import APIRouter, Query
 
 from configs.errors import ConfigError
 from configs.evaluation import SplitName
-from optimizer.archive import Archive
-from optimizer.belief import chance_of
-from optimizer.front_choice import FrontWish, numbers, wished_front
-from optimizer.front_view import ScoredCandidate, gene_table
+from optimizer.archive.archive import Archive
+from optimizer.results.front_choice import FrontWish, numbers, wished_front
+from optimizer.results.front_view import ScoredCandidate, gene_table
 from optimizer.service.beliefs import Believed
 from optimizer.service.candidates import (
     candidate_at,
@@ -34,6 +33,7 @@ from optimizer.service.result_models import (
 )
 from optimizer.service.searches import OpenArchive
 from optimizer.service.services import Index, Parts, Services, TheSearch, errors
+from optimizer.surrogate.belief import chance_of
 
 router = APIRouter(tags=["results"])
 
@@ -75,7 +75,7 @@ def show_front(
         table = candidate_table(opened, believed)
         is_select = not wish.is_plain and front and all(row.posterior is None for row in front)
         if is_select and archive.scores("select"):
-            # As `optimizer.select` has it where there is no posterior to go by.
+            # As `optimizer.results.select` has it where there is no posterior to go by.
             split = "select"
         return FrontAnswer(
             split=split,

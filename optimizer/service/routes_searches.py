@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from optimizer.archive_schema import mergefront_version
+from optimizer.archive.schema import mergefront_version
 from optimizer.service.models import SearchList, SearchStatus, ServiceFacts
 from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.services import Parts, TheSearch, errors

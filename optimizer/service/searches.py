@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optimizer.archive import Archive
-from optimizer.archive_sqlite import SIDE_FILES
+from optimizer.archive.archive import Archive
+from optimizer.archive.sqlite import SIDE_FILES
 from optimizer.service.errors import NotFoundError
 from optimizer.service.job_policy import TELEMETRY_DIRECTORY
 from optimizer.service.search_files import SearchFiles

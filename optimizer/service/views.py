@@ -12,8 +12,8 @@ from configs.errors import ArchiveError, ArchiveNotFoundError, MergefrontError
 from configs.job_yaml import read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
-from optimizer.archive import Archive
-from optimizer.archive_store import backend_of
+from optimizer.archive.archive import Archive
+from optimizer.archive.store import backend_of
 from optimizer.convergence import convergence_of
 from optimizer.progress import progress_of
 from optimizer.service.models import (

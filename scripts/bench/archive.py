@@ -33,8 +33,8 @@ from configs.place import read_place
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
-from optimizer.archive_store import AnyPlace
+from optimizer.archive.archive import Archive
+from optimizer.archive.store import AnyPlace
 from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
 from scripts.bench.printing import print_report
@@ -50,8 +50,8 @@ FSYNC_BYTES = 8192
 
 _READ_FRONT = """
 import sys, time
-from optimizer.archive import Archive
-from optimizer.front_view import front_of, scored_candidates
+from optimizer.archive.archive import Archive
+from optimizer.results.front_view import front_of, scored_candidates
 while True:
     start = time.perf_counter(), time.process_time()
     with Archive.open(sys.argv[1]) as archive:

@@ -16,9 +16,9 @@ import numpy as np
 from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE
 from evaluators.scores import aggregate
-from optimizer.archive import Archive
-from optimizer.archive_records import RecordedOutcome
-from optimizer.archive_verify import verify_archive
+from optimizer.archive.archive import Archive
+from optimizer.archive.records import RecordedOutcome
+from optimizer.archive.verify import verify_archive
 from optimizer.candidate import Candidate
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.errors import MergefrontError
 from configs.schema import JobConfig
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Event, Finished
 from optimizer.space import SearchSpace

@@ -34,7 +34,7 @@ from configs.errors import WorkerError
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Event, Finished, ignore_event
 from optimizer.space import SearchSpace

@@ -22,11 +22,11 @@ import numpy as np
 from configs.racing import Screening
 from optimizer.baselines import BaselinePlan
 from optimizer.candidate import Candidate, Observation
-from optimizer.dirichlet_strategy import DirichletStrategy
 from optimizer.pareto import non_dominated
 from optimizer.screening import Screens
-from optimizer.strategies import STRATEGIES, make_strategy
-from optimizer.surrogate import posterior_candidates
+from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.strategies.registry import STRATEGIES, make_strategy
+from optimizer.surrogate.surrogate import posterior_candidates
 from scripts.bench.landscapes import (
     NUM_ITEMS,
     OBJECTIVES,

@@ -19,16 +19,16 @@ import numpy as np
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
 from optimizer.driver import run_search
 from optimizer.pareto import non_dominated, spread_subset
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.stopped import num_evaluated
-from optimizer.strategies import STRATEGIES
-from optimizer.strategy import Strategy
-from optimizer.surrogate import Surrogate, usable_observations
+from optimizer.strategies.registry import STRATEGIES
+from optimizer.strategies.strategy import Strategy
+from optimizer.surrogate.surrogate import Surrogate, usable_observations
 from scripts.bench.zoo_job import SKILLS, zoo_job
 from scripts.bench.zoo_pool import RememberingPool, ZooLab
 from workers.outcome import Failed

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from configs import errors
-from optimizer.cli_guard import INTERRUPTED, TERMINATED
+from optimizer.cli.guard import INTERRUPTED, TERMINATED
 
 _HEAD = """\
 # Command line
@@ -18,7 +18,7 @@ results for programs.
 {codes}
 
 """
-_GENERATOR = (*(sys.executable, "-m", "typer", "optimizer.cli", "utils", "docs"), "--name")
+_GENERATOR = (*(sys.executable, "-m", "typer", "optimizer.cli.app", "utils", "docs"), "--name")
 # Its lines are cut at 45 characters; the page has a table of contents instead.
 _LIST_OF_COMMANDS = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n?")
 _HELP = re.compile(r"\* `--help`: .*\n")

@@ -13,7 +13,7 @@ import pytest
 from configs.errors import ArchiveError
 from evaluators.blocks import WHOLE, partition
 from evaluators.scores import aggregate
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import (
     TASKS,
     completed,

@@ -21,10 +21,10 @@ from configs.errors import (
     ArchiveNotFoundError,
     SchemaVersionError,
 )
-from optimizer.archive import Archive
-from optimizer.archive_schema import APPEND_ONLY
-from optimizer.archive_seeds import Seed, WarmStart
-from optimizer.archive_stops import Stop
+from optimizer.archive.archive import Archive
+from optimizer.archive.schema import APPEND_ONLY
+from optimizer.archive.seeds import Seed, WarmStart
+from optimizer.archive.stops import Stop
 from optimizer.candidate import Observation
 from tests.contract.archive_examples import (
     CHECKPOINTS,
@@ -191,7 +191,7 @@ class ArchiveContract:
 
     def test_time_adds_up_over_runs(self, create, location, monkeypatch) -> None:
         clock = [100.0]
-        monkeypatch.setattr("optimizer.archive.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("optimizer.archive.archive.time.monotonic", lambda: clock[0])
         with create() as archive:
             archive.begin_run()
             clock[0] += 5.0

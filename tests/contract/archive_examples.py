@@ -10,7 +10,7 @@ from configs.recipe import Group, MergeRecipe, Source
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, EvaluationKey, Failed, Stage
 from workers.sources import ResolvedSource, Sources

@@ -14,7 +14,7 @@ from configs.errors import (
 )
 from configs.evaluation import SPLITS
 from evaluators.scores import TaskScores, aggregate
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import (
     TASKS,
     completed,

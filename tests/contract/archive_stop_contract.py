@@ -8,8 +8,8 @@ from configs.errors import ArchiveError
 from configs.schema import JobConfig
 from evaluators.blocks import partition
 from evaluators.scores import ObjectiveScore, TaskScores, aggregate
-from optimizer.archive import Archive
-from optimizer.archive_stops import Stop
+from optimizer.archive.archive import Archive
+from optimizer.archive.stops import Stop
 from tests.contract.archive_examples import (
     completed,
     completed_block,

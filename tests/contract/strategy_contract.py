@@ -9,7 +9,7 @@ from configs.schema import JobConfig
 from evaluators.scores import ObjectiveScore, Scores
 from optimizer.candidate import Candidate, Observation
 from optimizer.space import SearchSpace
-from optimizer.strategy import Strategy
+from optimizer.strategies.strategy import Strategy
 
 
 def score(candidate: Candidate, names: tuple[str, ...]) -> Scores:
@@ -66,7 +66,7 @@ class StrategyContract:
 
     @pytest.fixture
     def build(self, job: JobConfig, make_space):
-        from optimizer.strategies import make_strategy
+        from optimizer.strategies.registry import make_strategy
 
         def build(**changes) -> tuple[Strategy, SearchSpace, tuple[str, ...]]:
             changed = job.model_copy(update=changes)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 
 pytestmark = pytest.mark.slow
 

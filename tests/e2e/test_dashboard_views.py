@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.service.app import create_app
 from optimizer.service.settings import ServiceSettings
 from tests.e2e.browser import DESKTOP, PHONE, TIMEOUT_MS, chromium, logged_in, serious_faults

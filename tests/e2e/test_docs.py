@@ -17,7 +17,7 @@ from typer.main import get_command
 import mergefront
 from configs.load import job_of
 from configs.schema import JobConfig
-from optimizer.cli import app
+from optimizer.cli.app import app
 from tests.doc_pages import DOCS, PAGES, ROOT, Box, boxes_of
 
 pytestmark = pytest.mark.slow

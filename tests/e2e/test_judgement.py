@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from optimizer.archive import Archive
-from optimizer.attribution import variants_of
+from optimizer.archive.archive import Archive
 from optimizer.remembered import WORKER
+from optimizer.results.attribution import variants_of
 
 pytestmark = pytest.mark.slow
 

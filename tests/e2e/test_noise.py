@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from scripts.bench.fault_cluster import LocalCluster
 
 pytestmark = pytest.mark.slow

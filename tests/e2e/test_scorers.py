@@ -97,12 +97,12 @@ def test_encoders_are_searched_and_exported_as_they_were_scored(
     workplace: Workplace, tmp_path: Path
 ) -> None:
     from configs.load import job_of
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
     from optimizer.driver import run_search
-    from optimizer.export import export
-    from optimizer.preflight import prepare
-    from optimizer.report import report_of
-    from optimizer.select import Choice
+    from optimizer.preflight.preflight import prepare
+    from optimizer.publish.export import export
+    from optimizer.report.report import report_of
+    from optimizer.results.select import Choice
     from workers.job import JobRunner, WorkerSpec
     from workers.pool import LocalPool
 
@@ -153,7 +153,7 @@ def test_worker_of_scorers_only_imports_no_lm_eval(workplace: Workplace) -> None
 import sys
 from pathlib import Path
 from configs.load import job_of
-from optimizer.preflight import prepare
+from optimizer.preflight.preflight import prepare
 from workers.job import JobRunner, WorkerSpec
 job = job_of({content!r})
 prepared = prepare(job)

@@ -33,7 +33,7 @@ def start_and_wait(mergefront, arguments, archive, evaluations):
 
 def _count(archive):
     from configs.errors import ArchiveError
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
     try:
         with Archive.open(archive) as reader:
@@ -67,7 +67,7 @@ def test_search_survives_kills_and_ends_as_a_checkpoint(mergefront, job_file, tm
     exported = json.loads(
         mergefront.succeed("export", str(archive), "--out", str(tmp_path / "model"), "--json")
     )
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
     with Archive.open(archive) as reader:
         assert reader.weights_digest(exported["candidate"]) == exported["weights_digest"]

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from tests.e2e.service_server import serving
 

@@ -51,11 +51,11 @@ def models(tiny_pool, tmp_path):
 def test_adapter_and_longer_vocabulary_are_scored_and_exported(tiny_job, models, tmp_path, policy):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
     from optimizer.candidate import Candidate
-    from optimizer.export import export
-    from optimizer.preflight import prepare
-    from optimizer.select import choose
+    from optimizer.preflight.preflight import prepare
+    from optimizer.publish.export import export
+    from optimizer.results.select import choose
     from workers.job import JobRunner, WorkerSpec
     from workers.pool import LocalPool
 

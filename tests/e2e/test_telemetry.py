@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 
 pytestmark = pytest.mark.slow
 

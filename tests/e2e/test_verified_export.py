@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import mergefront as mergefront_api
-from optimizer.archive import Archive
-from optimizer.export import export
-from optimizer.select import choose
-from optimizer.verify_export import verify
+from optimizer.archive.archive import Archive
+from optimizer.publish.export import export
+from optimizer.publish.verify_export import verify
+from optimizer.results.select import choose
 
 # Stock lm-eval starts in a process of its own for each recipe.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -48,7 +48,7 @@ def test_recipes_score_what_the_archive_says(archive, tmp_path, count):
 def test_export_whose_scores_differ_ends_with_an_error(mergefront, archive, tmp_path):
     import sqlite3
 
-    from optimizer.archive_records import blob_to_scores, scores_to_blob
+    from optimizer.archive.records import blob_to_scores, scores_to_blob
 
     with Archive.open(archive) as reader:
         choice = reader.choice()

@@ -17,7 +17,7 @@ from pathlib import Path
 from configs.errors import ArchiveNotFoundError
 from configs.evaluation import SPLITS, SplitName
 from evaluators.blocks import partition
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import (
     TASKS,
     completed,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.schema import JobConfig
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Event, Finished
 from optimizer.space import SearchSpace

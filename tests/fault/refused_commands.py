@@ -5,9 +5,9 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from configs.schema import JobConfig
-from optimizer.archive import Archive
-from optimizer.cli import app
-from optimizer.preflight import prepare
+from optimizer.archive.archive import Archive
+from optimizer.cli.app import app
+from optimizer.preflight.preflight import prepare
 
 
 def mergefront(*arguments: object) -> Result:

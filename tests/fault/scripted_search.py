@@ -22,13 +22,13 @@ from unittest.mock import patch
 import numpy as np
 
 from configs.evaluation import SPLITS
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
-from optimizer.dirichlet_strategy import DirichletStrategy
 from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Event, Finished
 from optimizer.space import SearchSpace
-from optimizer.strategies import STRATEGIES
+from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.strategies.registry import STRATEGIES
 from scripts.bench.scripted import (
     COMPANIONS,
     IN_FULL,

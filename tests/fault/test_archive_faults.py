@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ArchiveError, ArchiveLockedError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import (
     completed,
     example_archive,
@@ -66,7 +66,8 @@ def test_second_writer_is_admitted_when_the_first_was_killed(tmp_path) -> None:
     path = tmp_path / "search.sqlite"
     example_archive(path).close()
     program = (
-        "import sys, time; from pathlib import Path; from optimizer.archive import Archive; "
+        "import sys, time; from pathlib import Path; "
+        "from optimizer.archive.archive import Archive; "
         "from tests.contract.archive_examples import *; "
         "archive = Archive.open(Path(sys.argv[1]), writable=True); "
         "archive.record_proposal(example_candidate(0)); print('ready', flush=True); "

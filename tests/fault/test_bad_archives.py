@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.fault.refused_commands import begin_archive, mergefront, refused
 
 pytestmark = pytest.mark.usefixtures("no_ray")

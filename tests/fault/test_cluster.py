@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from configs.evaluation import SPLITS
-from optimizer.archive import Archive
-from optimizer.front_view import front_of, scored_candidates
+from optimizer.archive.archive import Archive
 from optimizer.pareto import non_dominated
+from optimizer.results.front_view import front_of, scored_candidates
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
 from scripts.bench.scripted import make_manifest, scripted_outcome

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from configs.errors import ClusterError, JobChangedError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.fault.hosts import ROOT, TOKEN
 
 pytestmark = pytest.mark.campaign

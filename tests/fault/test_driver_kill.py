@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs.evaluation import SPLITS
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
 from tests.fault import scripted_search

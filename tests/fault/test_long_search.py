@@ -10,11 +10,11 @@ import pytest
 
 from configs.schema import JobConfig
 from optimizer.candidate import Candidate, Observation
-from optimizer.dirichlet_strategy import DirichletStrategy
 from optimizer.events import Finished
 from optimizer.space import SearchSpace
-from optimizer.strategies import STRATEGIES
-from optimizer.surrogate_strategy import SurrogateStrategy
+from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.strategies.registry import STRATEGIES
+from optimizer.strategies.surrogate import SurrogateStrategy
 from tests.fault import scripted_search
 
 OUTCOMES, EVERY = 5000, 50

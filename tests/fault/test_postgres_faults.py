@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ArchiveError, ArchiveLockedError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import completed, example_archive, example_candidate
 from tests.postgres_server import PostgresServer, find_programs
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 _WRITER = """
 import sys
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import *
 with Archive.open(sys.argv[1], writable=True) as archive:
     for line in sys.stdin:
@@ -125,7 +125,7 @@ def mortal_postgres() -> Iterator[PostgresServer]:
 def test_writer_goes_on_when_the_server_was_started_again(
     mortal_postgres, how, monkeypatch
 ) -> None:
-    monkeypatch.setattr("optimizer.archive_postgres_lock.PING_AFTER_S", 0.0)
+    monkeypatch.setattr("optimizer.archive.postgres_lock.PING_AFTER_S", 0.0)
     url = mortal_postgres.url("postgres", "search")
     with example_archive(url) as archive:
         archive.record_proposal(example_candidate(0))
@@ -143,7 +143,7 @@ def test_writer_goes_on_when_the_server_was_started_again(
 
 def test_writer_says_so_when_the_server_stays_away(mortal_postgres, monkeypatch) -> None:
     for name, seconds in (("PING_AFTER_S", 0.0), ("RECONNECT_S", 0.5)):
-        monkeypatch.setattr(f"optimizer.archive_postgres_lock.{name}", seconds)
+        monkeypatch.setattr(f"optimizer.archive.postgres_lock.{name}", seconds)
     url = mortal_postgres.url("postgres", "search")
     with example_archive(url) as archive:
         archive.record_proposal(example_candidate(0))

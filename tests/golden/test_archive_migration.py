@@ -16,11 +16,11 @@ from sqlalchemy import inspect
 
 from configs.errors import SchemaVersionError
 from configs.racing import Racing, Screening
-from optimizer import archive_migrations
-from optimizer.archive import Archive
-from optimizer.archive_migrations import MIGRATIONS, schema_version
-from optimizer.archive_sqlite import file_engine
-from optimizer.archive_verify import verify_archive
+from optimizer.archive import migrations
+from optimizer.archive.archive import Archive
+from optimizer.archive.migrations import MIGRATIONS, schema_version
+from optimizer.archive.sqlite import file_engine
+from optimizer.archive.verify import verify_archive
 from tests.contract.archive_examples import (
     completed,
     example_archive,
@@ -138,7 +138,7 @@ def test_migration_that_fails_leaves_the_archive_as_it_was(path, monkeypatch) ->
         connection.exec_driver_sql("CREATE TABLE half (a)")
 
     before = rows_of(path)
-    monkeypatch.setattr(archive_migrations, "MIGRATIONS", [*MIGRATIONS, m999_fails])
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*MIGRATIONS, m999_fails])
     assert mergefront("archive", "migrate", path).exit_code == 4
     assert rows_of(path) == before
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from configs.mergekit import mergekit_of
 from configs.mergekit_form import METHODS, RECIPE_KEY
 from configs.recipe import Group, MergeRecipe, Source
-from optimizer.mergekit_export import filtered, mergekit_yaml
-from optimizer.mergekit_import import Imported, import_recipe
-from optimizer.recipe_match import is_same_merge
+from optimizer.publish.mergekit_export import filtered, mergekit_yaml
+from optimizer.publish.mergekit_import import Imported, import_recipe
+from optimizer.publish.recipe_match import is_same_merge
 from workers.layers import Layout
 from workers.methods import get_method
 

@@ -6,7 +6,7 @@ import pytest
 from typer.main import get_command
 
 from configs.load import job_of
-from optimizer.cli import app
+from optimizer.cli.app import app
 from tests.doc_pages import DOCS, LEFT_OUT, PAGES, ROOT, SAMPLES, boxes_of, job_of_box
 
 READ = [*PAGES, ROOT / "README.md"]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from optimizer import cli
+from optimizer.cli import app as cli
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "configs" / "cluster"

@@ -11,10 +11,15 @@ from configs.errors import EvaluationError
 from configs.evaluation import EvaluationSettings, Objective, SplitSizes
 from evaluators.harness import HarnessEvaluator
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
+from optimizer.publish.verify_export import (
+    Verification,
+    compare_with_stock,
+    unknown_to_stock,
+    verify,
+)
 from optimizer.space import SearchSpace
-from optimizer.verify_export import Verification, compare_with_stock, unknown_to_stock, verify
 from tests.unit.optimizer.synthetic_archive import make_job, make_sources
 from workers.outcome import Completed, EvaluationKey
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import mergefront
-from optimizer import cli_read
-from optimizer.archive import Archive
-from optimizer.report import report_of
+from optimizer.archive.archive import Archive
+from optimizer.cli import read_commands
+from optimizer.report.report import report_of
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (
@@ -136,8 +136,8 @@ def test_what_is_not_there_says_so(tmp_path):
 
 
 def test_numbers_are_those_of_the_command_line(search, place, capsys):
-    cli_read.front(
-        str(place), split="search", wish=cli_read.FrontWish(), as_json=True, as_csv=False
+    read_commands.front(
+        str(place), split="search", wish=read_commands.FrontWish(), as_json=True, as_csv=False
     )
     rows = json.loads(capsys.readouterr().out)["front"]
     frame = search.front().to_frame()

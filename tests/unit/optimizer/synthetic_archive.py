@@ -10,7 +10,7 @@ from configs.evaluation import SPLITS, SplitName
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
 from workers.outcome import Completed, EvaluationKey, Failed, Stage

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from configs.errors import ArchiveError, ArchiveLockedError
-from optimizer.archive_lock import ArchiveLock, owner_of_file
-from optimizer.archive_owner import SILENT_S, Heartbeat
+from optimizer.archive.lock import ArchiveLock, owner_of_file
+from optimizer.archive.owner import SILENT_S, Heartbeat
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from configs.errors import (
     ArchiveNotFoundError,
     SchemaVersionError,
 )
-from optimizer import archive_migrations
-from optimizer.archive import Archive
-from optimizer.archive_migrations import MIGRATIONS
-from optimizer.archive_schema import APPEND_ONLY
-from optimizer.archive_store import backend_of
+from optimizer.archive import migrations
+from optimizer.archive.archive import Archive
+from optimizer.archive.migrations import MIGRATIONS
+from optimizer.archive.schema import APPEND_ONLY
+from optimizer.archive.store import backend_of
 from tests.contract.archive_examples import completed, example_archive, example_candidate
 from tests.fault.refused_commands import mergefront, refused
 from tests.postgres_server import PASSWORD
@@ -265,7 +265,7 @@ def newer(monkeypatch):
         def m999_more(connection) -> None:
             connection.exec_driver_sql("CREATE TABLE more (a INTEGER)")
 
-        monkeypatch.setattr(archive_migrations, "MIGRATIONS", [*MIGRATIONS, m999_more])
+        monkeypatch.setattr(migrations, "MIGRATIONS", [*MIGRATIONS, m999_more])
 
     return begin
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ArchiveError
 from configs.recipe import MergeRecipe
-from optimizer.archive_records import (
+from optimizer.archive.records import (
     blob_to_floats,
     blob_to_scores,
     blob_to_texts,

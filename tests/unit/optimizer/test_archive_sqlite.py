@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ArchiveError, ArchiveExistsError, ArchiveLockedError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from tests.contract.archive_examples import (
     completed,
     example_archive,
@@ -209,7 +209,7 @@ def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
     removes the log that the writer goes on writing to.
     """
     other = (
-        "import sys; from pathlib import Path; from optimizer.archive import Archive; "
+        "import sys; from pathlib import Path; from optimizer.archive.archive import Archive; "
         "archive = Archive.open(Path(sys.argv[1])); print(len(archive.observations())); "
         "archive.close()"
     )

@@ -11,13 +11,13 @@ import pytest
 
 from configs.errors import ArchiveError, ArchiveExistsError
 from evaluators.blocks import block_name
-from optimizer import archive_copy
-from optimizer.archive import Archive
-from optimizer.archive_copy import copy_archive
-from optimizer.archive_schema import APPEND_ONLY
-from optimizer.archive_seeds import Seed, WarmStart
-from optimizer.archive_stops import Stop
-from optimizer.archive_verify import verify_archive
+from optimizer.archive import copy
+from optimizer.archive.archive import Archive
+from optimizer.archive.copy import copy_archive
+from optimizer.archive.schema import APPEND_ONLY
+from optimizer.archive.seeds import Seed, WarmStart
+from optimizer.archive.stops import Stop
+from optimizer.archive.verify import verify_archive
 from optimizer.candidate import Observation
 from tests.contract.archive_examples import (
     completed,
@@ -144,7 +144,7 @@ def test_copy_does_not_replace_an_archive(path, tmp_path) -> None:
 
 
 def test_copy_that_differs_is_not_kept(path, tmp_path, monkeypatch) -> None:
-    copied = archive_copy._copy_table
+    copied = copy._copy_table
 
     def loses_a_bit(rows, new, table, search) -> int:
         if table.name == "objective_scores":
@@ -154,7 +154,7 @@ def test_copy_that_differs_is_not_kept(path, tmp_path, monkeypatch) -> None:
             )
         return copied(rows, new, table, search)
 
-    monkeypatch.setattr(archive_copy, "_copy_table", loses_a_bit)
+    monkeypatch.setattr(copy, "_copy_table", loses_a_bit)
     with pytest.raises(ArchiveError, match=r"copy of table `objective_scores` differs .* in row 0"):
         copy_archive(path, tmp_path / "copy.sqlite")
     assert not (tmp_path / "copy.sqlite").exists()

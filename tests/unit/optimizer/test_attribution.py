@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from optimizer.archive import Archive
-from optimizer.attribution import attribution, record_variants, variants_of
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
 from optimizer.driver import run_search
-from optimizer.front_view import scored_candidates
-from optimizer.recorded_space import recorded_space
-from optimizer.report import report_of, report_record
+from optimizer.report.report import report_of, report_record
+from optimizer.results.attribution import attribution, record_variants, variants_of
+from optimizer.results.front_view import scored_candidates
+from optimizer.results.select import choose
 from optimizer.resume import verify_replay
-from optimizer.select import choose
 from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool

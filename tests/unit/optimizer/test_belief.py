@@ -7,11 +7,17 @@ import pytest
 
 from configs.errors import ConfigError
 from evaluators.scores import ObjectiveScore
-from optimizer.archive import Archive
-from optimizer.belief import believed_candidates, chance_of, knee_of, meets, posterior_scores
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
-from optimizer.front_view import ScoredCandidate, front_of, front_table, scored_candidates
-from optimizer.select import choose, ranked
+from optimizer.results.front_view import ScoredCandidate, front_of, front_table, scored_candidates
+from optimizer.results.select import choose, ranked
+from optimizer.surrogate.belief import (
+    believed_candidates,
+    chance_of,
+    knee_of,
+    meets,
+    posterior_scores,
+)
 from optimizer.validation import validation_candidates
 from tests.fault import scripted_search
 from tests.unit.optimizer.test_cli import mergefront

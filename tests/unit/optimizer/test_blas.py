@@ -4,7 +4,7 @@ import numpy as np
 from scipy import linalg
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from optimizer.blas import with_one_thread
+from optimizer.surrogate.blas import with_one_thread
 
 
 def blas_threads() -> set[int]:

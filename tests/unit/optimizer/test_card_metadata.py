@@ -7,11 +7,17 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
-from optimizer.card_metadata import card_metadata
-from optimizer.model_card import model_card
-from optimizer.select import choose
-from optimizer.source_cards import CONFLICT_NAME, Licence, SourceCard, licence_of, read_source_card
+from optimizer.archive.archive import Archive
+from optimizer.publish.card_metadata import card_metadata
+from optimizer.publish.model_card import model_card
+from optimizer.publish.source_cards import (
+    CONFLICT_NAME,
+    Licence,
+    SourceCard,
+    licence_of,
+    read_source_card,
+)
+from optimizer.results.select import choose
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.errors import ConfigError
-from optimizer import cli, cli_export, cli_options, cli_read
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
+from optimizer.cli import app as cli
+from optimizer.cli import export_commands, options, read_commands
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
@@ -60,7 +61,7 @@ def test_every_command_explains_its_arguments(command):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from typer.testing import CliRunner; from optimizer.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from optimizer.cli.app import app\n"
         "CliRunner().invoke(app, ['--help']); print(*sys.modules)"
     )
     loaded = {name.partition(".")[0] for name in run_python(code).split()}
@@ -82,7 +83,7 @@ def test_help_answers_in_half_a_second():
 
 
 def test_shell_completes_commands():
-    code = "import sys; sys.argv = ['mergefront']; from optimizer.cli import main; main()"
+    code = "import sys; sys.argv = ['mergefront']; from optimizer.cli.app import main; main()"
     typed = {"COMP_WORDS": "mergefront rep", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -203,7 +204,7 @@ def test_interrupt_ends_a_command_as_shells_expect(archive, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_read, "status", interrupt)
+    monkeypatch.setattr(read_commands, "status", interrupt)
     result = mergefront("status", archive)
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
@@ -213,7 +214,7 @@ def test_unexpected_error_shows_its_traceback(archive, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli_read, "status", fail)
+    monkeypatch.setattr(read_commands, "status", fail)
     assert isinstance(mergefront("status", archive).exception, ZeroDivisionError)
 
 
@@ -224,7 +225,7 @@ def test_settings_are_yaml_values_under_dotted_keys():
         "merge.weight={low: 0, high: 2}",
         "a=b=c",
     ]
-    assert cli_options.read_overrides(settings, evaluations=7) == {
+    assert options.read_overrides(settings, evaluations=7) == {
         "budget.hours": 2.5,
         "workers.address": None,
         "merge.weight": {"low": 0, "high": 2},
@@ -235,7 +236,7 @@ def test_settings_are_yaml_values_under_dotted_keys():
 
 def test_every_setting_that_cannot_be_read_is_named():
     with pytest.raises(ConfigError) as caught:
-        cli_options.read_overrides(["seed", "=3", "merge={"])
+        options.read_overrides(["seed", "=3", "merge={"])
     assert [problem.path for problem in caught.value.problems] == ["--set", "--set", "--set merge"]
 
 
@@ -244,21 +245,21 @@ def test_every_setting_that_cannot_be_read_is_named():
     [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("1000", 1000)],
 )
 def test_shard_size_is_read_with_its_unit(text, size):
-    assert cli_export.size_in_bytes(text) == size
+    assert export_commands.size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "five"])
 def test_shard_size_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="expected a size such as 500MB"):
-        cli_export.size_in_bytes(text)
+        export_commands.size_in_bytes(text)
 
 
 def test_wishes_are_read_as_name_and_number():
-    assert cli_export.numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
-    assert cli_export.numbers("--prefer", None) is None
+    assert export_commands.numbers("--prefer", "math=0.5, code=2") == {"math": 0.5, "code": 2.0}
+    assert export_commands.numbers("--prefer", None) is None
 
 
 @pytest.mark.parametrize("text", ["math", "math=much", "math=1,,code=2", ""])
 def test_wishes_that_cannot_be_read_are_refused(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
-        cli_export.numbers("--prefer", text)
+        export_commands.numbers("--prefer", text)

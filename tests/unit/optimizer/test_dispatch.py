@@ -3,7 +3,7 @@
 import pytest
 
 from evaluators.blocks import WHOLE
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Finished
 from optimizer.resume import verify_replay

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from optimizer import cli, doctor
+from optimizer.cli import app as cli
+from optimizer.preflight import doctor
 
 ROOT = Path(__file__).parents[3]
 

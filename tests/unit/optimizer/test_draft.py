@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from configs.errors import CheckpointError, ConfigError
 from configs.load import load_job
-from optimizer import cli
-from optimizer.draft import Draft, Wishes, draft_job, render_draft
+from optimizer.cli import app as cli
+from optimizer.preflight.draft import Draft, Wishes, draft_job, render_draft
 from workers.hardware import Gpu, Hardware
 
 LAPTOP = Hardware(cores=8, memory_bytes=16 * 2**30, free_bytes=12 * 2**30, gpus=())
@@ -84,7 +84,7 @@ def test_workers_fit_the_hardware(wishes):
 
 
 def test_workers_of_models_larger_than_a_gpu_get_several():
-    from optimizer.draft import _workers
+    from optimizer.preflight.draft import _workers
 
     seventy = 140 * 10**9
     assert _workers(SERVER, 70 * 10**9, seventy) == {
@@ -117,7 +117,7 @@ def test_words_that_yaml_takes_for_values_stay_names(wishes, write, tiny_pool):
 @pytest.mark.parametrize("fewest", [3, 24, 100, 300, 447, 448, 10_000])
 def test_few_items_never_draft_a_larger_search(fewest):
     from configs.evaluation import SplitSizes
-    from optimizer.draft import _splits
+    from optimizer.preflight.draft import _splits
 
     wanted = SplitSizes().model_dump()
     sizes = _splits(SplitSizes(), {"few": fewest, "many": 100_000}) if fewest > 4 else {}
@@ -160,11 +160,11 @@ def test_command_writes_a_file_that_passes_the_check(wishes, tmp_path, monkeypat
 
 
 def test_file_that_is_there_is_said_before_anything_is_asked(tmp_path, monkeypatch):
-    from optimizer import cli_init
+    from optimizer.cli import init_commands
 
     (tmp_path / "job.yaml").write_text("mine")
-    monkeypatch.setattr(cli_init.sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(cli_init.typer, "prompt", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(init_commands.sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(init_commands.typer, "prompt", lambda *_, **__: pytest.fail("asked"))
     done = mergefront("init", tmp_path / "job.yaml")
     assert done.exit_code == 2
     assert "is there already" in done.stderr
@@ -186,20 +186,20 @@ def test_command_says_all_that_is_missing(tmp_path):
 
 
 def test_command_asks_where_somebody_answers(wishes, tmp_path, monkeypatch):
-    from optimizer import cli_init
+    from optimizer.cli import init_commands
 
     said = wishes()
     answers = iter(
         [said.base, *(f"{n}={p}" for n, p in said.checkpoints.items()), "", "text=tiny_text", ""]
     )
-    monkeypatch.setattr(cli_init.typer, "prompt", lambda *_, **__: next(answers))
-    monkeypatch.setattr(cli_init.sys.stdin, "isatty", lambda: True)
-    flags = cli_init.InitFlags(
+    monkeypatch.setattr(init_commands.typer, "prompt", lambda *_, **__: next(answers))
+    monkeypatch.setattr(init_commands.sys.stdin, "isatty", lambda: True)
+    flags = init_commands.InitFlags(
         base=None, checkpoints=[], objectives=[], data_dir=said.data_dir,
         include_path=said.include_path, name=None, archive="a.sqlite", runs_code=False,
         force=False,
     )  # fmt: skip
-    cli_init.init(tmp_path / "asked.yaml", flags)
+    init_commands.init(tmp_path / "asked.yaml", flags)
     job = load_job(tmp_path / "asked.yaml")
     assert list(job.models.checkpoints) == ["instruct", "code", "math"]
     assert list(job.objectives) == ["text"]

@@ -4,14 +4,14 @@ import pytest
 
 from configs.errors import SearchError, TooManyFailuresError
 from optimizer import driver
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.baselines import baseline_labels
 from optimizer.driver import run_search
 from optimizer.events import Finished, PhaseChanged, Proposed
+from optimizer.results.verdict import verdict
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
-from optimizer.strategies import make_strategy
-from optimizer.verdict import verdict
+from optimizer.strategies.registry import make_strategy
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from workers.outcome import Failed, Stage

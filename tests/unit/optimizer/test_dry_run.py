@@ -9,8 +9,8 @@ import pytest
 
 from configs.errors import ConfigError, MergefrontError
 from configs.schema import JobConfig
-from optimizer import dry_run
-from optimizer.preflight import prepare
+from optimizer.preflight import dry_run
+from optimizer.preflight.preflight import prepare
 
 ITEMS = [{"text": f"the {n}"} for n in range(60)]
 CALLED = "def f(model, tokenizer, items, *, batch_size, **options):\n    "

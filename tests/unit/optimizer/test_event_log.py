@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.archive import Archive
-from optimizer.event_log import EventLog
+from optimizer.archive.archive import Archive
 from optimizer.events import WorkersSeen
+from optimizer.telemetry.event_log import EventLog
 from tests.fault import scripted_search
 from tests.unit.optimizer.watched_search import run_watched
 

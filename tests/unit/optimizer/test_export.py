@@ -10,10 +10,10 @@ from configs.place import read_place
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
-from optimizer.export import export, recipe_json
-from optimizer.select import choose
+from optimizer.publish.export import export, recipe_json
+from optimizer.results.select import choose
 from optimizer.space import SearchSpace
 from workers.outcome import Completed, EvaluationKey
 from workers.sources import resolve_sources

@@ -6,12 +6,12 @@ import re
 import pytest
 from rich.console import Console
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
 from optimizer.driver import run_search
-from optimizer.findings import findings_after
-from optimizer.preflight import prepare
-from optimizer.recorded_space import recorded_space
-from optimizer.report import render, report_of, report_record
+from optimizer.preflight.preflight import prepare
+from optimizer.report.report import render, report_of, report_record
+from optimizer.results.findings import findings_after
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from optimizer.archive import Archive
-from optimizer.front_view import (
+from optimizer.archive.archive import Archive
+from optimizer.results.front_view import (
     format_weights,
     front_of,
     front_table,

@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
 
-from optimizer.gaussian_process import (
+from optimizer.surrogate.gaussian_process import (
     GaussianProcess,
     Samples,
     _negative_log_posterior,
     fit_hyperparameters,
 )
-from optimizer.surrogate_kernel import (
+from optimizer.surrogate.kernel import (
     Features,
     Prior,
     Similarities,
     kernel_diagonal,
     kernel_matrix,
 )
-from optimizer.surrogate_path import KernelProduct
+from optimizer.surrogate.path import KernelProduct
 
 
 def make_features(rng: np.random.Generator, n: int, *, groups: int = 1, companion: bool = False):

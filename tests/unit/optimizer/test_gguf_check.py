@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from optimizer import gguf_check
-from optimizer.gguf_check import check_gguf
+from optimizer.publish import gguf_check
+from optimizer.publish.gguf_check import check_gguf
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -114,7 +114,7 @@ def test_record_is_json(exported: Path) -> None:
 def test_missing_package_is_told_before_anything_is_written(monkeypatch, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from optimizer.cli import app
+    from optimizer.cli.app import app
 
     monkeypatch.setattr(gguf_check, "find_spec", lambda _name: None)
     out = tmp_path / "model"

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from configs.errors import ClusterError, ConfigError
 from configs.load import load_job
 from configs.schema import JobConfig
-from optimizer import cli, launched
+from optimizer import launched
+from optimizer.cli import app as cli
 from optimizer.launch import JOB_FILE, entrypoint, new_job_id, stage
 from workers.ray_jobs import ClusterAccess, JobClient, find_token
 

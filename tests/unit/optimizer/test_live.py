@@ -5,11 +5,11 @@ import pytest
 from rich.console import Console
 
 from evaluators.scores import ObjectiveScore
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
 from optimizer.events import Finished, PhaseChanged, Proposed, SearchStarted, WorkersSeen
-from optimizer.front_view import scored_candidates
 from optimizer.live import LiveView, Pace, PlainLog, format_duration, make_view
+from optimizer.results.front_view import scored_candidates
 from optimizer.space import SearchSpace
 from tests.unit.optimizer.synthetic_archive import Merge, build, make_job, make_sources
 from workers.outcome import Completed, EvaluationKey, Failed, Stage

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from optimizer import cli
-from optimizer.merge_file import plan_merge, write_merge
-from optimizer.recipe_file import read_recipe_file
+from optimizer.cli import app as cli
+from optimizer.publish.merge_file import plan_merge, write_merge
+from optimizer.publish.recipe_file import read_recipe_file
 
 
 def mergefront(*arguments: object):

@@ -5,9 +5,9 @@ from configs.errors import ConfigError
 from configs.mergekit import mergekit_of
 from configs.mergekit_form import RECIPE_KEY
 from configs.recipe import Source
-from optimizer.mergekit_columns import drop_ratio_of
-from optimizer.mergekit_export import mergekit_yaml
-from optimizer.mergekit_import import Imported, import_recipe
+from optimizer.publish.mergekit_columns import drop_ratio_of
+from optimizer.publish.mergekit_export import mergekit_yaml
+from optimizer.publish.mergekit_import import Imported, import_recipe
 from workers.layers import Layout
 
 NAMES = (

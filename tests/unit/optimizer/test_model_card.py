@@ -3,10 +3,10 @@ import json
 import pytest
 import yaml
 
-from optimizer.archive import Archive
-from optimizer.export import recipe_json
-from optimizer.model_card import model_card
-from optimizer.select import choose
+from optimizer.archive.archive import Archive
+from optimizer.publish.export import recipe_json
+from optimizer.publish.model_card import model_card
+from optimizer.results.select import choose
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (

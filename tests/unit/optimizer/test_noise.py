@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from configs.errors import ArchiveError, JobChangedError
 from configs.evaluation import SPLITS
-from optimizer import cli
-from optimizer.archive import Archive
-from optimizer.noise import items_needed, noise_of, task_noise
-from optimizer.noise_view import noise_record, render_noise
+from optimizer.archive.archive import Archive
+from optimizer.cli import app as cli
+from optimizer.results.noise import items_needed, noise_of, task_noise
+from optimizer.results.noise_view import noise_record, render_noise
 from tests.unit.optimizer.synthetic_archive import CHECKPOINTS, NUM_ITEMS, Merge, build, make_job
 
 # Of 20 items the base has the first 10 right and one checkpoint the first 15, in one objective.

@@ -10,7 +10,7 @@ from configs.schema import JobConfig
 from evaluators.blocks import WHOLE, partition
 from evaluators.paired import paired_difference
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.partial import block_request
 from tests.contract.archive_examples import (
     completed,

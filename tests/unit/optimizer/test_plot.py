@@ -6,10 +6,10 @@ from PIL import Image, ImageColor
 from scipy import ndimage
 
 from configs.errors import ArchiveError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.pareto import hypervolume
-from optimizer.plot import CHOSEN_COLOR, Picture, baseline_kind, write_png
-from optimizer.plot_html import write_html
+from optimizer.report.plot import CHOSEN_COLOR, Picture, baseline_kind, write_png
+from optimizer.report.plot_html import write_html
 from optimizer.scalarize import reference_point
 from tests.unit.optimizer.synthetic_archive import Merge, build
 

@@ -13,10 +13,10 @@ from configs.errors import (
     EvaluationError,
     SandboxUnavailableError,
 )
-from optimizer.estimate import format_bytes, format_count, format_seconds
-from optimizer.pool_view import cosine_table
-from optimizer.preflight import _Checks, announce_digests, prepare
-from optimizer.preflight_view import prepared_record, render_prepared
+from optimizer.preflight.estimate import format_bytes, format_count, format_seconds
+from optimizer.preflight.pool_view import cosine_table
+from optimizer.preflight.preflight import _Checks, announce_digests, prepare
+from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from tests.unit.workers.sparse_checkpoint import llama_shapes, write_sparse
 from workers.similarity import Similarity
 from workers.sources import ResolvedSource, Sources

@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from configs.errors import CheckpointError, ConfigError, HubError
-from optimizer import cli
-from optimizer.push import Destination, push
-from optimizer.push_check import check_upload
+from optimizer.cli import app as cli
+from optimizer.publish.push import Destination, push
+from optimizer.publish.push_check import check_upload
 from tests.hub_stub import READ_TOKEN, TOKEN, serve_hub
 
 ROOT = Path(__file__).parents[3]

@@ -5,9 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
-from optimizer import progress_view
-from optimizer.archive import Archive
-from optimizer.report import render, report_of, report_record
+from optimizer.archive.archive import Archive
+from optimizer.report.report import render, report_of, report_record
+from optimizer.results import progress_view
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 BASE = Merge((0, 0, 0), (0.1, 0.1, 0.1), report=(0.1, 0.1, 0.1), origin="baseline:base")
@@ -157,7 +157,7 @@ def test_report_of_many_merges_says_what_is_believed_of_their_hypervolume(tmp_pa
 
 
 def test_report_asks_the_strategy_what_is_ahead(tmp_path, monkeypatch):
-    from optimizer.dirichlet_strategy import DirichletStrategy
+    from optimizer.strategies.dirichlet import DirichletStrategy
     from tests.fault import scripted_search
 
     path = tmp_path / "run.sqlite"

@@ -11,13 +11,16 @@ from rich.table import Table as RichTable
 from typer.testing import CliRunner
 
 from configs.errors import ArchiveError, ConfigError
-from optimizer import belief, cli, plot, progress_view
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
+from optimizer.cli import app as cli
 from optimizer.progress import progress_of
-from optimizer.report import report_of
-from optimizer.report_document import Table
-from optimizer.report_sections import document_of
-from optimizer.report_write import check_targets, html_of, markdown_of, write_report
+from optimizer.report import plot
+from optimizer.report.document import Table
+from optimizer.report.report import report_of
+from optimizer.report.sections import document_of
+from optimizer.report.write import check_targets, html_of, markdown_of, write_report
+from optimizer.results import progress_view
+from optimizer.surrogate import belief
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (

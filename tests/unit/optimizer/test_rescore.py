@@ -11,11 +11,11 @@ import torch
 from configs.errors import CheckpointError, ConfigError, EvaluationError
 from evaluators.paired import paired_difference
 from evaluators.scores import aggregate
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
-from optimizer.export import export
-from optimizer.rescore import in_dtype, rescore
-from optimizer.select import choose
+from optimizer.publish.export import export
+from optimizer.publish.rescore import in_dtype, rescore
+from optimizer.results.select import choose
 from optimizer.space import SearchSpace
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from configs.errors import SearchError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.remembered import WORKER, RememberingPool
-from optimizer.report import report_of, report_record
+from optimizer.report.report import report_of, report_record
 from optimizer.resume import verify_replay
 from optimizer.rival import rival_job, rival_of, spent
 from optimizer.space import SearchSpace

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from configs.schema import JobConfig
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.resume import verify_replay
 from optimizer.screening import Groups
 from optimizer.space import SearchSpace

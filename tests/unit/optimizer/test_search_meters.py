@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.events import Progressed, SearchStarted, WorkersSeen
-from optimizer.search_meters import METERS, SearchMeters
+from optimizer.telemetry.search_meters import METERS, SearchMeters
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.watched_search import KeptMeters, run_watched

@@ -1,8 +1,8 @@
 import pytest
 
 from configs.errors import ArchiveError, ConfigError
-from optimizer.archive import Archive
-from optimizer.select import choose
+from optimizer.archive.archive import Archive
+from optimizer.results.select import choose
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 # Candidate 0 is the best on search items, candidate 1 on select items; 2 is a specialist.

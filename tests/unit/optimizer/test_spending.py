@@ -7,7 +7,7 @@ import pytest
 
 from configs.schema import JobConfig
 from optimizer import driver
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Progressed
 from optimizer.pareto import hypervolume
@@ -15,7 +15,7 @@ from optimizer.progress import progress_of
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.spending import Spending, spending_of
-from optimizer.strategies import make_strategy
+from optimizer.strategies.registry import make_strategy
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 

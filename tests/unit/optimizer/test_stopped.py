@@ -2,8 +2,8 @@
 
 import pytest
 
-from optimizer.archive import Archive
-from optimizer.report import report_of
+from optimizer.archive.archive import Archive
+from optimizer.report.report import report_of
 from optimizer.stopped import describe_savings, num_evaluated, recorded_group_size, savings_of
 from tests.fault import scripted_search
 

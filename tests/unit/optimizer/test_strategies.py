@@ -3,11 +3,11 @@ import pytest
 
 from configs.errors import ConfigError
 from evaluators.scores import ObjectiveScore
-from optimizer import surrogate_strategy
 from optimizer.candidate import Candidate, Observation
-from optimizer.cma_strategy import rank_fitness
-from optimizer.strategies import STRATEGIES, make_strategy
-from optimizer.surrogate import Surrogate
+from optimizer.strategies import surrogate
+from optimizer.strategies.cma import rank_fitness
+from optimizer.strategies.registry import STRATEGIES, make_strategy
+from optimizer.surrogate.surrogate import Surrogate
 from scripts.bench.landscapes import Landscape
 from scripts.bench.search_closed import run_search
 from tests.contract.strategy_contract import StrategyContract, plain, score
@@ -100,7 +100,7 @@ class TestSurrogateCma(StrategyContract):
             made.append(1)
             return Surrogate(*arguments, **options)
 
-        monkeypatch.setattr(surrogate_strategy, "Surrogate", counted)
+        monkeypatch.setattr(surrogate, "Surrogate", counted)
         last = grown.ask(200, pending)
         for seen in told[-8:]:
             grown.tell(seen)

@@ -3,8 +3,8 @@ import pytest
 
 from evaluators.scores import ObjectiveScore
 from optimizer.candidate import Candidate, Observation
-from optimizer.dirichlet_strategy import DirichletStrategy
-from optimizer.surrogate import (
+from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.surrogate.surrogate import (
     Surrogate,
     SurrogateMemory,
     posterior_candidates,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from optimizer.surrogate_bowl import MEMBERS, fit_bowls, fit_lines
-from optimizer.surrogate_kernel import Features
+from optimizer.surrogate.bowl import MEMBERS, fit_bowls, fit_lines
+from optimizer.surrogate.kernel import Features
 
 NOISE = 0.02
 

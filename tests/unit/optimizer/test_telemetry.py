@@ -9,11 +9,11 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import JobConfig
-from optimizer import tracking
-from optimizer.archive import Archive
-from optimizer.telemetry import check_telemetry
-from optimizer.tracker import TrackedRun
-from optimizer.tracking import TrackerThread, tracked_run
+from optimizer.archive.archive import Archive
+from optimizer.telemetry import tracking
+from optimizer.telemetry.telemetry import check_telemetry
+from optimizer.telemetry.tracker import TrackedRun
+from optimizer.telemetry.tracking import TrackerThread, tracked_run
 from tests.fault import scripted_search
 from tests.unit.optimizer.watched_search import KeptMeters, run_watched
 
@@ -169,7 +169,7 @@ def test_parameters_of_a_run_are_those_that_resume_cannot_change(tmp_path):
 
 @pytest.mark.slow
 def test_copy_of_an_archive_is_the_same_search_to_trackers(tmp_path):
-    from optimizer.archive_copy import copy_archive
+    from optimizer.archive.copy import copy_archive
 
     first, other = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
     run_watched(first, {})

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from optimizer import tracking
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.scalarize import preferred_mean
+from optimizer.telemetry import tracking
 from tests.unit.optimizer.watched_search import run_watched
 
 KILLED_AT = 9
@@ -98,8 +98,8 @@ def test_tensorboard_forgets_what_a_lost_archive_had_logged(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from configs.telemetry import TensorBoardSettings
-    from optimizer.tracker import TrackedRun
-    from optimizer.tracker_tensorboard import TensorBoardTracker
+    from optimizer.telemetry.tracker import TrackedRun
+    from optimizer.telemetry.tracker_tensorboard import TensorBoardTracker
 
     for first_step, steps in ((1, (1, 2, 3)), (2, (2,))):
         tracker = TensorBoardTracker(TensorBoardSettings(directory=str(tmp_path)))
@@ -197,7 +197,9 @@ def test_search_goes_on_when_the_mlflow_server_is_not_there(tmp_path, caplog):
     path, log = tmp_path / "archive.sqlite", tmp_path / "log.jsonl"
     telemetry = {"mlflow": {"uri": "http://127.0.0.1:9"}, "log_file": str(log)}
     run_watched(path, telemetry)
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "optimizer.tracking"]
+    (warning,) = [
+        r.getMessage() for r in caplog.records if r.name == "optimizer.telemetry.tracking"
+    ]
     assert warning.startswith("telemetry.mlflow failed: MlflowException: API request to")
     assert "telemetry.mlflow failed" in log.read_text()
     with Archive.open(path) as archive:
@@ -214,7 +216,9 @@ def test_search_goes_on_when_the_wandb_server_is_not_there(tmp_path, caplog, mon
     request.addfinalizer(wandb.teardown)
     path = tmp_path / "archive.sqlite"
     run_watched(path, {"wandb": {"mode": "online", "directory": str(tmp_path)}})
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "optimizer.tracking"]
+    (warning,) = [
+        r.getMessage() for r in caplog.records if r.name == "optimizer.telemetry.tracking"
+    ]
     assert warning.startswith("telemetry.wandb failed: CommError: ")
     assert "connection refused" in warning
     with Archive.open(path) as archive:

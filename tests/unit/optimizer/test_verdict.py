@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
-from optimizer.recorded_space import recorded_space
-from optimizer.verdict import holm, verdict
-from optimizer.verdict_view import verdict_record
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
+from optimizer.results.verdict import holm, verdict
+from optimizer.results.verdict_view import verdict_record
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 
@@ -169,7 +169,7 @@ def test_holm_is_the_step_down_correction():
 
 
 def test_weighted_items_survive_the_average_of_baselines():
-    from optimizer.winners_curse import _mean_scores
+    from optimizer.results.winners_curse import _mean_scores
 
     weights = np.array([1.0, 3.0])
     parts = [TaskScores("t", ("a", "b"), np.array(v), weights) for v in ([0.0, 1.0], [1.0, 1.0])]

@@ -11,14 +11,14 @@ from configs.errors import ArchiveError
 from configs.evaluation import SPLITS
 from configs.schema import JobConfig, Models
 from evaluators.manifest import Manifest
-from optimizer.archive import Archive
-from optimizer.archive_seeds import WarmStart
-from optimizer.cma_strategy import CmaStrategy
+from optimizer.archive.archive import Archive
+from optimizer.archive.seeds import WarmStart
 from optimizer.driver import run_search
-from optimizer.report import report_of, report_record
+from optimizer.report.report import report_of, report_record
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
-from optimizer.strategies import STRATEGIES
+from optimizer.strategies.cma import CmaStrategy
+from optimizer.strategies.registry import STRATEGIES
 from optimizer.warm_start import describe, warm_start_from
 from scripts.bench.scripted import NAMES
 from tests.fault import scripted_search

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import ignore_event
 from optimizer.space import SearchSpace
-from optimizer.telemetry import telemetry_of
+from optimizer.telemetry.telemetry import telemetry_of
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.space import SearchSpace
 from scripts.bench import faults

@@ -6,7 +6,7 @@ import pytest
 from typer.main import get_command
 
 from configs.schema import JobConfig
-from optimizer.cli import app
+from optimizer.cli.app import app
 from scripts.reference.commands_page import commands_page
 from scripts.reference.http_page import http_page
 from scripts.reference.job_page import job_page

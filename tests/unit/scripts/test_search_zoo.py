@@ -11,7 +11,7 @@ import pytest
 
 from configs.evaluation import SplitSizes
 from evaluators.blocks import block_name
-from optimizer.strategies import STRATEGIES
+from optimizer.strategies.registry import STRATEGIES
 from scripts.bench.search_zoo import best_volume, report, runs_of
 from scripts.bench.zoo_job import SKILLS
 from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab

@@ -119,7 +119,7 @@ def test_class_is_that_of_the_config() -> None:
 def test_search_of_encoders_for_lm_eval_is_refused_before_it_starts(
     encoders: Callable[[str], Sources], tiny_job: Callable[..., JobConfig]
 ) -> None:
-    from optimizer.preflight import prepare
+    from optimizer.preflight.preflight import prepare
 
     sources = encoders("BertModel")
     with pytest.raises(

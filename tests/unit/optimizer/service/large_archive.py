@@ -7,7 +7,7 @@ import numpy as np
 from configs.evaluation import SPLITS
 from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
 from tests.unit.optimizer.synthetic_archive import make_job, make_sources

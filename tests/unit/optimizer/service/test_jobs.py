@@ -267,7 +267,7 @@ def test_what_does_not_run_is_not_stopped(client, archives):
 
 
 def test_what_another_process_writes_is_neither_stopped_resumed_nor_deleted(client, archives):
-    from optimizer.archive import Archive
+    from optimizer.archive.archive import Archive
 
     with Archive.open(archives / "done" / "archive.sqlite", writable=True):
         assert client.search("done").state == "running"

@@ -12,16 +12,16 @@ from fastapi.testclient import TestClient
 
 from evaluators.blocks import partition
 from evaluators.scores import ObjectiveScore
-from optimizer.archive import Archive
-from optimizer.archive_stops import Stop
-from optimizer.belief import believed_candidates
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
+from optimizer.archive.stops import Stop
 from optimizer.candidate import Candidate
-from optimizer.cma_strategy import CmaStrategy
-from optimizer.front_view import front_of
-from optimizer.recorded_space import recorded_space
+from optimizer.results.front_view import front_of
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import BusyError
+from optimizer.strategies.cma import CmaStrategy
+from optimizer.surrogate.belief import believed_candidates
 from tests.contract.archive_examples import (
     completed_block,
     example_archive,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import ConflictError, NotFoundError

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from configs.errors import ConfigError
-from optimizer.archive import Archive
+from optimizer.archive.archive import Archive
 from optimizer.service import searches as module
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from optimizer.archive import Archive
-from optimizer.recorded_space import recorded_space
+from optimizer.archive.archive import Archive
+from optimizer.archive.recorded_space import recorded_space
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient
 from optimizer.service.routes_results import show_front

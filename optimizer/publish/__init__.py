@@ -1,0 +1,1 @@
+"""What leaves: checkpoints, model cards, recipes in either language; start at `export.py`."""

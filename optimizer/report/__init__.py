@@ -1,0 +1,1 @@
+"""Results for people: reports, pages and pictures; start at `report.py`."""

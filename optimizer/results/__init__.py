@@ -1,0 +1,1 @@
+"""What is read out of a search: the front, the choice, the verdict; start at `front_view.py`."""

@@ -1,0 +1,91 @@
+"""The winner's curse: how much the scores of the search flatter the merge that it chose.
+
+Whatever is picked for a high score owes part of it to luck, and loses that on other items. Items
+of another split may also be harder for everyone; the baselines, which nothing picked, show by how
+much, so the curse is what the chosen merge lost beyond them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from configs.evaluation import SplitName
+from evaluators.paired import PairedDifference, paired_difference
+from evaluators.scores import TaskScores
+from optimizer.archive.archive import Archive
+from optimizer.scalarize import preferred_mean
+
+_SPLITS: tuple[SplitName, SplitName] = ("search", "report")
+
+
+@dataclass(frozen=True, slots=True)
+class WinnersCurse:
+    """Preferred means of the chosen merge on search and report items, and of the baselines.
+
+    ``baselines_search`` and ``baselines_report`` are averages over the baselines that were scored
+    on both splits. ``flattery`` is by how much more the chosen merge fell than they did, with its
+    standard error: (chosen - baselines on search) - (chosen - baselines on report).
+    """
+
+    search: float
+    report: float
+    baselines_search: float
+    baselines_report: float
+    flattery: float
+    stderr: float
+
+    @property
+    def sentence(self) -> str:
+        """The curse in words."""
+        numbers = f"{self.flattery:+.3f} ± {self.stderr:.3f}"
+        said = f"so the search flattered it by {numbers}"
+        if self.flattery <= 0:
+            said = f"so no flattery shows ({numbers})"
+        return (
+            f"Winner's curse: the chosen merge scored {self.search:.3f} on the search items and "
+            f"{self.report:.3f} on the report items, where baselines went from "
+            f"{self.baselines_search:.3f} to {self.baselines_report:.3f}; {said}."
+        )
+
+
+def winners_curse(archive: Archive, chosen: int, baselines: Sequence[int]) -> WinnersCurse | None:
+    """Compare search with report scores; None where the chosen merge or all baselines lack some.
+
+    Args:
+        archive: The record of the search.
+        chosen: The chosen candidate.
+        baselines: Candidates that the search did not pick.
+    """
+    search, report = archive.scores("search"), archive.scores("report")
+    known = [index for index in baselines if index in search and index in report]
+    if chosen not in search or chosen not in report or not known:
+        return None
+    preference = archive.job.preference
+    before, after = (_ahead(archive, chosen, known, split) for split in _SPLITS)
+    return WinnersCurse(
+        search=preferred_mean(search[chosen], preference),
+        report=preferred_mean(report[chosen], preference),
+        baselines_search=fmean(preferred_mean(search[index], preference) for index in known),
+        baselines_report=fmean(preferred_mean(report[index], preference) for index in known),
+        flattery=before.mean - after.mean,
+        # Items of the two splits are different, so their errors are independent.
+        stderr=math.hypot(before.stderr, after.stderr),
+    )
+
+
+def _ahead(
+    archive: Archive, chosen: int, baselines: Sequence[int], split: SplitName
+) -> PairedDifference:
+    """Return how far a merge is ahead of the average baseline, item by item."""
+    parts = [archive.task_scores(index, split) for index in baselines]
+    ours = archive.task_scores(chosen, split)
+    average = {task: _mean_scores([part[task] for part in parts]) for task in ours}
+    return paired_difference(archive.job.objectives, archive.job.preference, ours, average)
+
+
+def _mean_scores(parts: Sequence[TaskScores]) -> TaskScores:
+    values = np.mean([part.values for part in parts], axis=0)
+    return TaskScores(parts[0].task, parts[0].item_ids, values, parts[0].weights)

@@ -1,0 +1,1 @@
+"""What proposes candidates: the contract in `strategy.py`, by name in `registry.py`."""

@@ -1,0 +1,57 @@
+"""The strategies by name."""
+
+import difflib
+
+from configs.errors import ConfigError
+from configs.schema import JobConfig
+from optimizer.space import SearchSpace
+from optimizer.strategies.cma import CmaStrategy
+from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.strategies.nsga2 import Nsga2Strategy
+from optimizer.strategies.scalar_cma import ScalarCmaStrategy
+from optimizer.strategies.sobol import SobolStrategy
+from optimizer.strategies.strategy import Strategy, StrategyFactory
+from optimizer.strategies.surrogate import SurrogateStrategy
+
+STRATEGIES: dict[str, StrategyFactory] = {
+    "surrogate_cma": SurrogateStrategy,
+    "cma": CmaStrategy,
+    "scalar_cma": ScalarCmaStrategy,
+    "nsga2": Nsga2Strategy,
+    "sobol": SobolStrategy,
+    "dirichlet": DirichletStrategy,
+}
+
+
+def strategy_factory(name: str) -> StrategyFactory:
+    """Return what builds the strategy of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise ConfigError.single(
+            "search.strategy",
+            f"unknown strategy `{name}`; {hint}there are {', '.join(STRATEGIES)}",
+        )
+    return STRATEGIES[name]
+
+
+def can_choose(name: str) -> bool:
+    """Whether a strategy can choose by companions which of several candidates is scored.
+
+    Raises:
+        ConfigError: There is no strategy of that name.
+    """
+    return hasattr(strategy_factory(name), "promote")
+
+
+def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
+    """Build the strategy that the job names.
+
+    Raises:
+        ConfigError: There is no strategy of that name.
+    """
+    return strategy_factory(job.search.strategy)(job, space)

@@ -1,0 +1,64 @@
+"""What proposes candidates: the contract. ``registry`` beside it names those there are."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from configs.schema import JobConfig
+from evaluators.scores import ObjectiveScore
+from optimizer.candidate import Candidate, Observation
+from optimizer.space import SearchSpace
+
+
+class Strategy(Protocol):
+    """Proposes candidates, learns from observations in any finishing order.
+
+    A strategy's state is a function of the observations that it was told, in their order:
+    ``ask`` never changes it, and draws only from a generator made of (seed, index). So a search
+    is resumed by telling a fresh strategy the recorded observations in the recorded order,
+    and ``ask`` can be checked against the record at any point.
+    """
+
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
+        """Propose the candidate of a given index.
+
+        Args:
+            index: Its number among all proposals of the search.
+            pending: Proposed candidates whose outcome was not told yet, by index.
+        """
+        ...
+
+    def tell(self, observation: Observation) -> None:
+        """Learn from a candidate, its own or a baseline, scored or failed."""
+        ...
+
+    def stop(self) -> dict[str, str]:
+        """Reasons to end the search before the budget is spent: name -> explanation."""
+        ...
+
+
+StrategyFactory = Callable[[JobConfig, SearchSpace], Strategy]
+
+
+def ask_generator(seed: int, index: int) -> np.random.Generator:
+    """Return the generator of one ask: the same for the same (seed, index), wherever it runs."""
+    return np.random.default_rng([seed, index])
+
+
+def without_nan(observation: Observation) -> Observation:
+    """Return what a model may learn from: one with a score that is not finite counts as failed.
+
+    Companion scores that are not finite are left out. The driver records such candidates as failed
+    already; this is the last door before arithmetic that NaN would spoil silently.
+    """
+    scores = observation.scores
+    if scores is not None and not all(map(_is_finite, scores.values())):
+        scores = None
+    smooth = {name: score for name, score in observation.companions.items() if _is_finite(score)}
+    return Observation(observation.candidate, scores, smooth)
+
+
+def _is_finite(score: ObjectiveScore) -> bool:
+    return math.isfinite(score.value) and math.isfinite(score.stderr)

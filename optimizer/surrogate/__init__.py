@@ -1,0 +1,1 @@
+"""What a search believes of merges that it has not scored; start at `surrogate.py`."""

@@ -1,0 +1,243 @@
+"""What a search believes of every merge: bowls and a Gaussian process per objective.
+
+Everything here is a function of the observations, in their order, and of what is asked.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.recipe import MergeRecipe
+from evaluators.scores import FloatArray
+from optimizer.candidate import Candidate, Observation
+from optimizer.pareto import domination_depth
+from optimizer.space import SearchSpace
+from optimizer.strategies.strategy import without_nan
+from optimizer.surrogate.blas import with_one_thread
+from optimizer.surrogate.kernel import Features, features_of
+from optimizer.surrogate.objective import (
+    FIRST_FIT,
+    Fits,
+    Known,
+    ObjectiveModel,
+    Query,
+    fit_objective,
+    moments,
+)
+
+# Hyper-parameters are fitted again when there are this many times the observations.
+_GROWTH = 1.1
+# Beyond this many, the best and an even choice of the rest are kept, chosen every so many.
+_MAX_SAMPLES, _CHOICE_STEP = 600, 200
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """What is believed of the true scores of merges: ``(n, m)`` means and standard deviations."""
+
+    mean: FloatArray
+    stderr: FloatArray
+
+
+class SurrogateMemory:
+    """What surrogates of one growing search need not compute again.
+
+    All of it is a function of the observations, so it saves time and changes nothing. It belongs
+    to one search: its observations may only be added to.
+    """
+
+    def __init__(self, space: SearchSpace, names: Sequence[str]) -> None:
+        self._space = space
+        self._names = tuple(names)
+        self._usable: list[Observation] = []
+        # By the number of observations: how many of them are usable.
+        self._num_usable = [0]
+        self._choices: dict[int, list[Observation]] = {}
+        self._fits: dict[tuple[int, int], list[Fits]] = {}
+
+    def usable(self, observations: Sequence[Observation]) -> list[Observation]:
+        """Return those that a surrogate learns from."""
+        for seen in observations[len(self._num_usable) - 1 :]:
+            self._usable += usable_observations(self._space, [seen])
+            self._num_usable.append(len(self._usable))
+        return self._usable[: self._num_usable[len(observations)]]
+
+    def choice(self, usable: list[Observation], settled: int) -> list[Observation]:
+        """Return what is kept of the first ``settled`` usable observations."""
+        if settled not in self._choices:
+            self._choices = {settled: _choice(usable[:settled], self._names)}
+        return self._choices[settled]
+
+    def fit(self, settled: int, known: "Known") -> list[Fits]:
+        """Return the hyper-parameters of every objective, fitted to what is known."""
+        key = (settled, len(known.observations))
+        if key not in self._fits:
+            self._fits = {key: [fit_objective(name, known) for name in self._names]}
+        return self._fits[key]
+
+
+class Surrogate:
+    """Posterior of all objectives for any merge of a space, given observations.
+
+    Scores of recipes outside the space (other methods) are left out, as are failures.
+
+    Args:
+        space: Of the job; recipes of its method, inside its bounds or not.
+        names: The objectives.
+        observations: In the order in which they were told; at least one usable one must have
+            scores (see :func:`usable_observations`).
+        memory: Of the search, where surrogates are made again and again as it grows.
+
+    Raises:
+        ValueError: Nothing usable has scores.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        names: Sequence[str],
+        observations: Sequence[Observation],
+        *,
+        memory: SurrogateMemory | None = None,
+    ) -> None:
+        self.space = space
+        self.names = tuple(names)
+        memory = memory or SurrogateMemory(space, names)
+        usable = memory.usable(observations)
+        if not any(seen.scores for seen in usable):
+            raise ValueError("no observation of this space has scores to learn from")
+        settled = 0
+        fitted_on = _last_fit(usable)
+        if len(usable) > _MAX_SAMPLES:
+            settled = len(usable) // _CHOICE_STEP * _CHOICE_STEP
+            kept = memory.choice(usable, settled)
+            fitted_on = len(kept)
+            usable = [*kept, *usable[settled:]]
+        self.observations = list(usable)
+        self._features = self.features_of_recipes([seen.candidate.recipe for seen in usable])
+        self._known = known = Known(self._features, self.observations)
+        self._models = [
+            ObjectiveModel(name, known, logs)
+            for name, logs in zip(
+                self.names, memory.fit(settled, known.first(fitted_on)), strict=True
+            )
+        ]
+
+    def features_of_recipes(self, recipes: Sequence[MergeRecipe]) -> Features:
+        """Return the features of recipes of this space's method."""
+        weights = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
+        drops = np.array([recipe.drop_ratios for recipe in recipes], dtype=np.float64)
+        shape = (len(recipes), *self.space.shape)
+        return features_of(weights.reshape(shape), drops.reshape(shape), self.space)
+
+    def features_of_genotypes(self, genotypes: FloatArray) -> Features:
+        """Return the features of ``(n, size)`` genotypes."""
+        return features_of(*self.space.parameters(genotypes), self.space)
+
+    def predict(self, features: Features) -> Posterior:
+        """Posterior of the true scores, in the units of the scores; columns as ``names``."""
+        query = Query(features)
+        columns = [moments(*model.means_and_variance(query), model.scale) for model in self._models]
+        means, deviations = zip(*columns, strict=True)
+        return Posterior(np.stack(means, axis=1), np.stack(deviations, axis=1))
+
+    def predict_recipes(self, recipes: Sequence[MergeRecipe]) -> Posterior:
+        """Posterior of recipes of this space's method."""
+        return self.predict(self.features_of_recipes(recipes))
+
+    def observed_middle(self) -> FloatArray:
+        """Return the ``(n, m)`` scores in the middle of the posterior of :attr:`observations`.
+
+        The median, not the mean: without the variance it costs a tenth.
+        """
+        unscored = self._known.unscored
+        rest = Query(self._features.take(unscored)) if unscored else None
+        middle = [model.scale.scores(model.known_mean(rest)) for model in self._models]
+        return np.stack(middle, axis=1)
+
+    def path(
+        self,
+        rng: np.random.Generator,
+        pending: Features | None = None,
+        *,
+        spread: float = 1.0,
+    ) -> Callable[[Features], FloatArray]:
+        """Draw a function from merges to scores of every objective: one Thompson sample.
+
+        Args:
+            rng: Where it comes from.
+            pending: Merges under evaluation, which the posterior is narrowed by.
+            spread: How far from the posterior's mean: 1 is a Thompson sample, 0 the mean itself.
+
+        Returns:
+            Takes the features of n merges, returns ``(n, m)`` scores.
+        """
+        paths = [model.path(rng, pending, spread) for model in self._models]
+
+        def draw(features: Features) -> FloatArray:
+            return np.stack([path(features) for path in paths], axis=1)
+
+        return draw
+
+
+def usable_observations(
+    space: SearchSpace, observations: Sequence[Observation]
+) -> list[Observation]:
+    """Return what a surrogate learns from: scored or screened merges of the space's method."""
+    usable = []
+    for seen in map(without_nan, observations):
+        if seen.scores is None or seen.candidate.recipe.method != space.method:
+            continue
+        if seen.scores or seen.companions:
+            usable.append(seen)
+    return usable
+
+
+@with_one_thread
+def posterior_candidates(
+    space: SearchSpace, names: Sequence[str], observations: Sequence[Observation]
+) -> tuple[list[Candidate], Posterior]:
+    """Return the scored candidates that a surrogate can judge, and their posterior.
+
+    For whoever returns a front by posterior mean: raw scores of a front are biased upwards, since
+    it is the lucky ones that are on it. Candidates beyond what the surrogate keeps as samples
+    are judged by it too.
+    """
+    scored = [seen for seen in usable_observations(space, observations) if seen.scores]
+    if not scored:
+        return [], Posterior(np.zeros((0, len(names))), np.zeros((0, len(names))))
+    surrogate = Surrogate(space, names, observations)
+    candidates = [seen.candidate for seen in scored]
+    return candidates, surrogate.predict_recipes([seen.recipe for seen in candidates])
+
+
+def _last_fit(observations: Sequence[Observation]) -> int:
+    """How many of the observations hyper-parameters are fitted to: a growing series.
+
+    Before the first fit, or where none of those has scores, the prior stands.
+    """
+    count, step = len(observations), FIRST_FIT
+    if count < step or not any(seen.scores for seen in observations[:step]):
+        return 0
+    while int(step * _GROWTH) <= count:
+        step = int(step * _GROWTH)
+    return step
+
+
+def _choice(observations: list[Observation], names: Sequence[str]) -> list[Observation]:
+    """Keep the observations nearest to the front, and an even choice of the others."""
+    points = np.array(
+        [
+            [seen.scores[name].value for name in names] if seen.scores else [-np.inf] * len(names)
+            for seen in observations
+        ]
+    )
+    scored = np.flatnonzero(np.isfinite(points).all(axis=1))
+    depth = np.full(len(observations), np.inf)
+    depth[scored] = domination_depth(points[scored])
+    order = np.argsort(depth, kind="stable")
+    half = _MAX_SAMPLES // 2
+    others = np.sort(order[half:])
+    even = others[np.linspace(0, len(others) - 1, half).astype(int)]
+    return [observations[row] for row in sorted({*order[:half].tolist(), *even.tolist()})]

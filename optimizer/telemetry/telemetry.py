@@ -1,0 +1,147 @@
+"""Who is told of a search beside the person who watches it: log file, metrics, trackers.
+
+Start at :func:`telemetry_of`. Nothing here can end a search: what fails is told once and left out.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError, Problem
+from configs.schema import JobConfig
+from optimizer.events import Event, OnEvent
+from optimizer.preflight.machine_check import why_not_writable
+from optimizer.telemetry.event_log import EventLog
+from optimizer.telemetry.search_meters import SearchMeters
+from optimizer.telemetry.tracker import RunEnd, Tracker, missing_packages, tracker_makers
+from optimizer.telemetry.tracking import Tracking
+from workers.meters import Meters
+
+if TYPE_CHECKING:
+    from optimizer.archive.archive import Archive
+
+logger = logging.getLogger(__name__)
+
+
+def check_telemetry(job: JobConfig) -> None:
+    """Refuse trackers whose packages are not installed, and files that cannot be made.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    telemetry = job.telemetry
+    problems = missing_packages(telemetry)
+    places = {
+        "log_file": telemetry.log_file,
+        "tensorboard.directory": telemetry.tensorboard and telemetry.tensorboard.directory,
+        "mlflow.uri": telemetry.mlflow and telemetry.mlflow.is_file and telemetry.mlflow.uri,
+        "wandb.directory": telemetry.wandb and telemetry.wandb.directory,
+    }
+    for key, place in places.items():
+        if not place:
+            continue
+        path, is_file = Path(place), key in ("log_file", "mlflow.uri")
+        reason = f"{path} is a directory" if is_file and path.is_dir() else why_not_writable(path)
+        if reason:
+            problems.append(Problem(f"telemetry.{key}", f"cannot be written: {reason}"))
+    if problems:
+        raise ConfigError("telemetry cannot be used", problems)
+
+
+class Telemetry:
+    """All watchers of a search but its view; made by :func:`telemetry_of`."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[str, OnEvent] = {}
+        self._tracking: Tracking | None = None
+
+    def beside(self, view: OnEvent) -> OnEvent:
+        """Return what tells a view and all watchers of an event."""
+
+        def tell(event: Event) -> None:
+            view(event)
+            for name, watcher in list(self._watchers.items()):
+                try:
+                    watcher(event)
+                except Exception as error:  # noqa: BLE001 - the search must not end by it
+                    self._leave_out(name, error)
+
+        return tell
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a text with the trackers."""
+        if self._tracking is not None:
+            self._tracking.note(name, text)
+
+    def _leave_out(self, name: str, error: BaseException | None) -> None:
+        # First of all: a warning may come here again.
+        if self._watchers.pop(name, None) is not None:
+            _warn(name, error)
+
+    def _open_log(self, path: Path, archive: "Archive", stack: ExitStack) -> None:
+        def fail() -> None:
+            self._leave_out("log_file", sys.exception())
+
+        try:
+            log = stack.enter_context(EventLog(path, archive.uid, on_error=fail))
+        except OSError as error:
+            _warn("log_file", error)
+        else:
+            self._watchers["log_file"] = log.on_event
+
+    def _open_trackers(self, job: JobConfig, archive: "Archive") -> None:
+        trackers: dict[str, Tracker] = {}
+        for name, make in tracker_makers(job.telemetry).items():
+            try:
+                trackers[name] = make()
+            except Exception as error:  # noqa: BLE001 - a library that breaks while it is imported
+                _warn(name, error)
+        if trackers:
+            self._tracking = Tracking(trackers, archive)
+            self._watchers["trackers"] = self._tracking.on_event
+
+    def _close(self, end: RunEnd) -> None:
+        if self._tracking is not None:
+            self._tracking.close(end)
+
+
+@contextmanager
+def telemetry_of(
+    archive: "Archive", job: JobConfig, make_meters: Callable[[], Meters]
+) -> Iterator[Telemetry]:
+    """Open the telemetry that a job asks for, for as long as its search runs.
+
+    Args:
+        archive: Of the search.
+        job: The archive's, with what may have changed on resume.
+        make_meters: Called at the first event, if the job wants metrics.
+    """
+    telemetry, settings = Telemetry(), job.telemetry
+    with ExitStack() as stack:
+        if settings.log_file is not None:
+            telemetry._open_log(Path(settings.log_file), archive, stack)
+        if settings.metrics:
+            telemetry._watchers["metrics"] = SearchMeters(make_meters).on_event
+        telemetry._open_trackers(job, archive)
+        end: RunEnd = "failed"
+        try:
+            yield telemetry
+            end = "finished"
+        except KeyboardInterrupt:
+            end = "interrupted"
+            raise
+        finally:
+            telemetry._close(end)
+
+
+def _warn(name: str, error: BaseException | None) -> None:
+    logger.warning(
+        "telemetry.%s failed: %s: %s. The search goes on without it; mend the cause and "
+        "`mergefront resume`",
+        name,
+        type(error).__name__,
+        error,
+    )
