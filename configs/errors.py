@@ -30,6 +30,12 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Self
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
 
 class Problem(NamedTuple):
     """One thing that is wrong: where (dotted key or file path), and what to do about it."""

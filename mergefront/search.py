@@ -215,7 +215,7 @@ class Search:
 
     @staticmethod
     def _rows(archive: Archive, split: SplitName) -> list[ScoredCandidate]:
-        from optimizer.surrogate.belief import believed_candidates  # noqa: PLC0415 - the surrogate
+        from optimizer.results.belief import believed_candidates  # noqa: PLC0415 - the surrogate
 
         if split == "search":
             return believed_candidates(archive)

@@ -1,11 +1,12 @@
 """A proposal of the search, and what is known of it."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from configs.recipe import MergeRecipe
-from evaluators.scores import FloatArray, Scores
+from evaluators.scores import FloatArray, ObjectiveScore, Scores
 
 ATTRIBUTION = "attribution:"
 """Origins that begin so are variants of the chosen merge, not proposals of the search."""
@@ -77,3 +78,20 @@ class Observation:
     def is_complete(self) -> bool:
         """Whether it was scored on all items of the search split."""
         return self.scores is not None and not self.stopped
+
+
+def without_nan(observation: Observation) -> Observation:
+    """Return what a model may learn from: one with a score that is not finite counts as failed.
+
+    Companion scores that are not finite are left out. The driver records such candidates as failed
+    already; this is the last door before arithmetic that NaN would spoil silently.
+    """
+    scores = observation.scores
+    if scores is not None and not all(map(_is_finite, scores.values())):
+        scores = None
+    smooth = {name: score for name, score in observation.companions.items() if _is_finite(score)}
+    return Observation(observation.candidate, scores, smooth)
+
+
+def _is_finite(score: ObjectiveScore) -> bool:
+    return math.isfinite(score.value) and math.isfinite(score.stderr)

@@ -154,7 +154,7 @@ def entrypoint(python: str) -> str:
     """
     # `exec`: the shell would not pass a signal on.
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    command = [python, "-m", "optimizer.launched", JOB_FILE, "--python", here]
+    command = [python, "-m", "optimizer.cli.launched", JOB_FILE, "--python", here]
     return f"exec {shlex.join([*command, '--ray', version('ray')])}"
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from evaluators.scores import Scores
 from optimizer.candidate import Observation
 from optimizer.pareto import non_dominated, spread_subset
+from optimizer.results.belief import posterior_scores
 from optimizer.scalarize import preferred_mean, reference_point, score_matrix
 from optimizer.space import SearchSpace
-from optimizer.surrogate.belief import posterior_scores
 
 
 def validation_candidates(
@@ -29,7 +29,7 @@ def validation_candidates(
 
     Half of them are the best by the preferred mean, so that the choice is made among several that
     may be the best; the rest spread over the front, each adding the most hypervolume. Both go by
-    the posterior mean (``optimizer.surrogate.belief``), since the best of many raw scores are
+    the posterior mean (``optimizer.results.belief``), since the best of many raw scores are
     lucky.
 
     Args:

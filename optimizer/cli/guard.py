@@ -7,13 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
-from configs.errors import MergefrontError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
-TERMINATED = 143
-"""Exit code after SIGTERM."""
+from configs.errors import INTERRUPTED, MergefrontError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -18,7 +18,6 @@ from rich.logging import RichHandler
 from configs.errors import JobChangedError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
-from optimizer.cli.guard import INTERRUPTED, TERMINATED
 from optimizer.cli.read_commands import stdout_console
 from optimizer.driver import run_search
 from optimizer.job_changes import changed_keys, may_change
@@ -27,7 +26,7 @@ from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.report.report import render, report_of
 from optimizer.telemetry.search_meters import METERS
 from optimizer.telemetry.telemetry import Telemetry, telemetry_of
-from optimizer.termination import Terminated, finishing_on_sigterm
+from optimizer.termination import INTERRUPTED, TERMINATED, Terminated, finishing_on_sigterm
 from workers.meters import Meters
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.preflight.estimate import digest_seconds, format_bytes, format_count, format_seconds
+from optimizer.results.tables import plain_table
 from workers.compat import PoolReport, SourceFacts
 from workers.delta_stats import DeltaStats
 from workers.similarity import Similarity
@@ -16,14 +17,6 @@ from workers.tiers import TierPlan
 
 # Cosines from here on stand out in the table.
 _ALIKE_AT = 0.9
-
-
-def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table without lines; the columns named in ``right`` are flush right."""
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
 
 
 def sources_table(sources: Sources) -> Table:

@@ -41,10 +41,10 @@ from optimizer.preflight.machine_check import (
     sandbox_warnings,
     why_not_writable,
 )
+from optimizer.preflight.telemetry_check import check_telemetry
 from optimizer.results.findings import findings_before
 from optimizer.space import SearchSpace, check_method
 from optimizer.strategies.registry import strategy_factory
-from optimizer.telemetry.telemetry import check_telemetry
 from workers.architecture import architecture_of, is_causal, model_class
 from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible

@@ -14,13 +14,13 @@ from optimizer.preflight.pool_view import (
     files_table,
     groups_table,
     headers_only_text,
-    plain_table,
     pool_record,
     sources_table,
     tier_text,
     tiers_table,
 )
 from optimizer.preflight.preflight import Prepared
+from optimizer.results.tables import plain_table
 from optimizer.strategies.registry import can_choose
 
 

@@ -70,7 +70,7 @@ class Picture:
         Args:
             archive: The record of the search.
             rows: What was scored there, with what is believed of it
-                (``optimizer.surrogate.belief``); None takes the raw scores.
+                (``optimizer.results.belief``); None takes the raw scores.
             points: The course of the search (``optimizer.progress``), where it is known already.
 
         Raises:

@@ -20,6 +20,7 @@ from optimizer.baselines import baseline_labels
 from optimizer.live import format_duration
 from optimizer.results.attribution import Attribution, attribution
 from optimizer.results.attribution_view import attribution_record, render_attribution
+from optimizer.results.belief import believed_candidates
 from optimizer.results.findings import findings_after
 from optimizer.results.front_view import (
     ScoredCandidate,
@@ -53,7 +54,6 @@ from optimizer.stopped import (
     savings_of,
     savings_record,
 )
-from optimizer.surrogate.belief import believed_candidates
 from optimizer.warm_start import describe
 
 if TYPE_CHECKING:

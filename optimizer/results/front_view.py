@@ -31,7 +31,7 @@ class ScoredCandidate:
     """A candidate with its scores on one split.
 
     ``mean`` is the mean of the objectives weighted by the job's preference, of what is believed:
-    of ``posterior`` where there is one (``optimizer.surrogate.belief``), else of the raw
+    of ``posterior`` where there is one (``optimizer.results.belief``), else of the raw
     ``scores``.
     """
 

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from configs.evaluation import SPLITS
-from optimizer.preflight.pool_view import plain_table
 from optimizer.results.noise import ALPHA, MEAN, POWER, NoiseReport, SplitNoise, TaskNoise
+from optimizer.results.tables import plain_table
 
 
 def render_noise(report: NoiseReport) -> RenderableType:

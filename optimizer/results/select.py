@@ -1,7 +1,7 @@
 """Choosing one merge from recorded scores: by preference, by floors, or by its id.
 
 The rule of :func:`choose` needs no evaluation. It goes by what is believed of every merge that was
-scored (``optimizer.surrogate.belief``), since choosing by the scores that the search itself
+scored (``optimizer.results.belief``), since choosing by the scores that the search itself
 maximized picks lucky noise. Where too little was scored for a model, it reads the ``select`` split
 alone.
 """
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from configs.errors import ArchiveError, ConfigError, Problem
 from configs.evaluation import SplitName
 from optimizer.candidate import Candidate
+from optimizer.results.belief import believed_candidates, chance_of, knee_of, meets
 from optimizer.results.front_view import SHORT_ID, ScoredCandidate, front_of, scored_candidates
 from optimizer.scalarize import preferred_mean
-from optimizer.surrogate.belief import believed_candidates, chance_of, knee_of, meets
 
 if TYPE_CHECKING:
     from optimizer.archive.archive import Archive
@@ -98,7 +98,7 @@ def ranked(
     """Return what meets the floors, what is wanted most first, ``mean`` by the preference.
 
     With ``knee`` the first is the knee of the front, and the others follow by the mean.
-    ``believed`` is what ``optimizer.surrogate.belief.believed_candidates`` gives, where that is
+    ``believed`` is what ``optimizer.results.belief.believed_candidates`` gives, where that is
     known.
 
     Raises:

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from optimizer.archive.reader import ArchiveCounters
+from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import ScoredCandidate, scored_candidates
 from optimizer.service.result_models import Belief, BeliefState
 from optimizer.service.searches import OpenArchive
-from optimizer.surrogate.belief import believed_candidates
 
 LOGGER = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from configs.errors import ConfigError
 from configs.evaluation import SplitName
 from optimizer.archive.archive import Archive
+from optimizer.results.belief import chance_of
 from optimizer.results.front_choice import FrontWish, numbers, wished_front
 from optimizer.results.front_view import ScoredCandidate, gene_table
 from optimizer.service.beliefs import Believed
@@ -33,7 +34,6 @@ from optimizer.service.result_models import (
 )
 from optimizer.service.searches import OpenArchive
 from optimizer.service.services import Index, Parts, Services, TheSearch, errors
-from optimizer.surrogate.belief import chance_of
 
 router = APIRouter(tags=["results"])
 

@@ -12,13 +12,12 @@ from typing import Literal
 
 import yaml
 
-from configs.errors import ClusterError, ConfigError, Problem
+from configs.errors import INTERRUPTED, TERMINATED, ClusterError, ConfigError, Problem
 from configs.job_yaml import parse_yaml, read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
-from optimizer.cli.guard import INTERRUPTED, TERMINATED
 from optimizer.service.cluster import Cluster, Launch, launch_of
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError

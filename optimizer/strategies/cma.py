@@ -17,11 +17,11 @@ from scipy.stats import rankdata
 
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import Candidate, Observation, without_nan
 from optimizer.pareto import domination_depth, hypervolume_contributions
 from optimizer.scalarize import preferred_mean, reference_point, score_matrix
 from optimizer.space import SearchSpace
-from optimizer.strategies.strategy import ask_generator, without_nan
+from optimizer.strategies.strategy import ask_generator
 
 ORIGIN = "strategy:cma"
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import Candidate, Observation, without_nan
 from optimizer.scalarize import score_matrix
 from optimizer.space import SearchSpace
 from optimizer.strategies.dirichlet import DirichletStrategy
-from optimizer.strategies.strategy import ask_generator, without_nan
+from optimizer.strategies.strategy import ask_generator
 
 ORIGIN = "strategy:nsga2"
 

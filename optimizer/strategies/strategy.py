@@ -1,13 +1,11 @@
 """What proposes candidates: the contract. ``registry`` beside it names those there are."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from configs.schema import JobConfig
-from evaluators.scores import ObjectiveScore
 from optimizer.candidate import Candidate, Observation
 from optimizer.space import SearchSpace
 
@@ -45,20 +43,3 @@ StrategyFactory = Callable[[JobConfig, SearchSpace], Strategy]
 def ask_generator(seed: int, index: int) -> np.random.Generator:
     """Return the generator of one ask: the same for the same (seed, index), wherever it runs."""
     return np.random.default_rng([seed, index])
-
-
-def without_nan(observation: Observation) -> Observation:
-    """Return what a model may learn from: one with a score that is not finite counts as failed.
-
-    Companion scores that are not finite are left out. The driver records such candidates as failed
-    already; this is the last door before arithmetic that NaN would spoil silently.
-    """
-    scores = observation.scores
-    if scores is not None and not all(map(_is_finite, scores.values())):
-        scores = None
-    smooth = {name: score for name, score in observation.companions.items() if _is_finite(score)}
-    return Observation(observation.candidate, scores, smooth)
-
-
-def _is_finite(score: ObjectiveScore) -> bool:
-    return math.isfinite(score.value) and math.isfinite(score.stderr)

@@ -14,15 +14,15 @@ import numpy as np
 
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import Candidate, Observation, without_nan
 from optimizer.pareto import best_gain, gain_bounds, hypervolume_contributions, non_dominated
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
-from optimizer.strategies.strategy import ask_generator, without_nan
+from optimizer.strategies.strategy import ask_generator
+from optimizer.strategies.surrogate_pool import Parents, draw_children, draw_pool
+from optimizer.strategies.surrogate_start import draw_merges, start_genotypes, start_size
 from optimizer.surrogate.blas import with_one_thread
-from optimizer.surrogate.pool import Parents, draw_children, draw_pool
-from optimizer.surrogate.start import draw_merges, start_genotypes, start_size
 from optimizer.surrogate.surrogate import Surrogate, SurrogateMemory
 
 ORIGIN = "strategy:surrogate_cma"

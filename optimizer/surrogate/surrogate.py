@@ -10,10 +10,9 @@ import numpy as np
 
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import Candidate, Observation, without_nan
 from optimizer.pareto import domination_depth
 from optimizer.space import SearchSpace
-from optimizer.strategies.strategy import without_nan
 from optimizer.surrogate.blas import with_one_thread
 from optimizer.surrogate.kernel import Features, features_of
 from optimizer.surrogate.objective import (

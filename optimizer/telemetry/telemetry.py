@@ -10,13 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import ConfigError, Problem
 from configs.schema import JobConfig
 from optimizer.events import Event, OnEvent
-from optimizer.preflight.machine_check import why_not_writable
 from optimizer.telemetry.event_log import EventLog
 from optimizer.telemetry.search_meters import SearchMeters
-from optimizer.telemetry.tracker import RunEnd, Tracker, missing_packages, tracker_makers
+from optimizer.telemetry.tracker import RunEnd, Tracker, tracker_makers
 from optimizer.telemetry.tracking import Tracking
 from workers.meters import Meters
 
@@ -24,31 +22,6 @@ if TYPE_CHECKING:
     from optimizer.archive.archive import Archive
 
 logger = logging.getLogger(__name__)
-
-
-def check_telemetry(job: JobConfig) -> None:
-    """Refuse trackers whose packages are not installed, and files that cannot be made.
-
-    Raises:
-        ConfigError: Lists every problem.
-    """
-    telemetry = job.telemetry
-    problems = missing_packages(telemetry)
-    places = {
-        "log_file": telemetry.log_file,
-        "tensorboard.directory": telemetry.tensorboard and telemetry.tensorboard.directory,
-        "mlflow.uri": telemetry.mlflow and telemetry.mlflow.is_file and telemetry.mlflow.uri,
-        "wandb.directory": telemetry.wandb and telemetry.wandb.directory,
-    }
-    for key, place in places.items():
-        if not place:
-            continue
-        path, is_file = Path(place), key in ("log_file", "mlflow.uri")
-        reason = f"{path} is a directory" if is_file and path.is_dir() else why_not_writable(path)
-        if reason:
-            problems.append(Problem(f"telemetry.{key}", f"cannot be written: {reason}"))
-    if problems:
-        raise ConfigError("telemetry cannot be used", problems)
 
 
 class Telemetry:

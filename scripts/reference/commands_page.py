@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from configs import errors
-from optimizer.cli.guard import INTERRUPTED, TERMINATED
+from configs.errors import INTERRUPTED, TERMINATED
 
 _HEAD = """\
 # Command line

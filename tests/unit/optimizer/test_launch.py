@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from configs.errors import ClusterError, ConfigError
 from configs.load import load_job
 from configs.schema import JobConfig
-from optimizer import launched
 from optimizer.cli import app as cli
+from optimizer.cli import launched
 from optimizer.launch import JOB_FILE, entrypoint, new_job_id, stage
 from workers.ray_jobs import ClusterAccess, JobClient, find_token
 
@@ -96,7 +96,7 @@ def test_a_launched_job_joins_the_cluster_and_searches_the_same(job, tmp_path):
 @pytest.mark.slow
 def test_code_that_is_sent_runs_without_an_installation(job, tmp_path):
     staged(job(), tmp_path / "sent")
-    code = "import optimizer.launched, workers.ray_pool; print(optimizer.launched.__file__)"
+    code = "import optimizer.cli.launched, workers.ray_pool; print(optimizer.cli.launched.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "sent", env={"PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=True,
@@ -112,7 +112,9 @@ def test_files_that_are_too_large_are_refused(job, tmp_path, monkeypatch):
 
 def test_entrypoint_and_id_name_what_they_are():
     command = entrypoint("/opt/my python")
-    assert command.startswith("exec '/opt/my python' -m optimizer.launched job.json --python 3.")
+    assert command.startswith(
+        "exec '/opt/my python' -m optimizer.cli.launched job.json --python 3."
+    )
     assert new_job_id("8B models!").startswith("mergefront-8B-models-")
     assert new_job_id("x") != new_job_id("x")
 

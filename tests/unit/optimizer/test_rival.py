@@ -14,7 +14,7 @@ from optimizer.rival import rival_job, rival_of, spent
 from optimizer.space import SearchSpace
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
-from tests.unit.optimizer.test_report import text_of
+from tests.unit.optimizer.report.test_report import text_of
 
 pytestmark = pytest.mark.slow  # whole searches
 

@@ -24,7 +24,7 @@ from scripts.bench.scripted import NAMES
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer import synthetic_archive
-from tests.unit.optimizer.test_report import text_of
+from tests.unit.optimizer.report.test_report import text_of
 from workers.sources import ResolvedSource, Sources
 
 pytestmark = pytest.mark.slow  # whole searches

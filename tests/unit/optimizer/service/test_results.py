@@ -16,12 +16,12 @@ from optimizer.archive.archive import Archive
 from optimizer.archive.recorded_space import recorded_space
 from optimizer.archive.stops import Stop
 from optimizer.candidate import Candidate
+from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import front_of
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import BusyError
 from optimizer.strategies.cma import CmaStrategy
-from optimizer.surrogate.belief import believed_candidates
 from tests.contract.archive_examples import (
     completed_block,
     example_archive,

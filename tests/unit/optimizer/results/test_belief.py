@@ -9,18 +9,18 @@ from configs.errors import ConfigError
 from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
-from optimizer.results.front_view import ScoredCandidate, front_of, front_table, scored_candidates
-from optimizer.results.select import choose, ranked
-from optimizer.surrogate.belief import (
+from optimizer.results.belief import (
     believed_candidates,
     chance_of,
     knee_of,
     meets,
     posterior_scores,
 )
+from optimizer.results.front_view import ScoredCandidate, front_of, front_table, scored_candidates
+from optimizer.results.select import choose, ranked
 from optimizer.validation import validation_candidates
 from tests.fault import scripted_search
-from tests.unit.optimizer.test_cli import mergefront
+from tests.unit.optimizer.cli.test_cli import mergefront
 
 NAMES = ("instruct", "code", "math")
 EQUAL = dict.fromkeys(NAMES, 1 / 3)

@@ -10,12 +10,12 @@ import pytest
 from configs.errors import ConfigError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
+from optimizer.preflight.telemetry_check import check_telemetry
 from optimizer.telemetry import tracking
-from optimizer.telemetry.telemetry import check_telemetry
 from optimizer.telemetry.tracker import TrackedRun
 from optimizer.telemetry.tracking import TrackerThread, tracked_run
 from tests.fault import scripted_search
-from tests.unit.optimizer.watched_search import KeptMeters, run_watched
+from tests.unit.optimizer.telemetry.watched_search import KeptMeters, run_watched
 
 RUN = TrackedRun("abc", "search", {}, 1)
 

@@ -12,7 +12,7 @@ from optimizer.archive.archive import Archive
 from optimizer.events import WorkersSeen
 from optimizer.telemetry.event_log import EventLog
 from tests.fault import scripted_search
-from tests.unit.optimizer.watched_search import run_watched
+from tests.unit.optimizer.telemetry.watched_search import run_watched
 
 
 def lines_of(path: Path) -> list[dict]:

@@ -13,7 +13,7 @@ import numpy as np
 from evaluators.scores import FloatArray
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
-from optimizer.surrogate.start import draw_merges
+from optimizer.strategies.surrogate_start import draw_merges
 
 # How many candidates come from which source.
 _LOCAL, _LINES, _SPARSE, _CMA, _RANDOM = 90, 40, 30, 40, 40

@@ -219,7 +219,7 @@ def test_writer_keeps_its_log_when_readers_come_and_go(path) -> None:
             Archive.open(path).close()
             seen = subprocess.run(
                 [sys.executable, "-c", other, str(path)],
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
                 capture_output=True,
                 text=True,
                 check=True,

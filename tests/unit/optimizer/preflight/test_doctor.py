@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from optimizer.cli import app as cli
 from optimizer.preflight import doctor
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def by_name(directory: Path, **options: bool) -> dict[str, doctor.Finding]:

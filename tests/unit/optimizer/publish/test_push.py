@@ -18,7 +18,7 @@ from optimizer.publish.push import Destination, push
 from optimizer.publish.push_check import check_upload
 from tests.hub_stub import READ_TOKEN, TOKEN, serve_hub
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")

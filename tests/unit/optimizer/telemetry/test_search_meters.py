@@ -10,7 +10,7 @@ from optimizer.events import Progressed, SearchStarted, WorkersSeen
 from optimizer.telemetry.search_meters import METERS, SearchMeters
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
-from tests.unit.optimizer.watched_search import KeptMeters, run_watched
+from tests.unit.optimizer.telemetry.watched_search import KeptMeters, run_watched
 from workers.outcome import Failed
 
 

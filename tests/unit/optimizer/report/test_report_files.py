@@ -19,8 +19,7 @@ from optimizer.report.document import Table
 from optimizer.report.report import report_of
 from optimizer.report.sections import document_of
 from optimizer.report.write import check_targets, html_of, markdown_of, write_report
-from optimizer.results import progress_view
-from optimizer.surrogate import belief
+from optimizer.results import belief, progress_view
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (

@@ -11,7 +11,7 @@ import pytest
 from optimizer.archive.archive import Archive
 from optimizer.scalarize import preferred_mean
 from optimizer.telemetry import tracking
-from tests.unit.optimizer.watched_search import run_watched
+from tests.unit.optimizer.telemetry.watched_search import run_watched
 
 KILLED_AT = 9
 

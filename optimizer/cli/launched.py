@@ -1,6 +1,6 @@
 """The driver of a launched search, as a job of a Ray cluster runs it on the head node.
 
-``python -m optimizer.launched job.json --python X.Y --ray V`` in the directory that
+``python -m optimizer.cli.launched job.json --python X.Y --ray V`` in the directory that
 ``optimizer.launch.stage`` filled. It begins the search, or goes on with it where its archive is
 there already, and ends with the exit codes of the command line.
 """
