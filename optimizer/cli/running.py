@@ -15,7 +15,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
-from configs.errors import JobChangedError
+from configs.errors import INTERRUPTED, TERMINATED, JobChangedError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.cli.read_commands import stdout_console
@@ -26,7 +26,7 @@ from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.report.report import render, report_of
 from optimizer.telemetry.search_meters import METERS
 from optimizer.telemetry.telemetry import Telemetry, telemetry_of
-from optimizer.termination import INTERRUPTED, TERMINATED, Terminated, finishing_on_sigterm
+from optimizer.termination import Terminated, finishing_on_sigterm
 from workers.meters import Meters
 
 
