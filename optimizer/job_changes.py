@@ -9,14 +9,13 @@ from configs.schema import OPERATIONAL_KEYS, JobConfig
 # Mappings whose order means something: genes, columns of the front.
 _ORDERED = frozenset({"models.checkpoints", "merge.groups", "objectives"})
 
-
-# Where the archive is, is said by the argument of whoever resumes.
-_RESUMABLE = OPERATIONAL_KEYS - {"archive"}
+RESUMABLE_KEYS = OPERATIONAL_KEYS - {"archive"}
+"""What a resume may change; where the archive is, is said by the argument of whoever resumes."""
 
 
 def may_change(key: str) -> bool:
     """Whether a key, dotted or not, may differ on resume."""
-    return key.partition(".")[0] in _RESUMABLE
+    return key.partition(".")[0] in RESUMABLE_KEYS
 
 
 def refuse_unresumable(keys: Iterable[str], title: str) -> None:
@@ -25,7 +24,7 @@ def refuse_unresumable(keys: Iterable[str], title: str) -> None:
     Raises:
         ConfigError: Named ``title``, with a problem per key that cannot change on resume.
     """
-    allowed = ", ".join(sorted(_RESUMABLE))
+    allowed = ", ".join(sorted(RESUMABLE_KEYS))
     problems = [
         Problem(key, f"cannot change on resume; only {allowed} can")
         for key in keys

@@ -50,10 +50,16 @@ def find_memory() -> tuple[int, int]:
     return int(memory.total), int(memory.available)
 
 
+def count_gpus() -> int:
+    """Return how many CUDA devices torch can use; nothing is set up on them."""
+    import torch  # noqa: PLC0415 - heavy
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the CUDA devices that torch can use, in its order."""
     import torch  # noqa: PLC0415 - heavy
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [torch.cuda.get_device_properties(index) for index in range(count)]
+    found = [torch.cuda.get_device_properties(index) for index in range(count_gpus())]
     return tuple(Gpu(str(each.name), int(each.total_memory)) for each in found)

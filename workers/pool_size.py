@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from configs.worker_settings import WorkerSettings
-from workers.hardware import count_cores, find_gpus
+from workers.hardware import count_cores, count_gpus
 
 
 def workers_that_fit(settings: WorkerSettings, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -28,5 +28,5 @@ def local_count(settings: WorkerSettings) -> int:
     if settings.count != "auto":
         return settings.count
     cores = float(count_cores())
-    gpus = float(len(find_gpus())) if settings.gpus else 0.0
+    gpus = float(count_gpus()) if settings.gpus else 0.0
     return max(1, workers_that_fit(settings, [{"CPU": cores, "GPU": gpus}]))

@@ -35,15 +35,15 @@ _ALMOST_FULL_BYTES = 64 * 1024
 
 
 def is_sqlite(path: Path) -> bool:
-    """Say whether a file is a database of SQLite; False where it cannot be read.
+    """Say whether a file is a database of SQLite.
 
     Only for processes that have no archive open: see above.
+
+    Raises:
+        OSError: It cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def new_file_engine(path: Path) -> Engine:

@@ -102,7 +102,8 @@ def recipe(
     from optimizer.archive.sqlite import is_sqlite  # noqa: PLC0415 - SQLAlchemy
 
     path = Path(file)
-    if "://" in file or is_sqlite(path):
+    # What is no file at all is refused by who reads it.
+    if "://" in file or (path.is_file() and is_sqlite(path)):
         if directories:
             raise _wrong("--source", "an archive knows its models; leave it out")
         text = _of_archive(file, recipe_id, form)

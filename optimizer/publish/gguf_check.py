@@ -96,11 +96,10 @@ def check_gguf(directory: Path) -> GgufCheck:
         directory: As `mergefront export` writes it: config, safetensors, tokenizer.
 
     Raises:
-        CheckpointError: The weights cannot be read.
+        CheckpointError: The configuration or the weights cannot be read.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     with CheckpointReader(directory) as reader:
-        names = tuple(reader.entries)
+        config, names = reader.config, tuple(reader.entries)
     problems, notes = _tokenizer_findings(directory, config)
     architecture = _architecture(str(config.get("model_type")))
     if architecture is None:
@@ -159,7 +158,10 @@ def _tokenizer_findings(
         return [], []  # SentencePiece's own file, which the converter prefers
     if not path.is_file():
         return [Problem(path.name, "is missing, and so is tokenizer.model: no vocabulary")], []
-    model = json.loads(path.read_text(encoding="utf-8")).get("model", {})
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [Problem(path.name, f"is no tokenizer that can be read: {error!r}")], []
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     vocabulary = model.get("vocab", {})
     ids = vocabulary.values() if isinstance(vocabulary, Mapping) else range(len(vocabulary))

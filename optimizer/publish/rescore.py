@@ -18,6 +18,7 @@ from evaluators.paired import PairedDifference, paired_difference
 from evaluators.scores import Scores, TaskScores, aggregate
 from optimizer.results.front_view import format_score, scores_record
 from optimizer.results.select import Choice
+from optimizer.results.tables import SUMMARY, plain_table
 from optimizer.results.verdict_view import format_difference
 from optimizer.scalarize import preferred_mean
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest
@@ -127,7 +128,7 @@ def render_rescored(
     """Lay the scores of another dtype out for a terminal, beside the searched one's."""
     found = other.rescored
     assert found is not None  # noqa: S101 - only what was scored is shown
-    table = Table(header_style="bold", pad_edge=False, box=None)
+    table = plain_table()
     table.add_column(SPLIT)
     for title in (other.recipe.dtype, searched, "difference"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -135,7 +136,7 @@ def render_rescored(
         gap = format_difference(found.differences[name])
         table.add_row(name, format_score(score), format_score(found.recorded[name]), gap)
     means = [f"{preferred_mean(s, preference):.3f}" for s in (found.scores, found.recorded)]
-    table.add_row("mean", *means, format_difference(found.mean_difference), style="bold")
+    table.add_row("mean", *means, format_difference(found.mean_difference), style=SUMMARY)
     return table
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.table import Table as RichTable
 
+from optimizer.results.tables import stands_out
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -49,7 +51,7 @@ class Table:
         columns: Headers.
         rows: As many cells each.
         numeric: Columns that are aligned to the right.
-        marked: Rows that stand out: the bold ones of a terminal.
+        marked: Rows that stand out (``results.tables``).
         caption: What it shows; empty where the text before it says so.
     """
 
@@ -70,9 +72,7 @@ class Table:
             numeric=frozenset(
                 place for place, column in enumerate(table.columns) if column.justify == "right"
             ),
-            marked=frozenset(
-                place for place, row in enumerate(table.rows) if "bold" in str(row.style or "")
-            ),
+            marked=frozenset(place for place, row in enumerate(table.rows) if stands_out(row)),
             caption=caption,
         )
 

@@ -36,6 +36,7 @@ from optimizer.results.progress_view import (
     progress_report,
     render_progress,
 )
+from optimizer.results.tables import CHOSEN, SUMMARY, plain_table
 from optimizer.results.verdict import Verdict, verdict
 from optimizer.results.verdict_view import (
     format_difference,
@@ -208,7 +209,7 @@ def _heading(text: str) -> Text:
 
 
 def _table() -> Table:
-    return Table(header_style="bold", pad_edge=False, box=None)
+    return plain_table()
 
 
 def describe_choice(row: ScoredCandidate) -> str:
@@ -253,7 +254,7 @@ def splits_table(report: Report) -> Table:
     for name in report.objectives:
         table.add_row(name, *(format_score(scores[name]) for scores in report.chosen.values()))
     means = [preferred_mean(scores, report.preference) for scores in report.chosen.values()]
-    table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
+    table.add_row("mean", *(f"{mean:.3f}" for mean in means), style=SUMMARY)
     return table
 
 
@@ -276,7 +277,7 @@ def baselines_table(report: Report) -> Table:
     if "report" in report.chosen:
         scores = report.chosen["report"]
         name = "chosen merge" + (f" = {own_label}" if own_label else "")
-        table.add_row(name, *_cells(report, scores), "", style="bold green")
+        table.add_row(name, *_cells(report, scores), "", style=CHOSEN)
     for label, scores in report.baselines.items():
         gap = comparisons.get(label)
         table.add_row(

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.results.attribution import Attribution
+from optimizer.results.tables import plain_table
 from optimizer.results.verdict import format_p_value
 from optimizer.results.verdict_view import comparison_record, format_difference
 
@@ -60,7 +61,7 @@ def attribution_record(found: Attribution) -> dict[str, object]:
 
 def effects_table(found: Attribution) -> Table:
     """Lay out what leaving each thing out changes."""
-    table = Table(header_style="bold", pad_edge=False, box=None)
+    table = plain_table()
     table.add_column("chosen merge -")
     names = list(found.effects[0].gap.objectives)
     for title in (*names, "mean", "p (Holm)", "alone"):

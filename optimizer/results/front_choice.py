@@ -30,9 +30,10 @@ def numbers(texts: Iterable[str], key: str, title: str) -> dict[str, float]:
     found: dict[str, float] = {}
     problems = []
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
         try:
-            found[name.strip()] = float(value if equals else "none")
+            # Without a sign of equality there is no number either.
+            found[name.strip()] = float(value)
         except ValueError:
             problems.append(Problem(key, f"expected NAME=NUMBER, found `{text[:100]}`"))
     if problems:

@@ -17,6 +17,7 @@ from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray, ObjectiveScore, Scores
 from optimizer.candidate import Candidate
 from optimizer.pareto import non_dominated
+from optimizer.results.tables import CHOSEN, plain_table
 from optimizer.scalarize import preferred_mean
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def front_table(
     """
     names = list(objectives)
     has_posterior = any(row.posterior is not None for row in rows)
-    table = Table(header_style="bold", pad_edge=False, box=None)
+    table = plain_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("from")
     for name in names:
@@ -150,7 +151,7 @@ def front_table(
         ]
         if with_recipe:
             cells.append(format_weights(row.candidate.recipe))
-        table.add_row(*cells, style="bold green" if row.is_chosen else None)
+        table.add_row(*cells, style=CHOSEN if row.is_chosen else None)
     return table
 
 

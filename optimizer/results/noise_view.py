@@ -7,7 +7,7 @@ from rich.text import Text
 
 from configs.evaluation import SPLITS
 from optimizer.results.noise import ALPHA, MEAN, POWER, NoiseReport, SplitNoise, TaskNoise
-from optimizer.results.tables import plain_table
+from optimizer.results.tables import SUMMARY, plain_table
 
 
 def render_noise(report: NoiseReport) -> RenderableType:
@@ -113,7 +113,7 @@ def _split_table(report: NoiseReport, rows: list[SplitNoise]) -> RenderableType:
             f"{row.detectable:.3f}",
             "?" if row.needed is None else str(row.needed),
             _verdict(report, row),
-            style="bold" if row.name == MEAN else None,
+            style=SUMMARY if row.name == MEAN else None,
         )
     return table
 

@@ -11,6 +11,7 @@ from optimizer.archive.archive import Archive
 from optimizer.pareto import hypervolume
 from optimizer.progress import ProgressPoint, progress_of
 from optimizer.results.front_view import ScoredCandidate, points_of
+from optimizer.results.tables import plain_table
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.spending import ExpectsGain
@@ -59,7 +60,7 @@ def progress_report(
 
 def progress_table(found: Progress) -> Table:
     """Lay the course out at a few evaluations."""
-    table = Table(header_style="bold", pad_edge=False, box=None)
+    table = plain_table()
     for title in ("evaluations", "items", "hypervolume"):
         table.add_column(title, justify="right", no_wrap=True)
     chosen = np.unique(np.linspace(0, len(found.points) - 1, _ROWS).round().astype(int))

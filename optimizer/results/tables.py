@@ -1,6 +1,17 @@
-"""Tables for terminals."""
+"""Tables for terminals, and what a row of them stands out by."""
 
-from rich.table import Table
+from rich.table import Row, Table
+
+SUMMARY = "bold"
+"""The style of a row that sums the others up."""
+
+CHOSEN = "bold green"
+"""The style of the row of what was chosen."""
+
+
+def stands_out(row: Row) -> bool:
+    """Whether a row has a style of its own, as above."""
+    return row.style in {SUMMARY, CHOSEN}
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.paired import PairedDifference
+from optimizer.results.tables import SUMMARY, plain_table
 from optimizer.results.verdict import Comparison, Verdict, format_p_value
 from optimizer.results.winners_curse import WinnersCurse
 from optimizer.rival import RivalResult
@@ -56,13 +57,13 @@ def rival_record(found: RivalResult) -> dict[str, object]:
 
 def comparison_table(gap: Comparison) -> Table:
     """Lay out one comparison: objectives, then the mean, with intervals and p-values."""
-    table = Table(header_style="bold", pad_edge=False, box=None)
+    table = plain_table()
     table.add_column("objective")
     for title in ("difference", f"{CONFIDENCE:.0%} interval", "p"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in gap.objectives.items():
         table.add_row(name, *_cells(difference, gap.objective_p_values.get(name)))
-    table.add_row("mean", *_cells(gap.mean, gap.p_value), style="bold")
+    table.add_row("mean", *_cells(gap.mean, gap.p_value), style=SUMMARY)
     return table
 
 

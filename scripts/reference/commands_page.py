@@ -41,7 +41,7 @@ def _exit_codes() -> list[str]:
     """Return the rows of the table: code, and the error that it stands for."""
     rows = {
         0: "nothing: it worked",
-        1: "a comparison that was asked for found a difference",
+        1: "a check that was asked for fails: something differs, or could not be converted",
         INTERRUPTED: "Ctrl-C: `mergefront resume` goes on with a search",
         TERMINATED: "SIGTERM: the same",
     }

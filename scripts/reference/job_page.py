@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from configs.schema import OPERATIONAL_KEYS, JobConfig
+from configs.schema import JobConfig
+from optimizer.job_changes import RESUMABLE_KEYS
 from scripts.reference.json_schema import Schema, keys_of
 
 # What any key of a mapping is called in a path.
@@ -32,7 +33,7 @@ def job_page() -> str:
     def link(name: str) -> str:
         return f"[{name}](#job-{name.lower()})" if name in places else "any value"
 
-    operational = ", ".join(f"`{key}`" for key in sorted(OPERATIONAL_KEYS))
+    operational = ", ".join(f"`{key}`" for key in sorted(RESUMABLE_KEYS))
     lines = [_HEAD.format(operational=operational), *keys_of(schema, link)]
     for name, paths in places.items():
         section = definitions[name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import CheckpointError
 from optimizer.publish import gguf_check
 from optimizer.publish.gguf_check import check_gguf
 
@@ -102,6 +103,24 @@ def test_broken_merges_are_told(exported: Path) -> None:
     (exported / "tokenizer.json").write_text(json.dumps(content))
     problems = [str(problem) for problem in check_gguf(exported).problems]
     assert problems == ["tokenizer.json: gguf cannot read it: Unknown tokenizer merges format"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_broken_tokenizer_is_told(exported: Path, text: str) -> None:
+    (exported / "tokenizer.json").write_text(text)
+    (problem,) = check_gguf(exported).problems
+    assert str(problem).startswith("tokenizer.json: is no tokenizer that can be read: ")
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_broken_configuration_is_an_error_of_the_checkpoint(
+    exported: Path, text: str | None
+) -> None:
+    (exported / "config.json").unlink()
+    if text is not None:
+        (exported / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        check_gguf(exported)
 
 
 def test_record_is_json(exported: Path) -> None:
