@@ -20,7 +20,9 @@ _BENCH_FILES = ("zoo_job.py", "zoo_pool.py", "zoo_runs.py")
 
 def code_version() -> str:
     """Name the code that could change a trace: 10 hexadecimal digits."""
-    files = [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "optimizer").glob("*.py"))]
+    files = [
+        file for part in ("configs", "optimizer") for file in sorted((ROOT / part).rglob("*.py"))
+    ]
     files += [ROOT / "scripts" / "bench" / name for name in _BENCH_FILES]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
 
