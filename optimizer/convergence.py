@@ -9,6 +9,7 @@ from optimizer.archive.archive import Archive
 from optimizer.archive.recorded_space import recorded_space
 from optimizer.strategies.cma import ORIGIN as CMA
 from optimizer.strategies.cma import CmaStrategy
+from optimizer.strategies.scalar_cma import ScalarCmaStrategy
 from optimizer.strategies.surrogate import ORIGIN as SURROGATE
 
 _ORIGINS = {"cma": CMA, "surrogate_cma": SURROGATE}
@@ -20,7 +21,7 @@ class Spread:
 
     Attributes:
         candidate: Whose outcome completed the population.
-        sigma: Overall step size, in units of the genotype.
+        sigma: Overall step size, in units of the genotype; ``scalar_cma`` has units of its own.
         axis_ratio: Longest axis of the distribution over its shortest, >= 1.
     """
 
@@ -31,10 +32,11 @@ class Spread:
 
 def convergence_of(archive: Archive) -> list[Spread]:
     """Return the distribution after each of its updates; empty for strategies without CMA-ES."""
-    origin = _ORIGINS.get(archive.job.search.strategy)
-    if origin is None or not archive.candidates():
+    if not archive.candidates():
         return []
-    strategy = CmaStrategy(archive.job, recorded_space(archive), origin=origin)
+    strategy = _strategy_of(archive)
+    if strategy is None:
+        return []
     found: list[Spread] = []
     updates = 0
     for seen in [*archive.seeds(), *archive.observations()]:
@@ -43,3 +45,12 @@ def convergence_of(archive: Archive) -> list[Spread]:
             updates = strategy.num_updates
             found.append(Spread(seen.candidate.index, strategy.sigma, strategy.axis_ratio))
     return found
+
+
+def _strategy_of(archive: Archive) -> CmaStrategy | ScalarCmaStrategy | None:
+    """Return the CMA-ES of a search as it began; None where it has none."""
+    job, space = archive.job, recorded_space(archive)
+    if job.search.strategy == "scalar_cma":
+        return ScalarCmaStrategy(job, space)
+    origin = _ORIGINS.get(job.search.strategy)
+    return None if origin is None else CmaStrategy(job, space, origin=origin)

@@ -1,7 +1,8 @@
 """The boxes of the documentation: what in them is a command, a file, a job or a sample.
 
 A box is a fence of MyST. ``bash`` and ``python`` run, unless a caption says ``Not run by the
-tests:`` and why. A caption that is the name of a file in backquotes makes the box that file.
+tests:`` and why. A caption that is the name of a file in backquotes makes the box that file. In the
+README, which is no MyST, a comment on the line before says the same.
 """
 
 import re
@@ -17,12 +18,14 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Pages that people write; those of the reference are generated.
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"reference", "_build"} & {*page.parts})
+README = ROOT / "README.md"
 
 LEFT_OUT = "Not run by the tests: "
 BESIDE = "In a shell of its own"
 SAMPLES = frozenset({"text", "toml", "{toctree}"})
 
 _FENCE = re.compile(
+    r"(?:^<!-- (?P<comment>[^\n]+) -->\n)?"
     r"^```(?:\{code-block\} )?(?P<language>\{?[\w-]+\}?)\n"
     r"(?P<options>(?::[\w-]+:[^\n]*\n)*)(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -89,11 +92,12 @@ def job_of_box(box: Box) -> dict[str, Any] | None:
 
 def _boxes(page: Path, text: str) -> Iterator[Box]:
     for found in _FENCE.finditer(text):
-        caption = _CAPTION.search(found["options"])
+        option = _CAPTION.search(found["options"])
+        caption = found["comment"] or "" if option is None else option[1].strip('"')
         yield Box(
             page=page,
-            line=text.count("\n", 0, found.start()) + 1,
+            line=text.count("\n", 0, found.start("language")) + 1,
             language=found["language"],
-            caption="" if caption is None else caption[1].strip('"'),
+            caption=caption,
             text=found["text"],
         )

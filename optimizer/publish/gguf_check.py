@@ -4,7 +4,8 @@
 ends at the first that has none; it reads the vocabulary and the special tokens from the tokenizer's
 files. The package ``gguf``, which the converter itself uses, has the names and reads the tokens.
 Not checked, since only the converter has them: the list of tokenizers whose splitting of texts
-llama.cpp knows, and what an architecture wants of ``config.json``.
+llama.cpp knows, and what an architecture wants of ``config.json``. The converter goes by the class
+of the model (``architectures``), which is taken to be that of its type for causal language models.
 """
 
 import json
@@ -21,13 +22,25 @@ from workers.checkpoint import CheckpointReader
 if TYPE_CHECKING:
     from gguf.constants import MODEL_ARCH
 
-# Where the converter reads a model type under another name than its own (its `register` lines).
+# Model types whose architecture has another name in GGUF: what the classes that llama.cpp's
+# `conversion/` registers for their causal language models have as `model_arch`.
 _READ_AS = {
+    "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "falcon_mamba": "mamba",
+    "gemma3_text": "gemma3",
+    "glm": "chatglm",
+    "gpt_bigcode": "starcoder",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "ministral3": "mistral3",
     "mistral": "llama",
     "mixtral": "llama",
-    "gpt_bigcode": "starcoder",
-    "gemma3_text": "gemma3",
+    "olmo3": "olmo2",
+    "phi": "phi2",
 }
+# GGUF has names for these, and the converter no class.
+_NOT_CONVERTED = frozenset({"gptj"})
 # Buffers that the converter skips.
 _SKIPPED = re.compile(r".*(?:\.attention\.masked_bias|\.attention\.bias|\.rotary_emb\.inv_freq)")
 # Experts are stacked before they are named.
@@ -104,7 +117,8 @@ def check_gguf(directory: Path) -> GgufCheck:
     architecture = _architecture(str(config.get("model_type")))
     if architecture is None:
         message = (
-            f"model_type `{config.get('model_type')}` is none that gguf has an architecture for"
+            f"model_type `{config.get('model_type')}` is none that the converter has an "
+            "architecture for"
         )
         return GgufCheck(None, 0, (Problem("config.json", message), *problems), tuple(notes))
     name, arch = architecture
@@ -122,6 +136,8 @@ def _architecture(model_type: str) -> "tuple[str, MODEL_ARCH] | None":
     """Find the architecture of a model type of transformers: its name without punctuation."""
     from gguf.constants import MODEL_ARCH_NAMES  # noqa: PLC0415 - an extra
 
+    if model_type in _NOT_CONVERTED:
+        return None
     wanted = re.sub(r"\W|_", "", _READ_AS.get(model_type, model_type))
     for arch, name in MODEL_ARCH_NAMES.items():
         if re.sub(r"\W|_", "", name) == wanted:
@@ -142,9 +158,14 @@ def _unknown_tensors(
         name
         for name in names
         if not _SKIPPED.fullmatch(name)
-        and known.get_name(_EXPERT.sub(".experts.", name), try_suffixes=(".weight", ".bias"))
-        is None
+        and known.get_name(_looked_up(name), try_suffixes=(".weight", ".bias")) is None
     ]
+
+
+def _looked_up(name: str) -> str:
+    """Return under which name the converter looks a tensor up."""
+    stacked = _EXPERT.sub(".experts.", name)
+    return stacked.replace("e_score_correction_bias", "e_score_correction.bias")
 
 
 def _tokenizer_findings(

@@ -17,6 +17,7 @@ from configs.errors import ClusterError
 from configs.schema import JobConfig
 from optimizer.launch import submit
 from optimizer.service.detached import write_whole
+from optimizer.service.models import State
 from optimizer.service.processes import read_record
 from optimizer.service.search_files import SearchFiles
 from optimizer.service.settings import ServiceSettings
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 _END = "cluster-end.json"
 _ANSWER_S = 5.0
 """How long an answer holds, and that there was none."""
+_STATES: Mapping[str, State] = {
+    "PENDING": "starting",
+    "RUNNING": "starting",
+    "SUCCEEDED": "finished",
+    "STOPPED": "interrupted",
+}
+"""What the cluster calls a job -> how its search is; all else has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +108,30 @@ class Cluster:
         ended = read_record(launch.end)
         if ended.get("job") == launch.job:
             return Said(str(ended.get("status")), str(ended.get("message")))
-        if self._access is None:
-            raise ClusterError(
-                f"it was launched on {launch.address}, and the service was started without "
-                "--address"
-            )
-        if launch.address != (here := self._access.address.rstrip("/")):
-            raise ClusterError(f"it was launched on {launch.address}; the service uses {here}")
+        self._refuse_others(launch)
         found = self._jobs().get(launch.job)
         return None if found is None else _noted(launch, found)
+
+    def state_of(self, launch: Launch) -> State:
+        """Say how a launch is; one that its cluster has forgotten runs no more.
+
+        Raises:
+            ClusterError: The cluster cannot be asked.
+        """
+        said = self.said_of(launch)
+        return "interrupted" if said is None else _STATES.get(said.status, "failed")
+
+    def output_of(self, launch: Launch) -> str:
+        """Return what a launch has printed so far; the head node keeps it.
+
+        Raises:
+            ClusterError: The cluster cannot be asked, knows of no such launch (any more), or is
+                another one.
+        """
+        self._refuse_others(launch)
+        with self._lock:
+            client = self._connected()
+        return client.logs(launch.job)
 
     def end(self, launch: Launch) -> None:
         """Ask a search to end, and wait until it has.
@@ -119,6 +142,15 @@ class Cluster:
         with self._lock:
             client = self._connected()
         _noted(launch, client.stop(launch.job))
+
+    def _refuse_others(self, launch: Launch) -> None:
+        if self._access is None:
+            raise ClusterError(
+                f"it was launched on {launch.address}, and the service was started without "
+                "--address"
+            )
+        if launch.address != (here := self._access.address.rstrip("/")):
+            raise ClusterError(f"it was launched on {launch.address}; the service uses {here}")
 
     def _jobs(self) -> "Mapping[str, JobFacts]":
         with self._lock:  # others wait for the same answer

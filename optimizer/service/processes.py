@@ -21,7 +21,8 @@ from optimizer.service import detached
 from optimizer.service.errors import ConflictError
 
 _START_S, _KILL_S = 60.0, 5.0
-_LAST_BYTES = 20_000
+LAST_BYTES = 20_000
+"""Of what was printed, how much is shown."""
 KILLED = -9
 
 
@@ -112,7 +113,7 @@ class DetachedProcess:
         try:
             with self.log.open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _LAST_BYTES))
+                file.seek(max(0, file.tell() - LAST_BYTES))
                 return file.read().decode(errors="replace")
         except OSError:
             return ""

@@ -181,7 +181,7 @@ class Convergence(Model):
     candidate: list[int]
     """Whose outcome completed the population."""
     sigma: list[float]
-    """Overall step size, in units of the genotype."""
+    """Overall step size, in units of the genotype; ``scalar_cma`` has units of its own."""
     axis_ratio: list[float]
     """Longest axis of the distribution over its shortest."""
 

@@ -60,10 +60,12 @@ def show_convergence(parts: Parts, files: TheSearch) -> Convergence:
         return opened.kept("convergence", convergence_answer)
 
 
-@router.get("/searches/{search}/log", responses=errors(404, 422), response_class=PlainTextResponse)
+@router.get(
+    "/searches/{search}/log", responses=errors(404, 422, 502), response_class=PlainTextResponse
+)
 def show_log(parts: Parts, files: TheSearch) -> str:
-    """Return the end of what the process of a search printed, as text."""
-    return parts.runner.process(files).last_output()
+    """Return the end of what a search printed, here or on the cluster, as text."""
+    return parts.runner.last_output(files)
 
 
 @router.get(

@@ -18,12 +18,18 @@ from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
-from optimizer.service.cluster import Cluster, Launch, launch_of
+from optimizer.service.cluster import Cluster, launch_of
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError
 from optimizer.service.job_policy import check_job
 from optimizer.service.models import State
-from optimizer.service.processes import KILLED, DetachedProcess, command_line, read_record
+from optimizer.service.processes import (
+    KILLED,
+    LAST_BYTES,
+    DetachedProcess,
+    command_line,
+    read_record,
+)
 from optimizer.service.search_files import SearchFiles
 from optimizer.service.searches import Searches
 from optimizer.service.settings import ServiceSettings
@@ -35,13 +41,6 @@ _CHANGEABLE = ("budget", "validation")
 # How a search ends that can simply go on.
 _INTERRUPTED = frozenset({INTERRUPTED, TERMINATED, KILLED, -15})
 _ACTIVE = frozenset({"starting", "running", "stopping"})
-_STATES: Mapping[str, State] = {
-    "PENDING": "starting",
-    "RUNNING": "starting",
-    "SUCCEEDED": "finished",
-    "STOPPED": "interrupted",
-}
-"""What the cluster calls a job -> how its search is; all else has failed."""
 
 
 class Runner:
@@ -220,6 +219,17 @@ class Runner:
         process = self.process(files)
         return process.error() or f"its process ended with exit code {process.exit_code}"
 
+    def last_output(self, files: SearchFiles) -> str:
+        """Return the end of what a search printed, where it ran last.
+
+        Raises:
+            ClusterError: It was launched on a cluster that cannot be asked, or has forgotten it.
+        """
+        launch = launch_of(files)
+        if launch is None:
+            return self.process(files).last_output()
+        return self._cluster.output_of(launch)[-LAST_BYTES:]
+
     def where(self, files: SearchFiles) -> Where | None:
         """Say where a search runs, or ran last; None where that is not known."""
         if self.cluster_job(files) is not None:
@@ -275,7 +285,7 @@ class Runner:
                 process.ask_to_end(again=is_asked)
                 return True
             launch = launch_of(files)
-            if launch is not None and self._launched_state(launch) in _ACTIVE:
+            if launch is not None and self._cluster.state_of(launch) in _ACTIVE:
                 self._cluster.end(launch)
                 return True
         return False
@@ -287,7 +297,7 @@ class Runner:
     def _refuse_active(self, files: SearchFiles) -> None:
         launch = launch_of(files)
         try:
-            is_launched = launch is not None and self._launched_state(launch) in _ACTIVE
+            is_launched = launch is not None and self._cluster.state_of(launch) in _ACTIVE
         except ClusterError as error:
             raise ConflictError(
                 f"nobody can say whether search `{files.key}` still runs: {error.message}; where "
@@ -332,15 +342,6 @@ class Runner:
         if launch is None:
             return None
         try:
-            return self._launched_state(launch)
+            return self._cluster.state_of(launch)
         except ClusterError:
             return "unknown"
-
-    def _launched_state(self, launch: Launch) -> State:
-        """Say how a launch is; one that its cluster has forgotten runs no more.
-
-        Raises:
-            ClusterError: The cluster cannot be asked.
-        """
-        said = self._cluster.said_of(launch)
-        return "interrupted" if said is None else _STATES.get(said.status, "failed")

@@ -54,6 +54,12 @@ class Evolution:
         """Overall step size."""
         return float(self._state.sigma)
 
+    @property
+    def axis_ratio(self) -> float:
+        """Longest axis of the distribution over its shortest."""
+        lengths = np.linalg.svd(self.affine()[1], compute_uv=False)
+        return float(lengths[0] / lengths[-1])
+
     def sample(self, rng: np.random.Generator) -> FloatArray:
         """Draw a point from the distribution."""
         state = self._state
@@ -155,10 +161,7 @@ class CmaStrategy:
     @property
     def axis_ratio(self) -> float:
         """Longest axis of the distribution over its shortest; 1 before the first update."""
-        if self._evolution is None:
-            return 1.0
-        lengths = np.linalg.svd(self._evolution.affine()[1], compute_uv=False)
-        return float(lengths[0] / lengths[-1])
+        return 1.0 if self._evolution is None else self._evolution.axis_ratio
 
     def _move_start(self, observation: Observation) -> None:
         # Once CMA has begun, its own outcomes lead.

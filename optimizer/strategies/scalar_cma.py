@@ -50,6 +50,21 @@ class ScalarCmaStrategy:
         self._ideal = np.full(len(self._names), -np.inf)
         self._num_told = 0
 
+    @property
+    def num_updates(self) -> int:
+        """How many populations it has learnt from."""
+        return len(self._versions) - 1
+
+    @property
+    def sigma(self) -> float:
+        """Overall step size, in units of its coordinates."""
+        return self._evolution.sigma
+
+    @property
+    def axis_ratio(self) -> float:
+        """Longest axis of the distribution over its shortest."""
+        return self._evolution.axis_ratio
+
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
         """Sample the distribution as it is now."""
         genotype = self._genotype(self._point(index, self._num_told))

@@ -68,16 +68,32 @@ class _Node:
 
 
 class LocalCluster:
-    """A head and nodes, until the context ends; kill -9 of this process ends them, too."""
+    """A head and nodes, until the context ends; kill -9 of this process ends them, too.
 
-    def __init__(self, num_nodes: int = 2) -> None:
+    Args:
+        num_nodes: Nodes beside the head, with room for one CPU's work each.
+        head_cpus: Room on the head itself.
+        has_jobs: Whether it has a dashboard, which serves the Jobs API.
+
+    Attributes:
+        token: What everybody who talks to it must show.
+    """
+
+    def __init__(self, num_nodes: int = 2, *, head_cpus: int = 0, has_jobs: bool = False) -> None:
         self._session = LocalSession()
         self._port, self._client_port = _free_port(), _free_port()
-        self._token = secrets.token_hex(16)
+        self._dashboard_port = _free_port()
+        self.token = secrets.token_hex(16)
         self._number = 0
+        # The agent starts the jobs; at its usual port may be that of another Ray.
+        jobs = (
+            f"--dashboard-port={self._dashboard_port}",
+            f"--dashboard-agent-listen-port={_free_port()}",
+        )
         self._head = self._start(
             "--head", f"--port={self._port}", f"--ray-client-server-port={self._client_port}",
-            "--num-cpus=0", "--include-dashboard=false",
+            f"--num-cpus={head_cpus}", f"--include-dashboard={str(has_jobs).lower()}",
+            *(jobs if has_jobs else ()),
         )  # fmt: skip
         self._nodes: list[_Node] = []
         try:
@@ -100,10 +116,15 @@ class LocalCluster:
         """What a driver joins that is no part of the cluster."""
         return f"ray://127.0.0.1:{self._client_port}"
 
+    @property
+    def dashboard(self) -> str:
+        """Address of the Jobs API."""
+        return f"http://127.0.0.1:{self._dashboard_port}"
+
     def environment(self) -> dict[str, str]:
         """Variables of every process of the cluster and of its drivers; nobody else's Ray."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         return {**kept, **_VARIABLES, **token, "TMPDIR": str(self._session.directory)}
 
     @property

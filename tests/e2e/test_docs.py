@@ -18,13 +18,13 @@ import mergefront
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.cli.app import app
-from tests.doc_pages import DOCS, PAGES, ROOT, Box, boxes_of
+from tests.doc_pages import DOCS, PAGES, README, ROOT, Box, boxes_of
 
 pytestmark = pytest.mark.slow
 
-RUN = [page for page in PAGES if any(box.is_run for box in boxes_of(page))]
+RUN = [page for page in [*PAGES, README] if any(box.is_run for box in boxes_of(page))]
 # Of these pages CI makes sure; the others take minutes more.
-GATED = ("tutorial", "export", "service")
+GATED = ("README", "tutorial", "service")
 LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 # What is in front of the PATH: the commands of this source tree, and a pip that installs beside it.
 PROGRAMS = {
@@ -178,7 +178,8 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reader]:
     ],
 )
 def test_what_a_page_shows_works_as_it_stands(page: Path, read: Reader) -> None:
-    for box in boxes_of(page):
+    # Files first: the README shows its own where it explains them.
+    for box in sorted(boxes_of(page), key=lambda box: box.file is None and page == README):
         read.follow(box)
 
 

@@ -3,7 +3,6 @@
 import json
 import signal
 import tarfile
-import time
 from pathlib import Path
 
 import httpx2
@@ -13,7 +12,7 @@ import yaml
 
 from optimizer.archive.archive import Archive
 from optimizer.service.client import ServiceClient, ServiceRefusedError
-from tests.e2e.service_server import serving
+from tests.e2e.service_server import serving, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +42,6 @@ def job_text(tiny_job) -> str:
         workers={"count": 1, "cpus": 0.5, "threads": 1},
     )
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
-
-
-def wait_until(condition, what: str, timeout_s: float = 300.0):
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not happen"
-        time.sleep(0.5)
-    return found
 
 
 def has_ended(pid: int) -> bool:

@@ -3,12 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from configs.errors import CheckpointError
 from optimizer.publish import gguf_check
 from optimizer.publish.gguf_check import check_gguf
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -35,16 +39,43 @@ def test_export_of_a_known_architecture_is_ready(exported: Path) -> None:
     assert found.notes == ("the tokenizer has no merges; llama.cpp may split texts in another way",)
 
 
-@pytest.mark.parametrize(
-    ("kind", "architecture", "settings"),
-    [
-        ("Qwen2", "qwen2", {}),
-        ("Mistral", "llama", {"head_dim": 16}),
-        ("Mixtral", "llama", {"num_local_experts": 2}),
-        ("Gemma2", "gemma2", {"head_dim": 16, "tie_word_embeddings": True}),
-        ("GPTNeoX", "gptneox", {}),
-    ],
-)
+EXPERTS = {
+    **dict.fromkeys(("n_shared_experts", "num_experts_per_tok", "n_group", "topk_group"), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "v_head_dim"), 8),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim"), 8),
+    "n_routed_experts": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 0,
+}
+# Class of transformers without its end, architecture of the converter's class, settings.
+KINDS = [
+    ("Qwen2", "qwen2", {}),
+    ("Mistral", "llama", {"head_dim": 16}),
+    ("Mixtral", "llama", {"num_local_experts": 2}),
+    ("Gemma2", "gemma2", {"head_dim": 16, "tie_word_embeddings": True}),
+    ("Gemma3", "gemma3", {"head_dim": 16, "tie_word_embeddings": True}),
+    ("GPTNeoX", "gptneox", {}),
+    ("GPTBigCode", "starcoder", {"n_positions": 64}),
+    ("Phi", "phi2", {}),
+    ("Cohere", "command-r", {"tie_word_embeddings": True}),
+    ("Olmo3", "olmo2", {}),
+    ("FalconMamba", "mamba", {}),
+    ("Glm", "chatglm", {"head_dim": 16}),
+    ("DeepseekV2", "deepseek2", EXPERTS),
+    ("DeepseekV3", "deepseek2", EXPERTS),
+    ("HunYuanDenseV1", "hunyuan-dense", {"head_dim": 16}),
+    ("Ministral3", "mistral3", {"head_dim": 16}),
+]
+
+
+def config_of(kind: str, **settings: object) -> "PretrainedConfig":
+    import transformers
+
+    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    return getattr(transformers, name)(**settings)
+
+
+@pytest.mark.parametrize(("kind", "architecture", "settings"), KINDS, ids=[k[0] for k in KINDS])
 def test_tensors_of_other_architectures_have_names(
     exported: Path, kind: str, architecture: str, settings: dict[str, int]
 ) -> None:
@@ -53,12 +84,36 @@ def test_tensors_of_other_architectures_have_names(
     shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = getattr(transformers, f"{kind}Config")(**(shape | heads | tokens | settings))
+    config = config_of(kind, **(shape | heads | tokens | settings))
     (exported / "model.safetensors").unlink()
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(exported)
     found = check_gguf(exported)
     assert (found.architecture, found.problems) == (architecture, ())
-    assert found.num_tensors > 10
+    assert found.num_tensors >= 10
+
+
+def test_names_that_differ_are_needed_exist_on_both_sides_and_are_all_tried() -> None:
+    from gguf.constants import MODEL_ARCH_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    theirs = set(MODEL_ARCH_NAMES.values())
+    plain = {name.replace("-", "").replace("_", "") for name in theirs}
+    read_as = gguf_check._READ_AS
+    assert set(read_as) <= set(CONFIG_MAPPING)
+    assert set(read_as.values()) <= theirs
+    assert [name for name in read_as if name.replace("_", "") in plain] == []
+    tried = {config_of(kind).model_type: architecture for kind, architecture, _ in KINDS}
+    assert read_as.items() <= tried.items()
+
+
+def test_architecture_that_the_converter_does_not_read_is_told(exported: Path) -> None:
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    change(exported / "config.json", model_type="gptj")
+    found = check_gguf(exported)
+    assert "gptj" in MODEL_ARCH_NAMES.values()
+    assert found.architecture is None
+    assert "`gptj` is none that the converter has" in str(found.problems[0])
 
 
 def test_tensors_without_a_name_are_named(exported: Path) -> None:

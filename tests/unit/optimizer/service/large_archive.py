@@ -16,9 +16,10 @@ from workers.outcome import Completed, EvaluationKey
 NAMES = ("instruct", "code", "math")
 
 
-def build_large(path: Path, num_candidates: int, num_items: int) -> Path:
+def build_large(path: Path, num_candidates: int, num_items: int, *, strategy: str = "cma") -> Path:
     """Write it: right or wrong on ``num_items`` items in all, better where weights are near .6."""
-    job = make_job(path, NAMES, budget={"evaluations": num_candidates}, search={"strategy": "cma"})
+    search = {"strategy": strategy}
+    job = make_job(path, NAMES, budget={"evaluations": num_candidates}, search=search)
     sources = make_sources()
     space = SearchSpace(job, sources)
     tasks = {name: f"zoo_{name}" for name in NAMES}
@@ -48,7 +49,7 @@ def add_candidate(
     weights = rng.uniform(0, 1.2, size=3)
     recipe = space.recipe([[float(weight)] for weight in weights], [[0.1]] * 3)
     genotype = space.encode(recipe.weights, recipe.drop_ratios)
-    origin = "baseline:base" if index == 0 else "strategy:cma"
+    origin = "baseline:base" if index == 0 else f"strategy:{archive.job.search.strategy}"
     archive.record_proposal(Candidate(index, genotype, recipe, origin, seen=index))
     scores = {}
     for number, (task, ids) in enumerate(archive.manifest.items("search").items()):

@@ -21,7 +21,7 @@ from optimizer.results.front_view import front_of
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import BusyError
-from optimizer.strategies.cma import CmaStrategy
+from optimizer.strategies.registry import make_strategy
 from tests.contract.archive_examples import (
     completed_block,
     example_archive,
@@ -176,15 +176,16 @@ def test_progress_grows_with_every_candidate(client):
     assert found.volume[-1] > 0
 
 
-def test_convergence_is_that_of_the_strategy_told_again(client, archives):
-    build_large(archives / "long.sqlite", 40, 30)
+@pytest.mark.parametrize("strategy", ["cma", "scalar_cma"])
+def test_convergence_is_that_of_the_strategy_told_again(client, archives, strategy):
+    build_large(archives / "long.sqlite", 40, 30, strategy=strategy)
     found = client.convergence("long.sqlite")
     # 4 + 3 ln 6 outcomes are a population, and the first candidate is a baseline.
     assert found.candidate == [9, 18, 27, 36]
     assert all(sigma > 0 for sigma in found.sigma)
     assert all(ratio > 1 for ratio in found.axis_ratio)
     with Archive.open(archives / "long.sqlite") as archive:
-        told = CmaStrategy(archive.job, recorded_space(archive), origin="strategy:cma")
+        told = make_strategy(archive.job, recorded_space(archive))
         for seen in archive.observations():
             told.tell(seen)
     assert (found.sigma[-1], found.axis_ratio[-1]) == (told.sigma, told.axis_ratio)

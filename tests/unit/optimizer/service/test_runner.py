@@ -270,6 +270,9 @@ def test_launch_on_another_cluster_is_not_taken_for_one_that_ended(settings, arc
         found = client.search("done")
         assert found.state == "unknown"
         assert "launched on http://elsewhere.example:8265" in found.error
+        with pytest.raises(ServiceRefusedError, match="the service uses") as refused:
+            client.log("done")
+        assert refused.value.status == 502
         with pytest.raises(ServiceRefusedError, match=r"elsewhere.*remove .*cluster\.json"):
             client.delete("done")
 
