@@ -20,6 +20,7 @@ DESKTOP: "ViewportSize" = {"width": 1400, "height": 900}
 def chromium() -> Iterator["Browser"]:
     """Run the browser; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright.expect.set_options(timeout=TIMEOUT_MS)
     if CHROMIUM is None:
         pytest.skip("no Chromium was found (apt install chromium)")
     with playwright.sync_playwright() as engine:
