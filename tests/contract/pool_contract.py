@@ -1,6 +1,5 @@
 """What every WorkerPool promises. Inherit, and provide a fixture ``pool``."""
 
-import time
 from typing import ClassVar
 
 import pytest
@@ -77,10 +76,8 @@ class PoolContract:
         if not self.interrupts:
             pytest.skip("an evaluation in this process cannot be interrupted")
         pool.submit(request(0, "sleep 1.0"))
-        start = time.monotonic()
         assert pool.next_outcome(timeout_s=0) is None
         assert pool.next_outcome(timeout_s=0.2) is None
-        assert time.monotonic() - start < 0.9
         assert pool.num_pending == 1
         assert [outcome.key.candidate for outcome in drain(pool)] == [0]
 

@@ -74,7 +74,7 @@ def interrupted(job_file, directory) -> tuple[Path, str]:
             if "search 5/" in line:
                 # As a terminal does it: to all processes of the command, Ray's included.
                 os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=180) == 130
     return directory / "archive.sqlite", "".join(lines)
 
 
@@ -127,13 +127,18 @@ def test_interrupt_is_no_failure_of_a_candidate(finished):
         assert [outcome for outcome in archive.outcomes("search") if outcome.scores is None] == []
 
 
-def test_interrupted_search_leaves_no_process(interrupted, directory):
-    time.sleep(1)
-    left = [
+def processes_of(directory):
+    return [
         process.info["cmdline"]
         for process in psutil.process_iter(["cmdline"])
         if any(str(directory) in part for part in process.info["cmdline"] or [])
     ]
+
+
+def test_interrupted_search_leaves_no_process(interrupted, directory):
+    end = time.monotonic() + 60
+    while (left := processes_of(directory)) and time.monotonic() < end:
+        time.sleep(0.1)
     assert left == []
 
 

@@ -190,18 +190,20 @@ def test_answer_that_comes_late_is_not_shown_for_another_merge(page, service):
     ],
 )
 def test_error_of_the_service_is_told_and_asked_again(page, service, answer, said):
-    page.route("**/points", lambda route: route.fulfill(**answer), times=1)
+    page.route("**/points", lambda route: route.fulfill(**answer))
     page.goto(f"{service.url}/searches/done")
     expect(page.get_by_role("alert")).to_contain_text(said)
+    page.unroute("**/points")
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".scatters svg")).to_have_count(3)
 
 
 def test_page_asks_again_by_itself_where_no_event_comes(page, service):
     page.route("**/events", lambda route: route.abort())
-    page.route("**/points", lambda route: route.fulfill(status=500, body="{}"), times=1)
+    page.route("**/points", lambda route: route.fulfill(status=500, body="{}"))
     page.goto(f"{service.url}/searches/done")
     expect(page.get_by_role("alert")).to_have_text("the service answered 500")
+    page.unroute("**/points")
     expect(page.locator(".scatters svg")).to_have_count(3, timeout=TIMEOUT_MS)
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".live")).to_contain_text("The connection is lost")

@@ -186,7 +186,7 @@ def test_what_a_page_shows_works_as_it_stands(page: Path, read: Reader) -> None:
 def test_documentation_is_built_without_a_warning_and_has_all_that_there_is(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-b", "html", DOCS, tmp_path],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def test_second_writer_is_admitted_when_the_first_was_killed(tmp_path) -> None:
 
     started = time.monotonic()
     with Archive.open(path, writable=True) as second:
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 30, "it waited for the lock"
         assert len(second.candidates()) == 1
         assert second.record_outcome(completed(0)) is True
 

@@ -87,7 +87,7 @@ def test_second_writer_is_admitted_when_the_first_was_killed(url, writer) -> Non
     writer.process.kill()
     started = time.monotonic()
     with Archive.open(url, writable=True) as second:
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 30, "it waited for the lock"
         assert len(second.observations()) == 1
         second.record_proposal(example_candidate(1))
         assert second.record_outcome(completed(1))
@@ -96,7 +96,7 @@ def test_second_writer_is_admitted_when_the_first_was_killed(url, writer) -> Non
 def test_writer_that_hangs_loses_its_archive_and_cannot_write_again(postgres, url, writer) -> None:
     """As a machine that lost power, or a network that was cut, looks to the server."""
     writer.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(ArchiveLockedError, match=r"last sign of life \d s ago"):
+    with pytest.raises(ArchiveLockedError, match=r"last sign of life \d+ s ago"):
         Archive.open(url, writable=True)
     postgres.execute("UPDATE owners SET heartbeat_s = heartbeat_s - 61", database_of(url))
     with Archive.open(url, writable=True) as second:

@@ -95,7 +95,7 @@ def test_attacks_score_zero_when_the_caller_is_not_root(kind: SandboxKind) -> No
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -32,8 +32,8 @@ def make_pool(local_ray):
 def test_request_is_tried_again_when_its_worker_is_killed_from_outside(make_pool):
     pool = make_pool(count=2)
     warm_up(pool)
-    pool.submit(request(0, "sleep 1.5"))
-    pool.submit(request(1, "sleep 1.5"))
+    pool.submit(request(0, "sleep 3"))
+    pool.submit(request(1, "sleep 3"))
     assert pool.next_outcome(timeout_s=0.3) is None
     os.kill(pool.worker_pids()["worker-1"], signal.SIGKILL)
     outcomes = drain(pool)
@@ -83,22 +83,21 @@ def test_recipe_that_killed_two_workers_is_not_tried_again(make_pool, tmp_path):
 
 
 def test_evaluation_that_hangs_is_tried_on_another_worker(make_pool, tmp_path):
-    pool = make_pool(count=2, hang_factor=3, hang_floor_s=1.0)
+    pool = make_pool(count=2, hang_factor=3, hang_floor_s=5.0)
     warm_up(pool)
     for candidate in range(8):
         pool.submit(request(candidate, "sleep 0.05"))
         drain(pool)
-    pool.submit(request(9, f"sleep_once {tmp_path / 'marker'} 60"))
+    pool.submit(request(9, f"sleep_once {tmp_path / 'marker'} 90"))
     start = time.monotonic()
     (outcome,) = drain(pool)
-    # Of the first evaluation of a process more is borne.
-    assert time.monotonic() - start < 3 * 3.0 + 30
+    assert time.monotonic() - start < 60, "it was waited for"
     assert isinstance(outcome, Completed)
     assert outcome.attempt == 2
 
 
 def test_worker_that_freezes_before_anything_is_known_does_not_hold_the_search(make_pool, tmp_path):
-    pool = make_pool(count=2, hang_factor=3, hang_floor_s=1.0)
+    pool = make_pool(count=2, hang_factor=3, hang_floor_s=5.0)
     warm_up(pool)
     pool.submit(request(0, f"stop_once {tmp_path / 'marker'}"))
     # What the others take says only later that this one hangs.
@@ -110,11 +109,11 @@ def test_worker_that_freezes_before_anything_is_known_does_not_hold_the_search(m
     assert None not in outcomes
     assert sorted(outcome.key.candidate for outcome in outcomes) == list(range(9))
     assert all(isinstance(outcome, Completed) for outcome in outcomes)
-    assert outcomes[-1].attempt == 2
+    assert {outcome.key.candidate: outcome.attempt for outcome in outcomes}[0] == 2
 
 
 def test_evaluation_that_always_hangs_fails(make_pool):
-    pool = make_pool(count=1, hang_factor=2, hang_floor_s=0.3)
+    pool = make_pool(count=1, hang_factor=2, hang_floor_s=2.0)
     for candidate in range(8):
         pool.submit(request(candidate, "sleep 0.05"))
         drain(pool)
@@ -171,33 +170,33 @@ def test_draining_pool_finishes_what_it_has_and_takes_no_more(make_pool):
 
 @pytest.mark.parametrize("hang", ["sleep 60", "stop"])
 def test_request_fails_and_its_worker_is_replaced_when_it_hangs(make_pool, hang):
-    pool = make_pool(count=1, timeout_s=1.0)
+    pool = make_pool(count=1, timeout_s=4.0)
     warm_up(pool)
     before = pool.worker_pids()["worker-1"]
     pool.submit(request(0, hang))
     start = time.monotonic()
     (outcome,) = drain(pool)
-    assert 0.9 < time.monotonic() - start < 5.0
+    assert 3.9 < time.monotonic() - start < 50, "not by its limit"
     assert isinstance(outcome, Failed)
     assert (outcome.stage, outcome.error_class) == (Stage.WORKER, "WorkerTimeoutError")
     assert outcome.attempt == 1
     pool.submit(request(1))
     assert isinstance(drain(pool)[0], Completed)
     assert pool.worker_pids()["worker-1"] != before
-    assert not wait_until_gone([before], within_s=10)
+    assert not wait_until_gone([before], within_s=120)
 
 
 def test_late_outcome_of_a_given_up_evaluation_never_surfaces(make_pool):
     # The abandoned call ends by itself soon after its limit, while others are awaited.
-    pool = make_pool(count=2, timeout_s=0.5)
+    pool = make_pool(count=2, timeout_s=3.0)
     warm_up(pool)
-    pool.submit(request(0, "sleep 0.8"))
+    pool.submit(request(0, "sleep 3.8"))
     outcomes = drain(pool)
-    for candidate in range(1, 8):
+    for candidate in range(1, 16):
         pool.submit(request(candidate, "sleep 0.1"))
         outcomes += drain(pool)
-    assert [outcome.key.candidate for outcome in outcomes] == list(range(8))
-    assert [type(outcome) for outcome in outcomes] == [Failed] + 7 * [Completed]
+    assert [outcome.key.candidate for outcome in outcomes] == list(range(16))
+    assert [type(outcome) for outcome in outcomes] == [Failed] + 15 * [Completed]
 
 
 def test_worker_is_replaced_when_its_accelerator_context_is_broken(make_pool):
