@@ -210,7 +210,7 @@ def _command(
     """Return the command that writes what was answered, whatever is recorded meanwhile."""
     model = directory / _name(files, choice)
     command = command_line("export", files.archive, "--out", model, "--json")
-    command += ["--id", choice.candidate.recipe.recipe_id]
+    command += ["--candidate", str(choice.candidate.index), "--chosen-by", choice.rule]
     if request.dtype is not None:
         command += ["--dtype", request.dtype]
     return [*command, "--max-shard-size", request.max_shard_size.strip()]

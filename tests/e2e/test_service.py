@@ -125,10 +125,11 @@ def test_front_and_comparison_of_a_real_search(finished, client):
 
 def test_export_is_written_found_again_and_downloaded(finished, client, service, tmp_path):
     search = finished[0]
-    begun = client.export(search)
+    wish = {"prefer": {next(iter(client.search(search).objectives)): 1.0}}
+    begun = client.export(search, **wish)
     done = client.wait_for_export(search, begun.id, timeout_s=300)
     assert done.state == "finished", done.error
-    assert client.export(search).id == begun.id
+    assert client.export(search, **wish).id == begun.id
     service.kill()
     service.start()
     with ServiceClient(service.url, service.token) as again:
@@ -140,6 +141,7 @@ def test_export_is_written_found_again_and_downloaded(finished, client, service,
     recipe = json.loads((directory / "recipe.json").read_text())
     assert recipe["recipe_id"] == done.recipe_id
     assert recipe["weights_digest"] == done.weights_digest
+    assert recipe["chosen_by"] == begun.rule
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory)

@@ -294,8 +294,9 @@ def test_export_is_of_what_was_answered_whatever_is_recorded_later(client, archi
     begun = client.export("done", **wish)
     directory = archives / "done" / "archive.sqlite.service" / "exports" / begun.id
     command = read_record(directory / "process.json")["command"]
-    assert command[command.index("--id") + 1] == begun.recipe_id
-    assert not {"--prefer", "--at-least", "--knee"} & set(command)
+    assert command[command.index("--candidate") + 1] == str(begun.candidate)
+    assert command[command.index("--chosen-by") + 1] == begun.rule
+    assert not {"--prefer", "--at-least", "--knee", "--id"} & set(command)
     assert "math" in begun.rule
 
 
