@@ -7,7 +7,7 @@ All of it goes through the command line's own ways (``mergefront run`` and ``res
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import yaml
@@ -92,19 +92,17 @@ class Runner:
             raise ConflictError(f"search `{start_from.key}` has no archive yet to begin with")
         if start_from is not None and self._settings.cluster is not None:
             raise ConflictError("a search on a cluster cannot begin with another one's archive")
-        with self._starting:
-            self._refuse_more()
-            files = self._searches.begin(job.name)
-            job = job.model_copy(update={"archive": str(files.archive)})
-            try:
-                with files.changing():
-                    files.submitted.write_text(text, encoding="utf-8")
-                    if start_from is not None:
-                        write_whole(files.start, {"from": str(start_from.archive)})
-                    self._start(files, job)
-            except BaseException:
-                self._searches.remove(files)
-                raise
+        files = self._searches.begin(job.name)
+        job = job.model_copy(update={"archive": str(files.archive)})
+        try:
+            with files.changing():
+                files.submitted.write_text(text, encoding="utf-8")
+                if start_from is not None:
+                    write_whole(files.start, {"from": str(start_from.archive)})
+                self._start(files, job)
+        except BaseException:
+            self._searches.remove(files)
+            raise
         return files
 
     def job_text(self, files: SearchFiles) -> str:
@@ -130,9 +128,8 @@ class Runner:
         ]
         if refused:
             raise ConfigError("the search cannot go on so", refused)
-        with self.starting(files):
+        with files.changing():
             self._refuse_active(files)
-            self._refuse_more()
             content = self._job_content(files)
             # The archive may have been moved here.
             overrides = {**changes, "archive": str(files.archive)}
@@ -163,21 +160,29 @@ class Runner:
         Raises:
             ConflictError: It runs, nobody can say whether it does, or an export is being written.
         """
-        with self.starting(files):
+        with files.changing():
             self._refuse_active(files)
             if any(DetachedProcess(found).is_alive for found in files.exports.glob("*")):
                 raise ConflictError("an export is being written; wait until it is there")
             self._searches.remove(files)
 
     @contextmanager
-    def starting(self, files: SearchFiles) -> Iterator[None]:
-        """Have nothing else started on this machine meanwhile, and the search not changed.
+    def room(self) -> Iterator[None]:
+        """Keep a place among what may run on this machine for who starts a process in it.
+
+        Enter it last, and start at once: all others who start something wait. So a search's own
+        lock, which may be long in coming, is taken before.
 
         Raises:
-            ConflictError: Somebody is at it.
-            NotFoundError: It was deleted meanwhile.
+            BusyError: As much runs as may.
         """
-        with self._starting, files.changing():
+        with self._starting:
+            limit = self._settings.max_searches
+            if (count := self.num_running()) >= limit:
+                raise BusyError(
+                    f"{count} searches and exports run on this machine, and at most {limit} may "
+                    "(`mergefront serve --max-searches`); wait, or stop one"
+                )
             yield
 
     def state(
@@ -248,19 +253,6 @@ class Runner:
             )
         )
 
-    def refuse_more(self) -> None:
-        """Raise where as much runs on this machine as may.
-
-        Raises:
-            BusyError: It does.
-        """
-        limit = self._settings.max_searches
-        if (count := self.num_running()) >= limit:
-            raise BusyError(
-                f"{count} searches and exports run on this machine, and at most {limit} may "
-                "(`mergefront serve --max-searches`); wait, or stop one"
-            )
-
     def _stop_own(self, files: SearchFiles, *, force: bool) -> bool:
         """Ask what was started here to end; returns whether there is anything that runs."""
         with files.changing():
@@ -275,14 +267,11 @@ class Runner:
                 process.ask_to_end(again=is_asked)
                 return True
             launch = launch_of(files)
-            if launch is not None and self._launched_state(launch) in _ACTIVE:
-                self._cluster.end(launch)
-                return True
-        return False
-
-    def _refuse_more(self) -> None:
-        if self._settings.cluster is None:
-            self.refuse_more()
+        # Unlocked: a cluster takes its time, and it is told of this very launch.
+        if launch is None or self._launched_state(launch) not in _ACTIVE:
+            return False
+        self._cluster.end(launch)
+        return True
 
     def _refuse_active(self, files: SearchFiles) -> None:
         launch = launch_of(files)
@@ -307,24 +296,17 @@ class Runner:
         return content
 
     def _start(self, files: SearchFiles, job: JobConfig) -> None:
-        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        new = files.job.with_name(".job.yaml.new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(files.job)
-        files.stopping.unlink(missing_ok=True)
-        # Only of the last life is there a record, of whatever kind it was.
-        if self._settings.cluster is not None:
-            self._cluster.launch(job, files)
-            self.process(files).forget()
-            return
-        files.launched.unlink(missing_ok=True)
-        if files.archive.exists():
-            command = command_line("resume", files.archive, "--job", files.job, "--plain")
-        else:
-            command = command_line("run", files.job, "--plain")
-            if (earlier := read_record(files.start).get("from")) is not None:
-                command += ["--from", str(earlier)]
-        self.process(files).start(command)
+        is_here = self._settings.cluster is None
+        with self.room() if is_here else nullcontext():
+            _write_job(files, job)
+            files.stopping.unlink(missing_ok=True)
+            # Only of the last life is there a record, of whatever kind it was.
+            if is_here:
+                files.launched.unlink(missing_ok=True)
+                self.process(files).start(_command(files))
+            else:
+                self._cluster.launch(job, files)
+                self.process(files).forget()
 
     def _cluster_state(self, files: SearchFiles) -> State | None:
         """Say how the cluster's job of a search is; None where there is none."""
@@ -344,3 +326,19 @@ class Runner:
         """
         said = self._cluster.said_of(launch)
         return "interrupted" if said is None else _STATES.get(said.status, "failed")
+
+
+def _write_job(files: SearchFiles, job: JobConfig) -> None:
+    text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    new = files.job.with_name(".job.yaml.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(files.job)
+
+
+def _command(files: SearchFiles) -> list[str]:
+    """Return the command that begins a search, or goes on with it."""
+    if files.archive.exists():
+        return command_line("resume", files.archive, "--job", files.job, "--plain")
+    command = command_line("run", files.job, "--plain")
+    earlier = read_record(files.start).get("from")
+    return command if earlier is None else [*command, "--from", str(earlier)]
