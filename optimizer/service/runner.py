@@ -8,40 +8,28 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Literal
 
 import yaml
 
-from configs.errors import INTERRUPTED, TERMINATED, ClusterError, ConfigError, Problem
+from configs.errors import ClusterError, ConfigError, Problem
 from configs.job_yaml import parse_yaml, read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
-from optimizer.service.cluster import Cluster, Launch, launch_of
+from optimizer.service.cluster import Cluster
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError
 from optimizer.service.job_policy import check_job
-from optimizer.service.models import State
-from optimizer.service.processes import KILLED, DetachedProcess, command_line, read_record
+from optimizer.service.life import Life
+from optimizer.service.processes import DetachedProcess, command_line, read_record
 from optimizer.service.search_files import SearchFiles
 from optimizer.service.searches import Searches
 from optimizer.service.settings import ServiceSettings
 
-Where = Literal["local", "cluster", "elsewhere"]
-
 # Of a job: what may change when its search goes on.
 _CHANGEABLE = ("budget", "validation")
-# How a search ends that can simply go on.
-_INTERRUPTED = frozenset({INTERRUPTED, TERMINATED, KILLED, -15})
 _ACTIVE = frozenset({"starting", "running", "stopping"})
-_STATES: Mapping[str, State] = {
-    "PENDING": "starting",
-    "RUNNING": "starting",
-    "SUCCEEDED": "finished",
-    "STOPPED": "interrupted",
-}
-"""What the cluster calls a job -> how its search is; all else has failed."""
 
 
 class Runner:
@@ -185,62 +173,13 @@ class Runner:
                 )
             yield
 
-    def state(
-        self, files: SearchFiles, archived: State | None, *, begun_at: float | None = None
-    ) -> State:
-        """Say how a search is.
-
-        Args:
-            files: The search.
-            archived: What its archive says; None where there is none.
-            begun_at: When it was last started or resumed by its archive, seconds since 1970.
-        """
-        process = self.process(files)
-        if process.is_alive:
-            if files.stopping.exists():
-                return "stopping"
-            # A finished search whose process lives is about to print its report.
-            return "running" if archived in {"running", "finished"} else "starting"
-        if archived == "running":  # whoever runs it, whatever became of an earlier life
-            return archived
-        on_cluster = self._cluster_state(files)
-        if on_cluster is not None and on_cluster != "finished":
-            return on_cluster
-        code, ended_at = process.exit_code, process.ended_at
-        # Somebody else may have gone on with it since.
-        is_last = begun_at is None or ended_at is None or begun_at <= ended_at
-        if is_last and code is not None and code not in {0, *_INTERRUPTED}:
-            return "failed"
-        return archived or "interrupted"
-
-    def error(self, files: SearchFiles) -> str | None:
-        """Return the last error of a search that failed, or why nobody knows how it is."""
-        launch = launch_of(files)
-        if launch is not None:
-            try:
-                said = self._cluster.said_of(launch)
-            except ClusterError as error:
-                return error.message
-            return None if said is None else said.message or None
-        process = self.process(files)
-        return process.error() or f"its process ended with exit code {process.exit_code}"
-
-    def where(self, files: SearchFiles) -> Where | None:
-        """Say where a search runs, or ran last; None where that is not known."""
-        if self.cluster_job(files) is not None:
-            return "cluster"
-        if self.process(files).was_started:
-            return "local"
-        return None if backend_of(files.archive).owner() is None else "elsewhere"
+    def life(self, files: SearchFiles) -> Life:
+        """Return how a search lives now; each request looks anew."""
+        return Life(files, self._cluster)
 
     def process(self, files: SearchFiles) -> DetachedProcess:
         """Return the process of a search, that may have ended or never been."""
         return DetachedProcess(files.state)
-
-    def cluster_job(self, files: SearchFiles) -> str | None:
-        """Return under which id a search was launched on the cluster; None where it was not."""
-        launch = launch_of(files)
-        return None if launch is None else launch.job
 
     def num_running(self) -> int:
         """Count the processes of searches and exports on this machine."""
@@ -266,25 +205,25 @@ class Runner:
                     write_whole(files.stopping, {"asked_at": time.time()})
                 process.ask_to_end(again=is_asked)
                 return True
-            launch = launch_of(files)
+            life = self.life(files)
+            launch = life.launch
         # Unlocked: a cluster takes its time, and it is told of this very launch.
-        if launch is None or self._launched_state(launch) not in _ACTIVE:
+        if launch is None or life.launched_state not in _ACTIVE:
             return False
         self._cluster.end(launch)
         return True
 
     def _refuse_active(self, files: SearchFiles) -> None:
-        launch = launch_of(files)
+        life = self.life(files)
         try:
-            is_launched = launch is not None and self._launched_state(launch) in _ACTIVE
+            is_launched = life.launched_state in _ACTIVE
         except ClusterError as error:
             raise ConflictError(
                 f"nobody can say whether search `{files.key}` still runs: {error.message}; where "
                 f"it surely does not, remove {files.launched}"
             ) from error
-        owner = backend_of(files.archive).owner()
-        if is_launched or owner is not None or self.process(files).is_alive:
-            who = "" if owner is None else f" ({owner})"
+        if is_launched or life.owner is not None or life.process.is_alive:
+            who = "" if life.owner is None else f" ({life.owner})"
             raise ConflictError(f"search `{files.key}` runs{who}; stop it first")
 
     def _job_content(self, files: SearchFiles) -> dict[str, object]:
@@ -307,25 +246,6 @@ class Runner:
             else:
                 self._cluster.launch(job, files)
                 self.process(files).forget()
-
-    def _cluster_state(self, files: SearchFiles) -> State | None:
-        """Say how the cluster's job of a search is; None where there is none."""
-        launch = launch_of(files)
-        if launch is None:
-            return None
-        try:
-            return self._launched_state(launch)
-        except ClusterError:
-            return "unknown"
-
-    def _launched_state(self, launch: Launch) -> State:
-        """Say how a launch is; one that its cluster has forgotten runs no more.
-
-        Raises:
-            ClusterError: The cluster cannot be asked.
-        """
-        said = self._cluster.said_of(launch)
-        return "interrupted" if said is None else _STATES.get(said.status, "failed")
 
 
 def _write_job(files: SearchFiles, job: JobConfig) -> None:

@@ -218,7 +218,7 @@ def test_failed_life_is_forgotten_once_somebody_else_goes_on(client, archives):
     unfinished(archives)
     process = DetachedProcess(archives / "begun" / "archive.sqlite.service")
     process.start([sys.executable, "-c", "print('error: no models'); raise SystemExit(2)"])
-    wait_for(lambda: process.exit_code == 2)
+    wait_for(lambda: process.facts().exit_code == 2)
     found = client.search("begun")
     assert (found.state, found.error) == ("failed", "no models")
     with Archive.open(archives / "begun" / "archive.sqlite", writable=True) as archive:
