@@ -54,15 +54,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the cluster said, or why it did not, after how many launches it was asked."""
+    """What the cluster said, or why it did not, and when."""
 
     at_s: float
-    after: int
-    jobs: "Mapping[str, JobFacts] | None"
-    error: ClusterError | None = None
-
-    def holds(self, num_launches: int) -> bool:
-        return self.after == num_launches and time.monotonic() < self.at_s + _ANSWER_S
+    jobs: "Mapping[str, JobFacts] | ClusterError"
 
 
 class Cluster:
@@ -74,7 +69,6 @@ class Cluster:
         self._lock = threading.Lock()
         self._client: JobClient | None = None
         self._answer: _Answer | None = None
-        self._num_launches = 0
 
     def launch(self, job: JobConfig, files: SearchFiles) -> None:
         """Start a search there, and write down which job it is.
@@ -87,8 +81,8 @@ class Cluster:
             client = self._connected()
         job_id = submit(job, client, python=self._python, environment={})
         with self._lock:
-            # No answer to what was asked before knows it.
-            self._num_launches += 1
+            # No answer to what was asked before knows it; what is asked now holds the lock.
+            self._answer = None
         write_whole(files.launched, {"job": job_id, "address": client.address})
 
     def said_of(self, launch: Launch) -> Said | None:
@@ -123,21 +117,20 @@ class Cluster:
     def _jobs(self) -> "Mapping[str, JobFacts]":
         with self._lock:  # others wait for the same answer
             known = self._answer
-            if known is None or not known.holds(self._num_launches):
-                known = self._answer = self._asked()
-        if known.jobs is None:
-            raise ClusterError(str(known.error))
+            if known is None or time.monotonic() > known.at_s + _ANSWER_S:
+                jobs = self._asked()
+                known = self._answer = _Answer(time.monotonic(), jobs)
+        if isinstance(known.jobs, ClusterError):
+            raise ClusterError(str(known.jobs))
         return known.jobs
 
-    def _asked(self) -> _Answer:
-        after = self._num_launches
+    def _asked(self) -> "Mapping[str, JobFacts] | ClusterError":
         try:
-            found = {facts.job_id: facts for facts in self._connected().jobs()}
+            return {facts.job_id: facts for facts in self._connected().jobs()}
         except ClusterError as error:
             # The next one asks whether anybody answers first, which it does not wait long for.
             self._client = None
-            return _Answer(time.monotonic(), after, None, error)
-        return _Answer(time.monotonic(), after, found)
+            return error
 
     def _connected(self) -> "JobClient":
         from workers.ray_jobs import JobClient  # noqa: PLC0415 - imports Ray
