@@ -34,6 +34,8 @@ def export(
     at_least: str | None,
     knee: bool,
     recipe_id: str | None,
+    candidate: int | None,
+    chosen_by: str | None,
     dtype: str | None,
     score: bool,
     verify: bool,
@@ -45,7 +47,7 @@ def export(
     from optimizer.publish import gguf_check  # noqa: PLC0415 - heavy
     from optimizer.publish.export import export as write_export  # noqa: PLC0415 - a command's name
     from optimizer.publish.rescore import rescored_record  # noqa: PLC0415 - heavy
-    from optimizer.results.select import choose  # noqa: PLC0415 - heavy
+    from optimizer.results.select import choose, recorded_choice  # noqa: PLC0415 - heavy
     from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
 
     wishes = numbers("--prefer", prefer)
@@ -56,12 +58,17 @@ def export(
         raise _wrong(
             "--score", "needs --dtype: what a search made, it scored (`mergefront report`)"
         )
+    has_wish = knee or any(wish is not None for wish in (prefer, at_least, recipe_id))
+    _refuse_two_choices(candidate, chosen_by, has_wish=has_wish)
     # Told before anything is scored.
     if gguf:
         gguf_check.require_gguf()
     refuse_used(out.expanduser().absolute())
     with Archive.open(place) as archive:
-        choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
+        if candidate is not None:
+            choice = recorded_choice(archive, candidate, chosen_by)
+        else:
+            choice = choose(archive, prefer=wishes, floors=floors, knee=knee, recipe_id=recipe_id)
         if verify and wanted not in (None, choice.candidate.recipe.dtype):
             raise _wrong("--verify", "compares with recorded scores, so leave --dtype out")
         if choice.split == "search":
@@ -97,6 +104,14 @@ def export(
         sys.stderr.write("".join(f"{line}\n" for line in converts.lines))
     if not (checked is None or checked.is_equal) or not (converts is None or converts.is_ready):
         raise typer.Exit(1)
+
+
+def _refuse_two_choices(candidate: int | None, chosen_by: str | None, *, has_wish: bool) -> None:
+    if candidate is not None and has_wish:
+        others = "--prefer, --at-least, --knee and --id"
+        raise _wrong("--candidate", f"names one merge; leave {others} out")
+    if chosen_by is not None and candidate is None:
+        raise _wrong("--chosen-by", "says how --candidate was chosen, which is missing")
 
 
 def _verified(archive: Archive, done: "Exported") -> "Verification":

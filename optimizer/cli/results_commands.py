@@ -88,6 +88,14 @@ def export(
     at_least: AtLeast = None,
     knee: Knee = False,
     recipe_id: RecipeId = None,
+    candidate: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="INDEX", help="This candidate, as `front --json` lists it."),
+    ] = None,
+    chosen_by: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="With --candidate: how it was chosen, for its card."),
+    ] = None,
     dtype: Dtype = None,
     score: Annotated[
         bool, typer.Option("--score", help="With --dtype: score that on the report items first.")
@@ -117,6 +125,8 @@ def export(
         at_least=at_least,
         knee=knee,
         recipe_id=recipe_id,
+        candidate=candidate,
+        chosen_by=chosen_by,
         dtype=dtype,
         score=score,
         verify=verify,

@@ -69,6 +69,23 @@ def choose(
     return choice_from(archive, rows, prefer=prefer, floors=floors, knee=knee)
 
 
+def recorded_choice(archive: "Archive", index: int, rule: str | None = None) -> Choice:
+    """Return a candidate that somebody chose.
+
+    Args:
+        archive: The record of the search.
+        index: Of the candidate.
+        rule: How it was chosen, in words, for its card.
+
+    Raises:
+        ArchiveError: There is none of that index, or it was never scored.
+    """
+    archive.weights_digest(index)
+    split: SplitName = "select" if archive.scores("select") else "search"
+    said = " ".join((rule or f"candidate {index}").split())  # a card has it in one line
+    return Choice(archive.candidate(index), split, said)
+
+
 def choice_from(
     archive: "Archive",
     rows: Sequence[ScoredCandidate],

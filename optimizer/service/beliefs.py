@@ -35,11 +35,13 @@ class Believed:
         rows: The scored candidates, with their posterior where there is one.
         belief: What that is, as answers say it.
         counters: Of the record that it is of, or of one before: what is kept of it holds for them.
+        now: Of the record when it was asked for.
     """
 
     rows: list[ScoredCandidate]
     belief: Belief
     counters: ArchiveCounters
+    now: ArchiveCounters
 
 
 @dataclass(slots=True)
@@ -76,20 +78,22 @@ class Beliefs:
         with self._lock:
             counters, rows = known.counters, known.rows
         if counters is None or all(row.posterior is None for row in rows):
-            raw = self.raw(opened)
+            raw = self._raw(opened, now)
             # Where too little was scored for a posterior, there is nothing to wait for.
             if raw.rows and counters != now:
                 pending = Belief(state="pending", outcomes=now.outcomes)
-                return Believed(raw.rows, pending, raw.counters)
+                return Believed(raw.rows, pending, now, now)
             return raw
         state: BeliefState = "current" if counters == now else "stale"
-        return Believed(rows, Belief(state=state, outcomes=counters.outcomes), counters)
+        return Believed(rows, Belief(state=state, outcomes=counters.outcomes), counters, now)
 
     def raw(self, opened: OpenArchive) -> Believed:
         """Return all scored candidates, going by their raw scores."""
-        counters = opened.archive.counters()
-        rows = opened.kept("raw rows", lambda archive: scored_candidates(archive, "search"))
-        return Believed(rows, Belief(state="raw", outcomes=counters.outcomes), counters)
+        return self._raw(opened, opened.archive.counters())
+
+    def _raw(self, opened: OpenArchive, now: ArchiveCounters) -> Believed:
+        rows = opened.kept("raw rows", lambda archive: scored_candidates(archive, "search"), at=now)
+        return Believed(rows, Belief(state="raw", outcomes=now.outcomes), now, now)
 
     def close(self) -> None:
         """Begin nothing further."""

@@ -44,6 +44,7 @@ def candidate_table(opened: OpenArchive, believed: Believed) -> list[CandidateRo
         facts = _Facts(archive, believed.rows)
         return [facts.row(candidate) for candidate in candidates]
 
+    # By what is counted now, not before the rows were read: each of them must be in the table.
     is_raw = believed.belief.state in {"raw", "pending"}
     return opened.kept("raw table" if is_raw else "table", make, depends_on=believed.counters)
 

@@ -103,19 +103,19 @@ class ServiceClient:
 
     def search(self, search: str) -> SearchStatus:
         """Return all that is known of a search as a whole."""
-        return self._get(SearchStatus, f"/searches/{_quoted(search)}")
+        return self._get(SearchStatus, _at(search))
 
     def progress(self, search: str) -> Progress:
         """Return the hypervolume over what it took."""
-        return self._get(Progress, f"/searches/{_quoted(search)}/progress")
+        return self._get(Progress, _at(search, "progress"))
 
     def convergence(self, search: str) -> Convergence:
         """Return how the step size and the axes of CMA-ES went."""
-        return self._get(Convergence, f"/searches/{_quoted(search)}/convergence")
+        return self._get(Convergence, _at(search, "convergence"))
 
     def log(self, search: str) -> str:
         """Return the end of what the process of a search printed."""
-        return self._send("GET", f"/searches/{_quoted(search)}/log").text
+        return self._send("GET", _at(search, "log")).text
 
     def validate(
         self, job: str, changes: Changes | None = None, *, depth: str = "full"
@@ -137,20 +137,20 @@ class ServiceClient:
     ) -> SearchSummary:
         """Start a search that begins with what another learnt."""
         body = {"job": job, "changes": dict(changes or {})}
-        return self._post(SearchSummary, f"/searches/{_quoted(search)}/fork", body)
+        return self._post(SearchSummary, _at(search, "fork"), body)
 
     def resume(self, search: str, changes: Changes | None = None) -> SearchSummary:
         """Go on with a search; keys of ``budget`` and ``validation`` may change."""
         body = {"changes": dict(changes or {})}
-        return self._post(SearchSummary, f"/searches/{_quoted(search)}/resume", body)
+        return self._post(SearchSummary, _at(search, "resume"), body)
 
     def stop(self, search: str, *, force: bool = False) -> SearchSummary:
         """Ask a search to end."""
-        return self._post(SearchSummary, f"/searches/{_quoted(search)}/stop", {"force": force})
+        return self._post(SearchSummary, _at(search, "stop"), {"force": force})
 
     def delete(self, search: str) -> None:
         """Delete a search with all that belongs to it."""
-        answer = self._send("DELETE", f"/searches/{_quoted(search)}", params={"confirm": search})
+        answer = self._send("DELETE", _at(search), params={"confirm": search})
         Deleted.model_validate_json(answer.content)
 
     def front(
@@ -178,11 +178,11 @@ class ServiceClient:
         query: dict[str, Any] = {"split": split, "knee": knee, "raw": raw, "fresh": fresh}
         query["prefer"] = [f"{name}={value!r}" for name, value in (prefer or {}).items()]
         query["floor"] = [f"{name}={value!r}" for name, value in (floors or {}).items()]
-        return self._get(FrontAnswer, f"/searches/{_quoted(search)}/front", query)
+        return self._get(FrontAnswer, _at(search, "front"), query)
 
     def candidates(self, search: str, **query: object) -> CandidatePage:
         """Return some candidates; ``state``, ``kind``, ``sort``, ``descending``, ``offset``..."""
-        return self._get(CandidatePage, f"/searches/{_quoted(search)}/candidates", query)
+        return self._get(CandidatePage, _at(search, "candidates"), query)
 
     def every_candidate(self, search: str, *, page: int = 500) -> Iterator[CandidateRow]:
         """Yield all candidates by index, a page at a time."""
@@ -196,22 +196,20 @@ class ServiceClient:
 
     def points(self, search: str, *, fresh: bool = False) -> Points:
         """Return all scored candidates as columns."""
-        return self._get(Points, f"/searches/{_quoted(search)}/points", {"fresh": fresh})
+        return self._get(Points, _at(search, "points"), {"fresh": fresh})
 
     def candidate(self, search: str, index: int) -> CandidateDetail:
         """Return all that is recorded of a candidate."""
-        return self._get(CandidateDetail, f"/searches/{_quoted(search)}/candidates/{index}")
+        return self._get(CandidateDetail, _at(search, "candidates", index))
 
     def items(self, search: str, index: int, split: SplitName = "search") -> ItemsAnswer:
         """Return the scores of a candidate item by item."""
-        path = f"/searches/{_quoted(search)}/candidates/{index}/items"
+        path = _at(search, "candidates", index, "items")
         return self._get(ItemsAnswer, path, {"split": split})
 
     def compare(self, search: str, a: int, b: int, **query: object) -> CompareAnswer:
         """Return a minus b, item by item; ``split``, ``which``, ``offset`` and ``limit``."""
-        return self._get(
-            CompareAnswer, f"/searches/{_quoted(search)}/compare", {"a": a, "b": b, **query}
-        )
+        return self._get(CompareAnswer, _at(search, "compare"), {"a": a, "b": b, **query})
 
     def export(
         self,
@@ -233,11 +231,11 @@ class ServiceClient:
             "dtype": dtype,
             "max_shard_size": max_shard_size,
         }
-        return self._post(ExportAnswer, f"/searches/{_quoted(search)}/exports", body)
+        return self._post(ExportAnswer, _at(search, "exports"), body)
 
     def exports(self, search: str) -> list[ExportAnswer]:
         """Return the exports of a search, the newest first."""
-        return self._get(ExportList, f"/searches/{_quoted(search)}/exports").exports
+        return self._get(ExportList, _at(search, "exports")).exports
 
     def wait_for_export(
         self, search: str, export: str, *, timeout_s: float = 3600.0, poll_s: float = 1.0
@@ -249,9 +247,7 @@ class ServiceClient:
         """
         end = time.monotonic() + timeout_s
         while True:
-            found = self._get(
-                ExportAnswer, f"/searches/{_quoted(search)}/exports/{_quoted(export)}"
-            )
+            found = self._get(ExportAnswer, _at(search, "exports", export))
             if found.state != "running":
                 return found
             if time.monotonic() > end:
@@ -260,7 +256,7 @@ class ServiceClient:
 
     def download(self, search: str, export: str, target: Path) -> Path:
         """Download a finished export as a tar into a file, which is replaced."""
-        path = f"{self._url}/searches/{_quoted(search)}/exports/{_quoted(export)}/download"
+        path = self._url + _at(search, "exports", export, "download")
         part = target.with_name(f".{target.name}.part")
         with self._http.stream("GET", path, headers=self._headers) as answer:
             if answer.status_code >= 400:
@@ -275,7 +271,7 @@ class ServiceClient:
         self, search: str, *, after: int | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the events of a search as name and content, until the service ends the stream."""
-        path, query = f"{self._url}/searches/{_quoted(search)}/events", _given({"after": after})
+        path, query = self._url + _at(search, "events"), _given({"after": after})
         with self._http.stream("GET", path, params=query, headers=self._headers) as answer:
             if answer.status_code >= 400:
                 answer.read()
@@ -305,9 +301,9 @@ class ServiceClient:
         return answer
 
 
-def _quoted(key: str) -> str:
-    """Return an id as a part of a path; directories may be called anything."""
-    return quote(key, safe="")
+def _at(search: str, *parts: str | int) -> str:
+    """Return the path of something of a search; what it is made of may be called anything."""
+    return "/".join(["/searches", *(quote(str(part), safe="") for part in (search, *parts))])
 
 
 def _given(query: Query) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from configs.errors import ClusterError
 from configs.schema import JobConfig
 from optimizer.launch import submit
 from optimizer.service.detached import write_whole
-from optimizer.service.models import State
 from optimizer.service.processes import read_record
 from optimizer.service.search_files import SearchFiles
 from optimizer.service.settings import ServiceSettings
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 _END = "cluster-end.json"
 _ANSWER_S = 5.0
 """How long an answer holds, and that there was none."""
-_STATES: Mapping[str, State] = {
-    "PENDING": "starting",
-    "RUNNING": "starting",
-    "SUCCEEDED": "finished",
-    "STOPPED": "interrupted",
-}
-"""What the cluster calls a job -> how its search is; all else has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +54,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the cluster said, or why it did not, after how many launches it was asked."""
+    """What the cluster said, or why it did not, and when."""
 
     at_s: float
-    after: int
-    jobs: "Mapping[str, JobFacts] | None"
-    error: ClusterError | None = None
-
-    def holds(self, num_launches: int) -> bool:
-        return self.after == num_launches and time.monotonic() < self.at_s + _ANSWER_S
+    jobs: "Mapping[str, JobFacts] | ClusterError"
 
 
 class Cluster:
@@ -82,7 +69,6 @@ class Cluster:
         self._lock = threading.Lock()
         self._client: JobClient | None = None
         self._answer: _Answer | None = None
-        self._num_launches = 0
 
     def launch(self, job: JobConfig, files: SearchFiles) -> None:
         """Start a search there, and write down which job it is.
@@ -95,8 +81,8 @@ class Cluster:
             client = self._connected()
         job_id = submit(job, client, python=self._python, environment={})
         with self._lock:
-            # No answer to what was asked before knows it.
-            self._num_launches += 1
+            # No answer to what was asked before knows it; what is asked now holds the lock.
+            self._answer = None
         write_whole(files.launched, {"job": job_id, "address": client.address})
 
     def said_of(self, launch: Launch) -> Said | None:
@@ -111,15 +97,6 @@ class Cluster:
         self._refuse_others(launch)
         found = self._jobs().get(launch.job)
         return None if found is None else _noted(launch, found)
-
-    def state_of(self, launch: Launch) -> State:
-        """Say how a launch is; one that its cluster has forgotten runs no more.
-
-        Raises:
-            ClusterError: The cluster cannot be asked.
-        """
-        said = self.said_of(launch)
-        return "interrupted" if said is None else _STATES.get(said.status, "failed")
 
     def output_of(self, launch: Launch) -> str:
         """Return what a launch has printed so far; the head node keeps it.
@@ -155,21 +132,20 @@ class Cluster:
     def _jobs(self) -> "Mapping[str, JobFacts]":
         with self._lock:  # others wait for the same answer
             known = self._answer
-            if known is None or not known.holds(self._num_launches):
-                known = self._answer = self._asked()
-        if known.jobs is None:
-            raise ClusterError(str(known.error))
+            if known is None or time.monotonic() > known.at_s + _ANSWER_S:
+                jobs = self._asked()
+                known = self._answer = _Answer(time.monotonic(), jobs)
+        if isinstance(known.jobs, ClusterError):
+            raise ClusterError(str(known.jobs))
         return known.jobs
 
-    def _asked(self) -> _Answer:
-        after = self._num_launches
+    def _asked(self) -> "Mapping[str, JobFacts] | ClusterError":
         try:
-            found = {facts.job_id: facts for facts in self._connected().jobs()}
+            return {facts.job_id: facts for facts in self._connected().jobs()}
         except ClusterError as error:
             # The next one asks whether anybody answers first, which it does not wait long for.
             self._client = None
-            return _Answer(time.monotonic(), after, None, error)
-        return _Answer(time.monotonic(), after, found)
+            return error
 
     def _connected(self) -> "JobClient":
         from workers.ray_jobs import JobClient  # noqa: PLC0415 - imports Ray

@@ -85,14 +85,11 @@ class Exports:
             "dtype": request.dtype,
             "max_shard_size": request.max_shard_size.strip(),
         }
-        with self._runner.starting(files):
+        with files.changing():
             for known in files.exports.glob("*"):
                 same = _content(known).get("wanted") == wanted
                 if same and (export := self._read(files, known)) and export.state != "failed":
                     return export, False
-            self._runner.refuse_more()
-            directory = files.exports / secrets.token_hex(4)
-            directory.mkdir(parents=True)
             content = {
                 "wanted": wanted,
                 "name": _name(files, choice),
@@ -101,8 +98,11 @@ class Exports:
                 "expected_bytes": expected,
                 "started_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             }
-            write_whole(directory / _WANTED, content)
-            DetachedProcess(directory).start(_command(files, directory, request, choice))
+            directory = files.exports / secrets.token_hex(4)
+            with self._runner.room():
+                directory.mkdir(parents=True)
+                write_whole(directory / _WANTED, content)
+                DetachedProcess(directory).start(_command(files, directory, request, choice))
         return self.find(files, directory.name), True
 
     def delete(self, files: SearchFiles, key: str) -> None:
@@ -210,7 +210,7 @@ def _command(
     """Return the command that writes what was answered, whatever is recorded meanwhile."""
     model = directory / _name(files, choice)
     command = command_line("export", files.archive, "--out", model, "--json")
-    command += ["--id", choice.candidate.recipe.recipe_id]
+    command += ["--candidate", str(choice.candidate.index), "--chosen-by", choice.rule]
     if request.dtype is not None:
         command += ["--dtype", request.dtype]
     return [*command, "--max-shard-size", request.max_shard_size.strip()]

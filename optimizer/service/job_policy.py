@@ -123,17 +123,10 @@ def _objectives(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:
 
 
 def _allows(spec: ScorerSpec, settings: ServiceSettings) -> bool:
-    return any(_is_allowed_by(allowed, spec) for allowed in settings.scorers)
-
-
-def _is_allowed_by(allowed: str, spec: ScorerSpec) -> bool:
-    place, _, function = allowed.partition(":")
-    # An attribute of something may be anything: of a module that is imported there, for one.
-    is_named = spec.function == function if function else "." not in spec.function
-    if Path(place).is_absolute():
-        root = Path(os.path.realpath(place))
-        return is_named and spec.is_file and is_below(spec.module, (root,))
-    return is_named and not spec.is_file and spec.module == place
+    places = [rule.place for rule in settings.scorers if rule.names(spec.function)]
+    if spec.is_file:
+        return is_below(spec.module, tuple(place for place in places if isinstance(place, Path)))
+    return spec.module in places
 
 
 def _workers(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,25 @@ _START_S, _KILL_S = 60.0, 5.0
 LAST_BYTES = 20_000
 """Of what was printed, how much is shown."""
 KILLED = -9
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What one look found of a process.
+
+    Attributes:
+        was_started: Whether there ever was one.
+        is_alive: Whether it is at work.
+        pid: Number of the one that works, or worked last.
+        exit_code: How it ended; None while it works, where there was none, and where nobody knows.
+        ended_at: When it ended: seconds since 1970; None while it works, and where nobody knows.
+    """
+
+    was_started: bool = False
+    is_alive: bool = False
+    pid: int | None = None
+    exit_code: int | None = None
+    ended_at: float | None = None
 
 
 class DetachedProcess:
@@ -43,7 +62,7 @@ class DetachedProcess:
             ConflictError: One is running already, or it cannot be started.
         """
         if self.is_alive:
-            raise ConflictError(f"a process is at work there already ({self.pid})")
+            raise ConflictError(f"a process is at work there already ({self.facts().pid})")
         self.directory.mkdir(parents=True, exist_ok=True)
         # Not with -m: it need not wait for the imports of a package.
         starter = [sys.executable, "-I", str(detached.__file__), str(self.directory)]
@@ -63,40 +82,27 @@ class DetachedProcess:
     @property
     def is_alive(self) -> bool:
         """Whether it is at work."""
-        record = self._record()
-        return any(_is_same(record.get(name)) for name in ("supervisor", "process"))
+        return _is_alive(self._record())
 
-    @property
-    def pid(self) -> int | None:
-        """Number of the process that works, or worked last."""
+    def facts(self) -> ProcessFacts:
+        """Look at its records and whether it is still there, each once."""
         record = self._record()
+        if not record:
+            return ProcessFacts()
         known = record.get("process") or record.get("supervisor")
-        return int(known["pid"]) if isinstance(known, Mapping) else None
-
-    @property
-    def exit_code(self) -> int | None:
-        """How it ended; None while it works, where there was none, and where nobody knows."""
-        code = read_record(self.directory / detached.ENDED).get("exit_code")
-        return int(code) if isinstance(code, int) and not self.is_alive else None
-
-    @property
-    def ended_at(self) -> float | None:
-        """When it ended: seconds since 1970; None where nobody knows."""
-        found = read_record(self.directory / detached.ENDED).get("ended_at")
-        return float(found) if isinstance(found, int | float) else None
-
-    @property
-    def was_started(self) -> bool:
-        """Whether there ever was one."""
-        return bool(self._record())
-
-    @property
-    def started_at(self) -> str | None:
-        """When it was started: UTC, ISO-8601."""
-        found = self._record().get("started_at")
-        if not isinstance(found, int | float):
-            return None
-        return datetime.fromtimestamp(found, UTC).isoformat(timespec="seconds")
+        pid = known.get("pid") if isinstance(known, Mapping) else None
+        pid = pid if isinstance(pid, int) else None
+        if _is_alive(record):
+            return ProcessFacts(was_started=True, is_alive=True, pid=pid)
+        # After the look at it: it writes down how it ended before it is gone.
+        ended = read_record(self.directory / detached.ENDED)
+        code, ended_at = ended.get("exit_code"), ended.get("ended_at")
+        return ProcessFacts(
+            was_started=True,
+            pid=pid,
+            exit_code=code if isinstance(code, int) else None,
+            ended_at=float(ended_at) if isinstance(ended_at, int | float) else None,
+        )
 
     @property
     def log(self) -> Path:
@@ -134,9 +140,9 @@ class DetachedProcess:
 
     def kill(self) -> None:
         """End it and all that it started in its session, at once."""
-        if not self.is_alive:
-            return
         record = self._record()
+        if not _is_alive(record):
+            return
         for name in ("supervisor", "process"):
             if _is_same(record.get(name)):
                 pid = int(record[name]["pid"])
@@ -169,6 +175,10 @@ def child_environment() -> dict[str, str]:
     home = str(Path(str(optimizer.__file__)).parents[1])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _is_alive(record: Mapping[str, object]) -> bool:
+    return any(_is_same(record.get(name)) for name in ("supervisor", "process"))
 
 
 def _is_same(known: object) -> bool:

@@ -32,7 +32,7 @@ from optimizer.service.result_models import (
     ItemsAnswer,
     Points,
 )
-from optimizer.service.searches import OpenArchive
+from optimizer.service.searches import OpenArchive, revision_of
 from optimizer.service.services import Index, Parts, Services, TheSearch, errors
 
 router = APIRouter(tags=["results"])
@@ -68,7 +68,7 @@ def show_front(
     if not wish.is_plain and (raw or split != "search"):
         raise BadRequestError("wishes go by the posterior; leave `raw` and `split` out")
     with parts.searches.reading(files) as opened:
-        archive, revision = opened.archive, opened.revision
+        archive = opened.archive
         is_believed = split == "search" and not raw
         believed = _believed(parts, opened, raw=not is_believed, fresh=fresh)
         front, rule = wished_front(archive, split, wish, believed.rows if is_believed else None)
@@ -83,7 +83,7 @@ def show_front(
             preference=archive.job.preference,
             rule=rule,
             belief=believed.belief,
-            revision=revision,
+            revision=revision_of(believed.now),
             front=[_front_row(row, table, wish) for row in front],
         )
 
@@ -119,13 +119,13 @@ def list_candidates(
 def show_points(parts: Parts, files: TheSearch, raw: Raw = False, fresh: Fresh = False) -> Points:
     """Return all scored candidates as columns, for charts."""
     with parts.searches.reading(files) as opened:
-        revision = opened.revision
         believed = _believed(parts, opened, raw=raw, fresh=fresh)
         table = candidate_table(opened, believed)
         return opened.kept(
             "raw points" if raw else "points",
-            lambda archive: points_of(archive, table, believed.belief, revision),
-            depends_on=(believed.belief.state, believed.counters, revision),
+            lambda archive: points_of(archive, table, believed.belief, revision_of(believed.now)),
+            depends_on=(believed.belief.state, believed.counters),
+            at=believed.now,
         )
 
 

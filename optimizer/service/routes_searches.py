@@ -25,7 +25,7 @@ def describe_service(parts: Parts) -> ServiceFacts:
         cluster=None if settings.cluster is None else settings.cluster.address,
         model_roots=[*map(str, settings.model_roots), *settings.model_urls],
         hub=list(settings.hub),
-        scorers=list(settings.scorers),
+        scorers=[*map(str, settings.scorers)],
         task_dirs=[*map(str, settings.task_dirs)],
         allow_code_execution=settings.allow_code_execution,
         max_searches=settings.max_searches,

@@ -7,24 +7,22 @@ All of it goes through the command line's own ways (``mergefront run`` and ``res
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, nullcontext
 
 import yaml
 
-from configs.errors import INTERRUPTED, TERMINATED, ClusterError, ConfigError, Problem
+from configs.errors import ClusterError, ConfigError, Problem
 from configs.job_yaml import parse_yaml, read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
-from optimizer.service.cluster import Cluster, launch_of
+from optimizer.service.cluster import Cluster
 from optimizer.service.detached import write_whole
 from optimizer.service.errors import BusyError, ConflictError
 from optimizer.service.job_policy import check_job
-from optimizer.service.models import State
+from optimizer.service.life import Life
 from optimizer.service.processes import (
-    KILLED,
     LAST_BYTES,
     DetachedProcess,
     command_line,
@@ -34,12 +32,8 @@ from optimizer.service.search_files import SearchFiles
 from optimizer.service.searches import Searches
 from optimizer.service.settings import ServiceSettings
 
-Where = Literal["local", "cluster", "elsewhere"]
-
 # Of a job: what may change when its search goes on.
 _CHANGEABLE = ("budget", "validation")
-# How a search ends that can simply go on.
-_INTERRUPTED = frozenset({INTERRUPTED, TERMINATED, KILLED, -15})
 _ACTIVE = frozenset({"starting", "running", "stopping"})
 
 
@@ -91,19 +85,17 @@ class Runner:
             raise ConflictError(f"search `{start_from.key}` has no archive yet to begin with")
         if start_from is not None and self._settings.cluster is not None:
             raise ConflictError("a search on a cluster cannot begin with another one's archive")
-        with self._starting:
-            self._refuse_more()
-            files = self._searches.begin(job.name)
-            job = job.model_copy(update={"archive": str(files.archive)})
-            try:
-                with files.changing():
-                    files.submitted.write_text(text, encoding="utf-8")
-                    if start_from is not None:
-                        write_whole(files.start, {"from": str(start_from.archive)})
-                    self._start(files, job)
-            except BaseException:
-                self._searches.remove(files)
-                raise
+        files = self._searches.begin(job.name)
+        job = job.model_copy(update={"archive": str(files.archive)})
+        try:
+            with files.changing():
+                files.submitted.write_text(text, encoding="utf-8")
+                if start_from is not None:
+                    write_whole(files.start, {"from": str(start_from.archive)})
+                self._start(files, job)
+        except BaseException:
+            self._searches.remove(files)
+            raise
         return files
 
     def job_text(self, files: SearchFiles) -> str:
@@ -129,9 +121,8 @@ class Runner:
         ]
         if refused:
             raise ConfigError("the search cannot go on so", refused)
-        with self.starting(files):
+        with files.changing():
             self._refuse_active(files)
-            self._refuse_more()
             content = self._job_content(files)
             # The archive may have been moved here.
             overrides = {**changes, "archive": str(files.archive)}
@@ -162,62 +153,38 @@ class Runner:
         Raises:
             ConflictError: It runs, nobody can say whether it does, or an export is being written.
         """
-        with self.starting(files):
+        with files.changing():
             self._refuse_active(files)
             if any(DetachedProcess(found).is_alive for found in files.exports.glob("*")):
                 raise ConflictError("an export is being written; wait until it is there")
             self._searches.remove(files)
 
     @contextmanager
-    def starting(self, files: SearchFiles) -> Iterator[None]:
-        """Have nothing else started on this machine meanwhile, and the search not changed.
+    def room(self) -> Iterator[None]:
+        """Keep a place among what may run on this machine for who starts a process in it.
+
+        Enter it last, and start at once: all others who start something wait. So a search's own
+        lock, which may be long in coming, is taken before.
 
         Raises:
-            ConflictError: Somebody is at it.
-            NotFoundError: It was deleted meanwhile.
+            BusyError: As much runs as may.
         """
-        with self._starting, files.changing():
+        with self._starting:
+            limit = self._settings.max_searches
+            if (count := self.num_running()) >= limit:
+                raise BusyError(
+                    f"{count} searches and exports run on this machine, and at most {limit} may "
+                    "(`mergefront serve --max-searches`); wait, or stop one"
+                )
             yield
 
-    def state(
-        self, files: SearchFiles, archived: State | None, *, begun_at: float | None = None
-    ) -> State:
-        """Say how a search is.
+    def life(self, files: SearchFiles) -> Life:
+        """Return how a search lives now; each request looks anew."""
+        return Life(files, self._cluster)
 
-        Args:
-            files: The search.
-            archived: What its archive says; None where there is none.
-            begun_at: When it was last started or resumed by its archive, seconds since 1970.
-        """
-        process = self.process(files)
-        if process.is_alive:
-            if files.stopping.exists():
-                return "stopping"
-            # A finished search whose process lives is about to print its report.
-            return "running" if archived in {"running", "finished"} else "starting"
-        if archived == "running":  # whoever runs it, whatever became of an earlier life
-            return archived
-        on_cluster = self._cluster_state(files)
-        if on_cluster is not None and on_cluster != "finished":
-            return on_cluster
-        code, ended_at = process.exit_code, process.ended_at
-        # Somebody else may have gone on with it since.
-        is_last = begun_at is None or ended_at is None or begun_at <= ended_at
-        if is_last and code is not None and code not in {0, *_INTERRUPTED}:
-            return "failed"
-        return archived or "interrupted"
-
-    def error(self, files: SearchFiles) -> str | None:
-        """Return the last error of a search that failed, or why nobody knows how it is."""
-        launch = launch_of(files)
-        if launch is not None:
-            try:
-                said = self._cluster.said_of(launch)
-            except ClusterError as error:
-                return error.message
-            return None if said is None else said.message or None
-        process = self.process(files)
-        return process.error() or f"its process ended with exit code {process.exit_code}"
+    def process(self, files: SearchFiles) -> DetachedProcess:
+        """Return the process of a search, that may have ended or never been."""
+        return DetachedProcess(files.state)
 
     def last_output(self, files: SearchFiles) -> str:
         """Return the end of what a search printed, where it ran last.
@@ -225,27 +192,10 @@ class Runner:
         Raises:
             ClusterError: It was launched on a cluster that cannot be asked, or has forgotten it.
         """
-        launch = launch_of(files)
+        launch = self.life(files).launch
         if launch is None:
             return self.process(files).last_output()
         return self._cluster.output_of(launch)[-LAST_BYTES:]
-
-    def where(self, files: SearchFiles) -> Where | None:
-        """Say where a search runs, or ran last; None where that is not known."""
-        if self.cluster_job(files) is not None:
-            return "cluster"
-        if self.process(files).was_started:
-            return "local"
-        return None if backend_of(files.archive).owner() is None else "elsewhere"
-
-    def process(self, files: SearchFiles) -> DetachedProcess:
-        """Return the process of a search, that may have ended or never been."""
-        return DetachedProcess(files.state)
-
-    def cluster_job(self, files: SearchFiles) -> str | None:
-        """Return under which id a search was launched on the cluster; None where it was not."""
-        launch = launch_of(files)
-        return None if launch is None else launch.job
 
     def num_running(self) -> int:
         """Count the processes of searches and exports on this machine."""
@@ -257,19 +207,6 @@ class Runner:
                 *(DetachedProcess(found) for found in files.exports.glob("*")),
             )
         )
-
-    def refuse_more(self) -> None:
-        """Raise where as much runs on this machine as may.
-
-        Raises:
-            BusyError: It does.
-        """
-        limit = self._settings.max_searches
-        if (count := self.num_running()) >= limit:
-            raise BusyError(
-                f"{count} searches and exports run on this machine, and at most {limit} may "
-                "(`mergefront serve --max-searches`); wait, or stop one"
-            )
 
     def _stop_own(self, files: SearchFiles, *, force: bool) -> bool:
         """Ask what was started here to end; returns whether there is anything that runs."""
@@ -284,28 +221,25 @@ class Runner:
                     write_whole(files.stopping, {"asked_at": time.time()})
                 process.ask_to_end(again=is_asked)
                 return True
-            launch = launch_of(files)
-            if launch is not None and self._cluster.state_of(launch) in _ACTIVE:
-                self._cluster.end(launch)
-                return True
-        return False
-
-    def _refuse_more(self) -> None:
-        if self._settings.cluster is None:
-            self.refuse_more()
+            life = self.life(files)
+            launch = life.launch
+        # Unlocked: a cluster takes its time, and it is told of this very launch.
+        if launch is None or life.launched_state not in _ACTIVE:
+            return False
+        self._cluster.end(launch)
+        return True
 
     def _refuse_active(self, files: SearchFiles) -> None:
-        launch = launch_of(files)
+        life = self.life(files)
         try:
-            is_launched = launch is not None and self._cluster.state_of(launch) in _ACTIVE
+            is_launched = life.launched_state in _ACTIVE
         except ClusterError as error:
             raise ConflictError(
                 f"nobody can say whether search `{files.key}` still runs: {error.message}; where "
                 f"it surely does not, remove {files.launched}"
             ) from error
-        owner = backend_of(files.archive).owner()
-        if is_launched or owner is not None or self.process(files).is_alive:
-            who = "" if owner is None else f" ({owner})"
+        if is_launched or life.owner is not None or life.process.is_alive:
+            who = "" if life.owner is None else f" ({life.owner})"
             raise ConflictError(f"search `{files.key}` runs{who}; stop it first")
 
     def _job_content(self, files: SearchFiles) -> dict[str, object]:
@@ -317,31 +251,30 @@ class Runner:
         return content
 
     def _start(self, files: SearchFiles, job: JobConfig) -> None:
-        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        new = files.job.with_name(".job.yaml.new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(files.job)
-        files.stopping.unlink(missing_ok=True)
-        # Only of the last life is there a record, of whatever kind it was.
-        if self._settings.cluster is not None:
-            self._cluster.launch(job, files)
-            self.process(files).forget()
-            return
-        files.launched.unlink(missing_ok=True)
-        if files.archive.exists():
-            command = command_line("resume", files.archive, "--job", files.job, "--plain")
-        else:
-            command = command_line("run", files.job, "--plain")
-            if (earlier := read_record(files.start).get("from")) is not None:
-                command += ["--from", str(earlier)]
-        self.process(files).start(command)
+        is_here = self._settings.cluster is None
+        with self.room() if is_here else nullcontext():
+            _write_job(files, job)
+            files.stopping.unlink(missing_ok=True)
+            # Only of the last life is there a record, of whatever kind it was.
+            if is_here:
+                files.launched.unlink(missing_ok=True)
+                self.process(files).start(_command(files))
+            else:
+                self._cluster.launch(job, files)
+                self.process(files).forget()
 
-    def _cluster_state(self, files: SearchFiles) -> State | None:
-        """Say how the cluster's job of a search is; None where there is none."""
-        launch = launch_of(files)
-        if launch is None:
-            return None
-        try:
-            return self._cluster.state_of(launch)
-        except ClusterError:
-            return "unknown"
+
+def _write_job(files: SearchFiles, job: JobConfig) -> None:
+    text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    new = files.job.with_name(".job.yaml.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(files.job)
+
+
+def _command(files: SearchFiles) -> list[str]:
+    """Return the command that begins a search, or goes on with it."""
+    if files.archive.exists():
+        return command_line("resume", files.archive, "--job", files.job, "--plain")
+    command = command_line("run", files.job, "--plain")
+    earlier = read_record(files.start).get("from")
+    return command if earlier is None else [*command, "--from", str(earlier)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optimizer.archive.archive import Archive
+from optimizer.archive.reader import ArchiveCounters
 from optimizer.archive.sqlite import SIDE_FILES
 from optimizer.service.errors import NotFoundError
 from optimizer.service.job_policy import TELEMETRY_DIRECTORY
@@ -24,6 +25,12 @@ from optimizer.service.search_files import SearchFiles
 from optimizer.service.settings import is_text
 
 Value = TypeVar("Value")
+
+
+def revision_of(counters: ArchiveCounters) -> str:
+    """Return a text that changes whenever something is recorded."""
+    return "-".join(map(str, counters))
+
 
 ARCHIVE_NAME = "archive.sqlite"
 _SUFFIX, _STATE_SUFFIX = ".sqlite", ".service"
@@ -70,13 +77,13 @@ class OpenArchive:
         if is_over:
             self.archive.close()
 
-    @property
-    def revision(self) -> str:
-        """A text that changes whenever something is recorded."""
-        return "-".join(map(str, self.archive.counters()))
-
     def kept(
-        self, name: str, make: Callable[[Archive], Value], *, depends_on: object = None
+        self,
+        name: str,
+        make: Callable[[Archive], Value],
+        *,
+        depends_on: object = None,
+        at: ArchiveCounters | None = None,
     ) -> Value:
         """Return what ``make`` gives, as long as nothing new is recorded the same as before.
 
@@ -84,11 +91,13 @@ class OpenArchive:
             name: Of the answer; one of each name is kept.
             make: Makes it; is not called by two threads at a time.
             depends_on: What else makes it another one.
+            at: What the archive counted a moment ago, for who has that already. What is kept may
+                then be of a little more, so let nothing that must have all of it go by the same.
         """
         with self._counting:
             making = self._making.setdefault(name, threading.Lock())
         with making:
-            now = (self.archive.counters(), depends_on)
+            now = (self.archive.counters() if at is None else at, depends_on)
             found = self._kept.get(name)
             if found is None or found[0] != now:
                 found = self._kept[name] = (now, make(self.archive))

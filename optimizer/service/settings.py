@@ -18,6 +18,29 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names of this machine that no other can take."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScorerRule:
+    """Python scorers that jobs may use.
+
+    Attributes:
+        place: Their module, or their file or a directory of files, resolved.
+        function: The only one; None allows all that are no attributes of something else.
+    """
+
+    place: str | Path
+    function: str | None = None
+
+    def names(self, function: str) -> bool:
+        """Whether it is about a function, of whatever module."""
+        if self.function is not None:
+            return function == self.function
+        # An attribute of something may be anything: of a module that is imported there, for one.
+        return "." not in function
+
+    def __str__(self) -> str:
+        return str(self.place) if self.function is None else f"{self.place}:{self.function}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
     """What the service serves, and what jobs that come over HTTP may use.
@@ -30,9 +53,7 @@ class ServiceSettings:
         model_roots: Directories that models and items of jobs may lie in, resolved.
         model_urls: Beginnings of URLs that models may have.
         hub: Beginnings of hub ids that models may have (``org/``); empty allows none.
-        scorers: ``module``, ``module:function``, ``file.py``, ``file.py:function`` or a directory
-            of files, files and directories by their absolute paths. Where no function is named,
-            all are allowed that are no attributes of something else.
+        scorers: Rules of which Python scorers jobs may use.
         task_dirs: Directories with task YAMLs, resolved.
         trackers: ``wandb``, or URLs of MLflow servers.
         allow_code_execution: Whether jobs may run generated code in the sandbox.
@@ -55,7 +76,7 @@ class ServiceSettings:
     model_roots: tuple[Path, ...] = ()
     model_urls: tuple[str, ...] = ()
     hub: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = ()
+    scorers: tuple[ScorerRule, ...] = ()
     task_dirs: tuple[Path, ...] = ()
     trackers: tuple[str, ...] = ()
     allow_code_execution: bool = False
@@ -107,27 +128,42 @@ def is_text(name: str) -> bool:
     return True
 
 
-def existing_scorers(flag: str, texts: list[str]) -> tuple[str, ...]:
-    """Make the files and directories of scorers absolute; modules stay as they are.
+def existing_scorers(flag: str, texts: list[str]) -> tuple[ScorerRule, ...]:
+    """Read which scorers are allowed: ``FILE.py``, ``DIR/``, ``MODULE``; ``:FUNCTION`` is that one.
 
     A directory is named with a slash: without one it is the module of that name, which is less.
 
     Raises:
-        ConfigError: A file or directory is missing.
+        ConfigError: A file or directory is missing, or a text is none of these.
     """
     found, problems = [], []
     for text in texts:
-        file, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
-        if "/" not in file and not file.endswith(".py"):
-            found.append(text)
-            continue
-        path = Path(file).resolve()
-        if not path.exists():
-            problems.append(Problem(flag, f"{path}: no such file or directory"))
-        found.append(f"{path}{colon}{function}")
+        rule = _scorer_rule(text)
+        if isinstance(rule.place, Path):
+            if not rule.place.exists():
+                problems.append(Problem(flag, f"{rule.place}: no such file or directory"))
+        elif not all(part.isidentifier() for part in rule.place.split(".")):
+            expected = (
+                "FILE.py, DIR/ or MODULE, and :FUNCTION behind a file or module for that alone"
+            )
+            problems.append(Problem(flag, f"expected {expected}; found `{text}`"))
+        found.append(rule)
     if problems:
         raise ConfigError("the service cannot be started", problems)
     return tuple(found)
+
+
+def _scorer_rule(text: str) -> ScorerRule:
+    place, _, function = text.rpartition(":")
+    # Directories may have colons, too.
+    has_function = place.endswith(".py") or bool(place and not _is_path(text))
+    if not has_function or not function.replace(".", "_").isidentifier():
+        place, function = text, ""
+    return ScorerRule(Path(place).resolve() if _is_path(place) else place, function or None)
+
+
+def _is_path(scorer: str) -> bool:
+    return "/" in scorer or scorer.endswith(".py")
 
 
 def token_path(archive_dir: Path) -> Path:

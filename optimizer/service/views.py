@@ -2,9 +2,11 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from configs.job_yaml import read_yaml
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
-from optimizer.archive.store import backend_of
+from optimizer.archive.reader import ArchiveCounters
 from optimizer.convergence import convergence_of
 from optimizer.progress import progress_of
+from optimizer.service.life import Life
 from optimizer.service.models import (
     Cost,
     Evaluations,
@@ -27,9 +30,9 @@ from optimizer.service.models import (
 from optimizer.service.result_models import Convergence, Progress
 from optimizer.service.runner import Runner
 from optimizer.service.search_files import SearchFiles
-from optimizer.service.searches import OpenArchive, Searches
+from optimizer.service.searches import OpenArchive, Searches, revision_of
 from optimizer.spending import spending_of
-from optimizer.status import archived_verdict, is_finished, search_record
+from optimizer.status import Recorded, archived_verdict, recorded_of
 
 _Stamp = tuple[tuple[int, int, int, int], ...]
 
@@ -73,27 +76,32 @@ class SearchViews:
 
     def summary(self, files: SearchFiles) -> SearchSummary:
         """Return the summary of a search, whatever is there of it."""
+        life = self.runner.life(files)
         try:
-            return SearchSummary(**self._of_archive(files, self._glanced(files)))
+            found = self._looked_at(files, partial(self._glance, files))
+            return SearchSummary(**self._of_archive(files, life, found))
         except ArchiveNotFoundError:
             self._archived.pop(files.archive, None)
-            return SearchSummary(**self._without_archive(files))
+            return SearchSummary(**self._without_archive(files, life))
         except ArchiveError as error:
-            return SearchSummary(**self._unreadable(files, error))
+            return SearchSummary(**self._unreadable(files, life, error))
 
     def status(self, files: SearchFiles) -> SearchStatus:
         """Return all that is known of a search as a whole."""
+        life = self.runner.life(files)
         try:
             with self.searches.reading(files) as opened:
-                return SearchStatus(
-                    **self._of_archive(files, _archived(opened)),
-                    **opened.kept("status", _details),
-                    **self._running(files),
-                )
+                now = opened.archive.counters()
+                archived = self._looked_at(files, partial(_archived, opened, now))
+                recorded = opened.kept("recorded", recorded_of, at=now)
+                details = opened.kept("status", partial(_details, recorded=recorded), at=now)
+            return SearchStatus(
+                **self._of_archive(files, life, archived), **details, **_running(files, life)
+            )
         except ArchiveNotFoundError:
-            found = self._without_archive(files)
+            found = self._without_archive(files, life)
         except ArchiveError as error:
-            found = self._unreadable(files, error)
+            found = self._unreadable(files, life, error)
         nothing: dict[str, Any] = {
             "job": None,
             "preference": {},
@@ -104,37 +112,28 @@ class SearchViews:
             "cost": None,
             "verdict": None,
         }
-        return SearchStatus(**found, **nothing, **self._running(files))
+        return SearchStatus(**found, **nothing, **_running(files, life))
 
-    def _running(self, files: SearchFiles) -> dict[str, Any]:
-        try:
-            text: str | None = files.submitted.read_text(encoding="utf-8")
-        except OSError:
-            text = None
-        return {
-            "submitted_job": text,
-            "runner": self.runner.where(files),
-            "pid": self.runner.process(files).pid,
-            "cluster_job": self.runner.cluster_job(files),
-        }
+    def _glance(self, files: SearchFiles) -> _Archived:
+        with self.searches.glancing(files) as opened:
+            return _archived(opened, opened.archive.counters())
 
-    def _glanced(self, files: SearchFiles) -> _Archived:
-        """Look at an archive, unless its files are as they were: lists are asked for often."""
+    def _looked_at(self, files: SearchFiles, look: Callable[[], _Archived]) -> _Archived:
+        """Look at an archive, unless its files are as they were: it is asked for often."""
         stamp = _stamp(files.archive)
         known = self._archived.get(files.archive)
         if known is not None and known[0] == stamp:
             return known[1]
-        with self.searches.glancing(files) as opened:
-            found = _archived(opened)
+        found = look()
         if _is_settled(stamp):
             self._archived[files.archive] = stamp, found
         return found
 
-    def _of_archive(self, files: SearchFiles, found: _Archived) -> dict[str, Any]:
+    def _of_archive(self, files: SearchFiles, life: Life, found: _Archived) -> dict[str, Any]:
         archived: State = "finished" if found.is_finished else "interrupted"
-        if backend_of(files.archive).owner() is not None:
+        if life.owner is not None:
             archived = "running"
-        state = self.runner.state(files, archived, begun_at=found.begun_at)
+        state = life.state(archived, begun_at=found.begun_at)
         # The evaluations of the job as it runs may have changed on a resume.
         job = self._stored_job(files)
         budget = found.budget if job is None else job.budget.evaluations
@@ -146,7 +145,7 @@ class SearchViews:
             "name": found.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state in _EXPLAINED else None,
+            "error": life.error() if state in _EXPLAINED else None,
             "archive": self._relative(files),
             "created_at": found.created_at,
             "objectives": found.objectives,
@@ -161,15 +160,15 @@ class SearchViews:
             "revision": found.revision,
         }
 
-    def _without_archive(self, files: SearchFiles) -> dict[str, Any]:
-        state = self.runner.state(files, None)
+    def _without_archive(self, files: SearchFiles, life: Life) -> dict[str, Any]:
+        state = life.state(None)
         job = self._stored_job(files)
         return {
             "id": files.key,
             "name": files.key if job is None else job.name,
             "state": state,
             "advice": _advice(state),
-            "error": self.runner.error(files) if state in _EXPLAINED else None,
+            "error": life.error() if state in _EXPLAINED else None,
             "archive": self._relative(files),
             "created_at": None,
             "objectives": [] if job is None else list(job.objectives),
@@ -184,8 +183,8 @@ class SearchViews:
             "revision": "0",
         }
 
-    def _unreadable(self, files: SearchFiles, error: ArchiveError) -> dict[str, Any]:
-        found = self._without_archive(files)
+    def _unreadable(self, files: SearchFiles, life: Life, error: ArchiveError) -> dict[str, Any]:
+        found = self._without_archive(files, life)
         return {**found, "state": "unknown", "advice": _advice("unknown"), "error": error.message}
 
     def _stored_job(self, files: SearchFiles) -> JobConfig | None:
@@ -207,24 +206,37 @@ class SearchViews:
         return str(files.archive.relative_to(self.searches.directory))
 
 
-def _archived(opened: OpenArchive) -> _Archived:
-    archive, revision = opened.archive, opened.revision
-    record = search_record(archive)
+def _running(files: SearchFiles, life: Life) -> dict[str, Any]:
+    try:
+        text: str | None = files.submitted.read_text(encoding="utf-8")
+    except OSError:
+        text = None
+    return {
+        "submitted_job": text,
+        "runner": life.where,
+        "pid": life.process.pid,
+        "cluster_job": None if life.launch is None else life.launch.job,
+    }
+
+
+def _archived(opened: OpenArchive, now: ArchiveCounters) -> _Archived:
+    archive, recorded = opened.archive, opened.kept("recorded", recorded_of, at=now)
+    # Runs and their time are recorded without being counted.
     begun = [datetime.fromisoformat(run.started_at).timestamp() for run in archive.runs()]
     return _Archived(
         name=archive.job.name,
         created_at=archive.created_at,
         begun_at=begun[-1] if begun else None,
-        is_finished=is_finished(archive),
+        is_finished=recorded.is_finished,
         objectives=list(archive.job.objectives),
         checkpoints=list(archive.job.models.checkpoints),
-        recorded=int(record["evaluations"]["recorded"]),
-        in_flight=int(record["evaluations"]["in flight or lost"]),
+        recorded=recorded.evaluations,
+        in_flight=recorded.in_flight,
         budget=archive.job.budget.evaluations,
-        failures=sum(record["failures"].values()),
-        elapsed_s=float(record["elapsed_s"]),
-        choice=record["choice"],
-        revision=revision,
+        failures=sum(recorded.failures.values()),
+        elapsed_s=archive.elapsed_s,
+        choice=recorded.choice,
+        revision=revision_of(now),
     )
 
 
@@ -269,14 +281,14 @@ def convergence_answer(archive: Archive) -> Convergence:
     )
 
 
-def _details(archive: Archive) -> dict[str, Any]:
-    record, spending = search_record(archive), spending_of(archive)
+def _details(archive: Archive, *, recorded: Recorded) -> dict[str, Any]:
+    spending = spending_of(archive)
     return {
         "job": archive.job.model_dump(mode="json"),
         "preference": archive.job.preference,
-        "stopped": record["stopped"],
-        "validated": record["validated"],
-        "failed": record["failures"],
+        "stopped": recorded.stopped,
+        "validated": recorded.validated,
+        "failed": recorded.failures,
         "workers": _workers(archive),
         "cost": Cost(
             items=spending.total_items,
@@ -284,7 +296,7 @@ def _details(archive: Archive) -> dict[str, Any]:
             worker_s=spending.worker_s,
             gpu_hours=spending.worker_s * archive.job.workers.gpus / 3600,
         ),
-        "verdict": archived_verdict(archive),
+        "verdict": archived_verdict(archive) if recorded.is_finished else None,
     }
 
 

@@ -3,7 +3,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from configs.errors import ArchiveError, CheckpointError, CorruptCheckpointError
 from configs.place import read_place
@@ -12,6 +14,7 @@ from evaluators.manifest import Manifest
 from evaluators.scores import TaskScores
 from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
+from optimizer.cli.app import app
 from optimizer.publish.export import export, recipe_json
 from optimizer.results.select import choose
 from optimizer.space import SearchSpace
@@ -30,7 +33,6 @@ def models(tiny_pool, tmp_path) -> dict[str, object]:
 @pytest.fixture
 def archive(models, tmp_path):
     """One merge, with the digest that a worker's live model had."""
-    import numpy as np
     from transformers import AutoModelForCausalLM
 
     from workers.materialize import Materializer
@@ -52,16 +54,22 @@ def archive(models, tmp_path):
     ) as archive:
         candidate = Candidate(0, space.encode(recipe.weights), recipe, "strategy:cma", seen=0)
         archive.record_proposal(candidate)
-        for split, items in splits.items():
-            scores = {"words": TaskScores("words", items["words"], np.array([1.0]))}
-            archive.record_outcome(
-                Completed(
-                    key=EvaluationKey(0, split), attempt=1, worker="w",
-                    weights_digest=worker.digest_of(model), task_scores=scores,
-                )
-            )  # fmt: skip
+        score(archive, 0, worker.digest_of(model))
         archive.record_choice(0, "for the test")
         yield archive
+
+
+def score(archive, candidate: int, weights_digest: str) -> None:
+    """Record scores of all splits."""
+    for split in ("search", "select", "report"):
+        items = archive.manifest.items(split)["words"]
+        scores = {"words": TaskScores("words", items, np.array([1.0]))}
+        archive.record_outcome(
+            Completed(
+                key=EvaluationKey(candidate, split), attempt=1, worker="w",
+                weights_digest=weights_digest, task_scores=scores,
+            )
+        )  # fmt: skip
 
 
 def files_of(directory: Path) -> dict[str, str]:
@@ -140,6 +148,34 @@ def test_export_leaves_nothing_when_the_weights_are_not_those_that_were_scored(
     with pytest.raises(CheckpointError, match=r"but 0{32} was scored; nothing was exported"):
         export(archive, choose(archive), tmp_path / "merged")
     assert left_in(tmp_path) == ["pool"]
+
+
+def test_candidate_is_exported_with_the_rule_that_chose_it(archive, tmp_path):
+    first = archive.candidate(0)
+    archive.record_proposal(Candidate(1, first.genotype, first.recipe, first.origin, seen=1))
+    score(archive, 1, archive.weights_digest(0))
+    place, out = str(archive.place), tmp_path / "merged"
+    options = ["--candidate", "1", "--chosen-by", "best mean (math 1)", "--json"]
+    done = CliRunner().invoke(app, ["export", place, "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    # Candidate 0 has the same recipe.
+    assert json.loads(done.stdout)["candidate"] == 1
+    assert json.loads((out / "recipe.json").read_text())["chosen_by"] == "best mean (math 1)"
+    assert "chosen as: best mean (math 1)" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--candidate", "0", "--id", "ab"), "--candidate: names one merge; leave --prefer"),
+        (("--candidate", "0", "--knee"), "--candidate: names one merge; leave --prefer"),
+        (("--chosen-by", "me"), "--chosen-by: says how --candidate was chosen"),
+    ],
+)
+def test_candidate_beside_other_wishes_is_refused(tmp_path, options, problem):
+    out = tmp_path / "merged"
+    done = CliRunner().invoke(app, ["export", "none.sqlite", "--out", str(out), *options])
+    assert (done.exit_code, problem in done.output) == (2, True), done.output
 
 
 def test_server_of_an_archive_is_not_published(archive, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 
 from configs.errors import ArchiveError, ConfigError
 from optimizer.archive.archive import Archive
-from optimizer.results.select import choose
+from optimizer.results.select import choose, recorded_choice
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 # Candidate 0 is the best on search items, candidate 1 on select items; 2 is a specialist.
@@ -99,6 +99,15 @@ def test_id_prefix_finds_any_scored_merge_whatever_its_case(archive):
     wanted = archive.candidate(3)
     choice = choose(archive, recipe_id=wanted.recipe.recipe_id[:12].upper())
     assert choice.candidate.index == 3
+
+
+def test_candidate_that_somebody_chose_keeps_the_rule_in_one_line(archive):
+    choice = recorded_choice(archive, 3, "best mean\n (math 1)")
+    assert (choice.candidate.index, choice.rule) == (3, "best mean (math 1)")
+    assert recorded_choice(archive, 0).rule == "candidate 0"
+    for index, message in ((4, "never scored"), (5, "no candidate 5")):
+        with pytest.raises(ArchiveError, match=message):
+            recorded_choice(archive, index)
 
 
 def test_id_of_a_failed_candidate_is_refused(archive):

@@ -11,7 +11,7 @@ import yaml
 from configs.errors import ConfigError
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.processes import DetachedProcess
-from optimizer.service.settings import existing_scorers
+from optimizer.service.settings import ScorerRule, existing_scorers
 from tests.unit.optimizer.service.conftest import TOKEN, URL
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -23,6 +23,8 @@ def roots(tmp_path):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     (tmp_path / "models" / "way-out").symlink_to(tmp_path / "private", target_is_directory=True)
     (tmp_path / "scorers" / "good.py").write_text("")
+    (tmp_path / "scorers" / "a:b").mkdir()
+    (tmp_path / "scorers" / "a:b" / "c:d.py").write_text("")
     (tmp_path / "private" / "bad.py").write_text("")
     return tmp_path
 
@@ -143,13 +145,14 @@ def test_operator_allows_scorers_tasks_hub_and_urls(validate, job, roots):
     allowed = {
         "model_urls": ("s3://bucket/models/",),
         "hub": ("org/",),
-        "scorers": (f"{roots}/scorers/good.py:score", "metrics.text"),
+        "scorers": existing_scorers("", [f"{roots}/scorers/good.py:score", "metrics.text"]),
         "task_dirs": (roots / "tasks",),
         "allow_code_execution": True,
     }
     answer = validate(text, **allowed)
     assert answer.valid, answer.problems
-    other = {**allowed, "scorers": (f"{roots}/scorers/good.py:other", "metrics.text:g")}
+    others = [f"{roots}/scorers/good.py:other", "metrics.text:g"]
+    other = {**allowed, "scorers": existing_scorers("", others)}
     assert paths_of(validate(text, **other)) == [
         "objectives.a.tasks[0].scorer",
         "objectives.b.tasks[0].scorer",
@@ -175,12 +178,19 @@ def test_operator_allows_scorers_tasks_hub_and_urls(validate, job, roots):
         (("{scorers}", "{scorers}/good.py:f"), True),
         (("{scorers}", "{scorers}/good.py:os.system"), False),
         (("{scorers}", "{scorers}/../private/bad.py:f"), False),
+        (("{scorers}/a:b", "{scorers}/a:b/c:d.py:f"), True),
+        (("{scorers}/a:b/", "{scorers}/good.py:f"), False),
+        (("{scorers}/a:b/c:d.py", "{scorers}/a:b/c:d.py:f"), True),
+        (("{scorers}/a:b/c:d.py:f", "{scorers}/a:b/c:d.py:f"), True),
+        (("{scorers}/a:b/c:d.py:f", "{scorers}/a:b/c:d.py:g"), False),
     ],
 )
 def test_scorer_is_allowed_as_far_as_was_said(validate, job, roots, rule, expected):
     allowed, scorer = (text.format(scorers=roots / "scorers") for text in rule)
     task = {"scorer": scorer, "items": f"{roots}/models/items.jsonl"}
-    answer = validate(job(objectives={"a": [task]}), scorers=(allowed,))
+    answer = validate(
+        job(objectives={"a": [task]}), scorers=existing_scorers("--allow-scorer", [allowed])
+    )
     assert paths_of(answer) == ([] if expected else ["objectives.a.tasks[0].scorer"])
 
 
@@ -188,18 +198,25 @@ def test_operator_names_directories_of_scorers_with_a_slash(roots, monkeypatch):
     monkeypatch.chdir(roots)
     scorers = roots.resolve() / "scorers"
     said = ["scorers", "scorers:f", "scorers/", "scorers/good.py", "./scorers/good.py:f"]
-    assert existing_scorers("--allow-scorer", said) == (
-        "scorers",
-        "scorers:f",
-        str(scorers),
-        str(scorers / "good.py"),
-        f"{scorers / 'good.py'}:f",
+    rules = existing_scorers("--allow-scorer", said)
+    assert rules == (
+        ScorerRule("scorers"),
+        ScorerRule("scorers", "f"),
+        ScorerRule(scorers),
+        ScorerRule(scorers / "good.py"),
+        ScorerRule(scorers / "good.py", "f"),
     )
+    assert [str(rule) for rule in rules[1:3]] == ["scorers:f", str(scorers)]
+    wrong = ["good.py", "metrics", "nothing/", "metrics:", "a b:f", "scorers/good.py:f g", ":f"]
     with pytest.raises(ConfigError) as refused:
-        existing_scorers("--allow-scorer", ["good.py", "metrics", "nothing/"])
-    assert [problem.message for problem in refused.value.problems] == [
-        f"{roots.resolve() / name}: no such file or directory" for name in ("good.py", "nothing")
+        existing_scorers("--allow-scorer", wrong)
+    messages = [problem.message for problem in refused.value.problems]
+    assert [text.partition(": ")[0] for text in messages if "no such file" in text] == [
+        str(roots.resolve() / name) for name in ("good.py", "nothing", "scorers/good.py:f g")
     ]
+    assert [text.rpartition("found ")[2] for text in messages if "expected" in text] == [
+        "`metrics:`", "`a b:f`", "`:f`",
+    ]  # fmt: skip
 
 
 def test_logs_go_below_a_directory_of_their_own(validate, job, archives):

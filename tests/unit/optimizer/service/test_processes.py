@@ -44,18 +44,18 @@ def wait_for(condition, timeout_s=30.0):
 
 def test_command_is_recorded_before_start_returns_and_its_end_afterwards(process):
     process.start([sys.executable, "-c", "print('hello'); raise SystemExit(3)"])
-    assert process.was_started
-    wait_for(lambda: process.exit_code is not None)
-    assert process.exit_code == 3
+    assert process.facts().was_started
+    wait_for(lambda: process.facts().exit_code is not None)
+    assert process.facts().exit_code == 3
     assert not process.is_alive
     assert process.last_output() == "hello\n"
 
 
 def test_process_is_no_child_and_leads_a_session_of_its_own(process):
     process.start(SLEEP)
-    assert os.getsid(process.pid) != os.getsid(0)
+    assert os.getsid(process.facts().pid) != os.getsid(0)
     with pytest.raises(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)
+        os.waitpid(process.facts().pid, os.WNOHANG)
 
 
 def test_process_outlives_a_starter_that_is_killed(tmp_path):
@@ -77,15 +77,15 @@ def test_process_outlives_a_starter_that_is_killed(tmp_path):
     finally:
         found.kill()
     wait_for(lambda: not found.is_alive)
-    assert found.exit_code == KILLED
+    assert found.facts().exit_code == KILLED
 
 
 def test_process_is_asked_to_end_and_says_how_it_did(process):
     process.start(POLITE)
     wait_for(lambda: process.last_output() == "up\n")
     process.ask_to_end()
-    wait_for(lambda: process.exit_code is not None)
-    assert process.exit_code == 143
+    wait_for(lambda: process.facts().exit_code is not None)
+    assert process.facts().exit_code == 143
 
 
 def test_supervisor_hands_on_one_signal_however_many_come(process):
@@ -129,7 +129,7 @@ def test_kill_ends_what_the_process_started_when_its_supervisor_is_gone(process)
     assert process.is_alive
     process.kill()
     wait_for(lambda: detached.identity(child) is None)
-    assert process.exit_code == KILLED
+    assert process.facts().exit_code == KILLED
 
 
 def test_threads_that_write_one_record_do_not_disturb_each_other(tmp_path):
@@ -164,13 +164,13 @@ def test_damaged_record_counts_as_none(process):
     for text in ("", "[]", "{", '{"process": 1}', '{"process": {"pid": "x"}}'):
         (process.directory / detached.PROCESS).write_text(text)
         assert not process.is_alive
-        assert process.exit_code is None
+        assert process.facts().exit_code is None
 
 
 def test_command_that_is_missing_is_an_end_like_others(process):
     process.start(["/nowhere/at/all"])
-    wait_for(lambda: process.exit_code is not None)
-    assert process.exit_code == 127
+    wait_for(lambda: process.facts().exit_code is not None)
+    assert process.facts().exit_code == 127
     assert "No such file" in (process.error() or "")
 
 

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from optimizer.archive.archive import Archive
+from optimizer.service import search_files
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.errors import ConflictError, NotFoundError
@@ -44,12 +45,14 @@ class Dashboard:
 
     Attributes:
         jobs: Id -> status.
+        asked_to_end: Ids, each as often as it was asked.
         num_lists: How often it was asked for all of them.
         address: Where it answers.
     """
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
+        self.asked_to_end: list[str] = []
         self.num_lists = 0
         dashboard = self
 
@@ -59,6 +62,15 @@ class Dashboard:
                 if self.path == "/api/jobs/":
                     dashboard.num_lists += 1
                     body = [dashboard.details(job) for job in dashboard.jobs]
+                elif (job := self.path.removeprefix("/api/jobs/")) in dashboard.jobs:
+                    body = dashboard.details(job)
+                self._answer(body)
+
+            def do_POST(self) -> None:
+                dashboard.asked_to_end.append(self.path.split("/")[-2])
+                self._answer({"stopped": True})
+
+            def _answer(self, body: object) -> None:
                 data = json.dumps(body).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
@@ -159,7 +171,7 @@ def test_who_waited_while_it_was_deleted_finds_that_it_is_gone(archives, key):
 
 
 def test_who_changes_a_search_is_alone(archives, monkeypatch):
-    monkeypatch.setattr("optimizer.service.search_files._LOCK_S", 0.1)
+    monkeypatch.setattr(search_files, "_LOCK_S", 0.1)
     files, again = Searches(archives).find("done"), Searches(archives).find("done")
     with (
         files.changing(),
@@ -170,7 +182,7 @@ def test_who_changes_a_search_is_alone(archives, monkeypatch):
 
 
 def test_search_is_not_deleted_while_it_is_changed(client, archives, monkeypatch):
-    monkeypatch.setattr("optimizer.service.search_files._LOCK_S", 0.1)
+    monkeypatch.setattr(search_files, "_LOCK_S", 0.1)
     with (
         Searches(archives).find("done").changing(),
         pytest.raises(ServiceRefusedError, match="just being changed") as refused,
@@ -206,7 +218,7 @@ def test_failed_life_is_forgotten_once_somebody_else_goes_on(client, archives):
     unfinished(archives)
     process = DetachedProcess(archives / "begun" / "archive.sqlite.service")
     process.start([sys.executable, "-c", "print('error: no models'); raise SystemExit(2)"])
-    wait_for(lambda: process.exit_code == 2)
+    wait_for(lambda: process.facts().exit_code == 2)
     found = client.search("begun")
     assert (found.state, found.error) == ("failed", "no models")
     with Archive.open(archives / "begun" / "archive.sqlite", writable=True) as archive:
@@ -297,8 +309,9 @@ def test_export_is_of_what_was_answered_whatever_is_recorded_later(client, archi
     begun = client.export("done", **wish)
     directory = archives / "done" / "archive.sqlite.service" / "exports" / begun.id
     command = read_record(directory / "process.json")["command"]
-    assert command[command.index("--id") + 1] == begun.recipe_id
-    assert not {"--prefer", "--at-least", "--knee"} & set(command)
+    assert command[command.index("--candidate") + 1] == str(begun.candidate)
+    assert command[command.index("--chosen-by") + 1] == begun.rule
+    assert not {"--prefer", "--at-least", "--knee", "--id"} & set(command)
     assert "math" in begun.rule
 
 
@@ -318,6 +331,48 @@ def test_exports_and_searches_begun_at_once_are_no_more_than_may_run(settings, a
         with ThreadPoolExecutor() as pool:
             said = sorted(pool.map(begin, keys))
     assert said == ["busy", "busy", "running", "running"]
+
+
+def test_search_that_finds_no_room_keeps_its_job(settings, archives):
+    unfinished(archives)
+    service = settings(max_searches=0, model_roots=(Path("/models"),))
+    with serving(service) as client, pytest.raises(ServiceRefusedError, match="at most 0 may"):
+        client.resume("begun", {"budget.evaluations": 10})
+    assert not (archives / "begun" / "archive.sqlite.service" / "job.yaml").exists()
+
+
+@pytest.mark.usefixtures("processes")
+def test_search_that_somebody_changes_keeps_no_other_from_starting(client, archives, monkeypatch):
+    monkeypatch.setattr(search_files, "_LOCK_S", 60.0)
+    unfinished(archives)
+    waits, real = threading.Event(), search_files._is_locked_in_time
+
+    def is_locked(descriptor):
+        waits.set()
+        return real(descriptor)
+
+    with ThreadPoolExecutor() as pool:
+        with Searches(archives).find("begun").changing():
+            monkeypatch.setattr(search_files, "_is_locked_in_time", is_locked)
+            refused = [pool.submit(attempt, "begun") for attempt in (client.resume, client.delete)]
+            assert waits.wait(60)
+            assert client.export("done").state == "running"
+            assert not any(one.done() for one in refused)
+        for one in refused:
+            one.exception()
+
+
+def test_search_is_not_locked_while_its_cluster_ends_it(settings, archives, dashboard):
+    launched(archives, "job-1", dashboard.address)
+    dashboard.jobs["job-1"] = "RUNNING"
+    cluster = ClusterAccess(dashboard.address)
+    with serving(settings(cluster=cluster)) as client, ThreadPoolExecutor() as pool:
+        stopping = pool.submit(client.stop, "done")
+        wait_for(lambda: dashboard.asked_to_end == ["job-1"])
+        with Searches(archives).find("done").changing():
+            assert not stopping.done()
+        dashboard.jobs["job-1"] = "STOPPED"
+        assert stopping.result().state == "interrupted"
 
 
 @pytest.mark.usefixtures("processes")
