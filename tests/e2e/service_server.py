@@ -8,10 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -20,7 +19,6 @@ from fastapi import FastAPI
 from optimizer.service.processes import DetachedProcess
 
 ROOT = Path(__file__).parents[2]
-Found = TypeVar("Found")
 _LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 
 
@@ -86,15 +84,6 @@ class ServeCommand:
         """Ask it to end; returns its exit code."""
         self._process.terminate()
         return self._process.wait(timeout=30)
-
-
-def wait_until(condition: Callable[[], Found], what: str, timeout_s: float = 300.0) -> Found:
-    """Ask twice a second until the answer is true; returns it."""
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not happen"
-        time.sleep(0.5)
-    return found
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import yaml
 
 from optimizer.archive.archive import Archive
 from optimizer.service.client import ServiceClient, ServiceRefusedError
-from tests.e2e.service_server import serving, wait_until
+from tests.e2e.service_server import serving
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

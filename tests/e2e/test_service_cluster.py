@@ -13,7 +13,8 @@ from optimizer.archive.archive import Archive
 from optimizer.service.client import ServiceClient, ServiceRefusedError
 from optimizer.service.models import SearchStatus
 from scripts.bench.fault_cluster import LocalCluster
-from tests.e2e.service_server import ServeCommand, serving, wait_until
+from tests.e2e.service_server import ServeCommand, serving
+from tests.waiting import wait_until
 from workers.ray_jobs import ClusterAccess, JobClient, JobFacts
 
 pytestmark = pytest.mark.slow

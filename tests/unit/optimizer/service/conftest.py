@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient
+from optimizer.service.errors import BusyError
 from optimizer.service.settings import ServiceSettings
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -73,3 +74,12 @@ def as_program(http) -> TestClient:
 def client(http) -> ServiceClient:
     assert isinstance(http, httpx2.Client)
     return ServiceClient(URL, TOKEN, http=http)
+
+
+def has_all_streams(app) -> bool:
+    """Whether an application refuses more event streams."""
+    try:
+        app.state.services.refuse_more_streams()
+    except BusyError:
+        return True
+    return False

@@ -15,6 +15,7 @@ from optimizer.service import detached
 from optimizer.service.errors import ConflictError
 from optimizer.service.exports import tar_of
 from optimizer.service.processes import KILLED, DetachedProcess
+from tests.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 POLITE = [
@@ -35,17 +36,10 @@ def process(tmp_path):
         found.kill()
 
 
-def wait_for(condition, timeout_s=30.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_command_is_recorded_before_start_returns_and_its_end_afterwards(process):
     process.start([sys.executable, "-c", "print('hello'); raise SystemExit(3)"])
     assert process.facts().was_started
-    wait_for(lambda: process.facts().exit_code is not None)
+    wait_until(lambda: process.facts().exit_code is not None)
     assert process.facts().exit_code == 3
     assert not process.is_alive
     assert process.last_output() == "hello\n"
@@ -71,30 +65,30 @@ def test_process_outlives_a_starter_that_is_killed(tmp_path):
     found = DetachedProcess(tmp_path / "work")
     try:
         assert found.is_alive
-        wait_for(lambda: found.last_output() == "up\n")
+        wait_until(lambda: found.last_output() == "up\n")
         with pytest.raises(ConflictError, match="at work there already"):
             found.start(SLEEP)
     finally:
         found.kill()
-    wait_for(lambda: not found.is_alive)
+    wait_until(lambda: not found.is_alive)
     assert found.facts().exit_code == KILLED
 
 
 def test_process_is_asked_to_end_and_says_how_it_did(process):
     process.start(POLITE)
-    wait_for(lambda: process.last_output() == "up\n")
+    wait_until(lambda: process.last_output() == "up\n")
     process.ask_to_end()
-    wait_for(lambda: process.facts().exit_code is not None)
+    wait_until(lambda: process.facts().exit_code is not None)
     assert process.facts().exit_code == 143
 
 
 def test_supervisor_hands_on_one_signal_however_many_come(process):
     code = POLITE[2].replace("sys.exit(143)", "print('asked', flush=True)")
     process.start([*POLITE[:2], code])
-    wait_for(lambda: process.last_output() == "up\n")
+    wait_until(lambda: process.last_output() == "up\n")
     for _ in range(3):
         process.ask_to_end()
-        wait_for(lambda: "asked" in process.last_output())
+        wait_until(lambda: "asked" in process.last_output())
     time.sleep(0.2)
     assert process.last_output() == "up\nasked\n"
 
@@ -102,12 +96,12 @@ def test_supervisor_hands_on_one_signal_however_many_come(process):
 def test_process_whose_supervisor_was_killed_is_asked_once(process):
     code = POLITE[2].replace("sys.exit(143)", "print('asked', flush=True)")
     process.start([*POLITE[:2], code])
-    wait_for(lambda: process.last_output() == "up\n")
+    wait_until(lambda: process.last_output() == "up\n")
     supervisor = json.loads((process.directory / detached.PROCESS).read_text())["supervisor"]
     os.kill(supervisor["pid"], signal.SIGKILL)
-    wait_for(lambda: detached.identity(supervisor["pid"]) is None)
+    wait_until(lambda: detached.identity(supervisor["pid"]) is None)
     process.ask_to_end()
-    wait_for(lambda: "asked" in process.last_output())
+    wait_until(lambda: "asked" in process.last_output())
     process.ask_to_end(again=True)
     time.sleep(0.2)
     assert process.last_output() == "up\nasked\n"
@@ -121,14 +115,14 @@ def test_kill_ends_what_the_process_started_when_its_supervisor_is_gone(process)
         "time.sleep(60)\n"
     )
     process.start([sys.executable, "-c", code])
-    wait_for(lambda: process.last_output().endswith("\n"))
+    wait_until(lambda: process.last_output().endswith("\n"))
     child = int(process.last_output())
     supervisor = json.loads((process.directory / detached.PROCESS).read_text())["supervisor"]
     os.kill(supervisor["pid"], signal.SIGKILL)
-    wait_for(lambda: detached.identity(supervisor["pid"]) is None)
+    wait_until(lambda: detached.identity(supervisor["pid"]) is None)
     assert process.is_alive
     process.kill()
-    wait_for(lambda: detached.identity(child) is None)
+    wait_until(lambda: detached.identity(child) is None)
     assert process.facts().exit_code == KILLED
 
 
@@ -149,7 +143,7 @@ def test_another_process_of_the_same_number_is_not_taken_for_it(process):
     process.start(SLEEP)
     record = json.loads((process.directory / detached.PROCESS).read_text())
     process.kill()
-    wait_for(lambda: not process.is_alive)
+    wait_until(lambda: not process.is_alive)
     here = detached.identity(os.getpid())
     for name in ("supervisor", "process"):
         record[name] = {**here, "start": here["start"] - 1}
@@ -169,7 +163,7 @@ def test_damaged_record_counts_as_none(process):
 
 def test_command_that_is_missing_is_an_end_like_others(process):
     process.start(["/nowhere/at/all"])
-    wait_for(lambda: process.facts().exit_code is not None)
+    wait_until(lambda: process.facts().exit_code is not None)
     assert process.facts().exit_code == 127
     assert "No such file" in (process.error() or "")
 

@@ -23,6 +23,7 @@ from optimizer.service.processes import DetachedProcess, read_record
 from optimizer.service.searches import Searches
 from tests.unit.optimizer.service.conftest import TOKEN, URL
 from tests.unit.optimizer.synthetic_archive import Merge, build
+from tests.waiting import wait_until
 from workers.ray_jobs import ClusterAccess
 
 
@@ -124,13 +125,6 @@ def unfinished(archives, name="begun"):
     build(archives / name / "archive.sqlite", [Merge((0, 0, 0), (0.5,) * 3)])
 
 
-def wait_for(condition, timeout_s=60.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("key", ["done", "flat.sqlite"])
 def test_what_was_deleted_is_not_made_again_by_who_wants_to_change_it(archives, key):
     build(archives / "flat.sqlite", [Merge((0, 0, 0), (0.5,) * 3)])
@@ -202,11 +196,11 @@ def test_second_wish_to_stop_sends_no_second_signal(client, archives):
         "time.sleep(60)\n"
     )
     process.start([sys.executable, "-c", counts])
-    wait_for(lambda: "up" in process.last_output())
+    wait_until(lambda: "up" in process.last_output())
     with ThreadPoolExecutor() as pool:
         states = [one.state for one in pool.map(lambda _: client.stop("done"), range(8))]
     assert set(states) == {"stopping"}
-    wait_for(lambda: "asked" in process.last_output())
+    wait_until(lambda: "asked" in process.last_output())
     time.sleep(0.3)
     assert process.last_output().count("asked") == 1
     client.stop("done", force=True)
@@ -218,7 +212,7 @@ def test_failed_life_is_forgotten_once_somebody_else_goes_on(client, archives):
     unfinished(archives)
     process = DetachedProcess(archives / "begun" / "archive.sqlite.service")
     process.start([sys.executable, "-c", "print('error: no models'); raise SystemExit(2)"])
-    wait_for(lambda: process.facts().exit_code == 2)
+    wait_until(lambda: process.facts().exit_code == 2)
     found = client.search("begun")
     assert (found.state, found.error) == ("failed", "no models")
     with Archive.open(archives / "begun" / "archive.sqlite", writable=True) as archive:
@@ -368,7 +362,7 @@ def test_search_is_not_locked_while_its_cluster_ends_it(settings, archives, dash
     cluster = ClusterAccess(dashboard.address)
     with serving(settings(cluster=cluster)) as client, ThreadPoolExecutor() as pool:
         stopping = pool.submit(client.stop, "done")
-        wait_for(lambda: dashboard.asked_to_end == ["job-1"])
+        wait_until(lambda: dashboard.asked_to_end == ["job-1"])
         with Searches(archives).find("done").changing():
             assert not stopping.done()
         dashboard.jobs["job-1"] = "STOPPED"

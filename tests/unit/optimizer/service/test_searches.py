@@ -15,10 +15,9 @@ from optimizer.archive.archive import Archive
 from optimizer.service import searches as module
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient
-from optimizer.service.errors import BusyError
 from optimizer.service.searches import Searches
 from optimizer.service.settings import existing_directories
-from tests.unit.optimizer.service.conftest import TOKEN, URL
+from tests.unit.optimizer.service.conftest import TOKEN, URL, has_all_streams
 from tests.unit.optimizer.service.large_archive import build_large
 
 NUM_ARCHIVES = 20
@@ -190,17 +189,10 @@ def test_watchers_do_not_look_through_the_directory(client, archives, monkeypatc
 def test_watcher_is_told_of_a_search_that_is_deleted(settings):
     app = create_app(settings(max_streams=1, stream_s=60.0), TOKEN)
 
-    def is_watched() -> bool:
-        try:
-            app.state.services.refuse_more_streams()
-        except BusyError:
-            return True
-        return False
-
     with TestClient(app, base_url=URL) as http, ThreadPoolExecutor() as pool:
         client = ServiceClient(URL, TOKEN, http=http)
         watching = pool.submit(lambda: list(client.follow("done")))
-        while not is_watched():
+        while not has_all_streams(app):
             assert not watching.done(), "the stream ended before it was counted"
             time.sleep(0.01)
         client.delete("done")
