@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lm_eval.api.task import Task
 
 from configs.errors import EvaluationError
 from evaluators.harness_problems import TaskProblemError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +215,10 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
-    # The function is a task author's: on numbers that it does not expect it may raise anything,
-    # and all of it means that it is not the aggregation that was asked for.
-    except Exception:  # noqa: BLE001 - code of others, see above
+    except Exception:
+        # The function is a task author's: on numbers that it does not expect it may raise anything,
+        # and all of it means that it is not the aggregation that was asked for.
+        logger.debug("%s takes no numbers such as %s", _name_of(aggregation), probes, exc_info=True)
         return False
 
 

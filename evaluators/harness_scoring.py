@@ -261,9 +261,10 @@ def _start_worker(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _here.scorer = _load_scorer(objectives, settings, definitions)
-    # What an initializer raises ends all processes and reaches nobody. So whatever it is (tasks run
-    # code of their authors) is kept, and told to who asks whether this process is ready.
-    except Exception as error:  # noqa: BLE001 - kept and told, see above
+    except Exception as error:
+        # What an initializer raises ends all processes and reaches nobody. So whatever it is (tasks
+        # run code of their authors) is kept, and told to who asks whether this process is ready.
+        log.debug("a scoring process cannot load the tasks", exc_info=True)
         said = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
         _here.refusal = f"a scoring process cannot load the tasks: {said}{error}"
 

@@ -53,7 +53,7 @@ class JobEvaluator:
         )
         self._lm_eval: HarnessEvaluator | None = None
         if others:
-            from evaluators.harness import HarnessEvaluator  # noqa: PLC0415 - lm-eval takes a second
+            from evaluators.harness import HarnessEvaluator
 
             part = manifest.restricted_to(others)
             self._lm_eval = HarnessEvaluator(

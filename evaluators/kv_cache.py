@@ -78,9 +78,7 @@ class _RoomyLayer(DynamicLayer):
     values: torch.Tensor
 
     def __init__(self) -> None:
-        # The constructor of the base class is written without types, which mypy's strict mode lets
-        # nobody call; it takes no argument, and sets up what the class of transformers reads.
-        super().__init__()  # type: ignore[no-untyped-call]  # see above
+        DynamicLayer.__init__(self)
         self._length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

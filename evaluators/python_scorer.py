@@ -51,7 +51,7 @@ class Scorer(Protocol):
         *,
         batch_size: int,
         # Values of JSON, each as the scorer declares it; a union of all would fit no declaration.
-        **options: Any,  # noqa: ANN401 - see above
+        **options: Any,
     ) -> Sequence[float]:
         """Return one score per item.
 
@@ -100,7 +100,7 @@ class ScorerEvaluator:
     ) -> None:
         self.scorers = {scorer.spec.task: scorer for scorer in scorers}
         self._batch_size = _MOST_ROWS if batch_size == "auto" else batch_size
-        self._tokenizers: dict[str, tuple[object, Any]] = {}
+        self._tokenizers: dict[str, tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]] = {}
         for name, definition in ({} if manifest is None else manifest.task_hashes).items():
             if name not in self.scorers or self.scorers[name].definition != definition:
                 raise EvaluationError(
@@ -181,13 +181,12 @@ class ScorerEvaluator:
                 f"{type(error).__name__}: {error}{_line_of(error, scorer)}"
             ) from error
 
-    def _tokenizer_of(self, live: LiveModel, task: str) -> Any:  # noqa: ANN401 - transformers leaves it untyped
+    def _tokenizer_of(self, live: LiveModel, task: str) -> PreTrainedTokenizerBase:
         """Return a scorer's own copy: what it sets, such as a padding side, is nobody else's."""
-        original, own = self._tokenizers.get(task, (None, None))
-        if original is not live.tokenizer:
-            own = copy.deepcopy(live.tokenizer)
-            self._tokenizers[task] = (live.tokenizer, own)
-        return own
+        known = self._tokenizers.get(task)
+        if known is None or known[0] is not live.tokenizer:
+            known = self._tokenizers[task] = (live.tokenizer, copy.deepcopy(live.tokenizer))
+        return known[1]
 
 
 def _scores_of(result: object, count: int, where: str) -> FloatArray:
@@ -225,8 +224,6 @@ def _as_float(value: Real) -> float:
 
 def _values_of(result: object) -> list[Any] | None:
     """Return the entries of a sequence, an array or a tensor; None for anything else."""
-    import torch  # noqa: PLC0415 - heavy
-
     if isinstance(result, torch.Tensor):
         return result.detach().cpu().tolist() if result.ndim == 1 else None
     if isinstance(result, np.ndarray):

@@ -7,9 +7,9 @@ lengths (Gao et al., "The Pile", arXiv:2101.00027, section 3.1).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from configs.evaluation import TaskSpec
 
@@ -85,8 +85,24 @@ def reference_of(spec: TaskSpec, output_type: str) -> Reference | None:
     return None
 
 
+class ReferenceTask(Protocol):
+    """What is asked of a task of lm-eval (``ConfigurableTask``), which has no types."""
+
+    OUTPUT_TYPE: str
+    config: Any
+
+    def doc_to_target(self, doc: Mapping[str, object], /) -> object:
+        """Return the answer, several, or the place of the right choice."""
+
+    def doc_to_choice(self, doc: Mapping[str, object], /) -> Sequence[object]:
+        """Return the choices of an item."""
+
+    def doc_to_prefix(self, doc: Mapping[str, object], /) -> str | None:
+        """Return the beginning of the answer that the prompt gives."""
+
+
 def check_references(
-    task: Any,  # noqa: ANN401 - lm-eval's, which has no types
+    task: ReferenceTask,
     reference: Reference,
     documents: Iterable[Mapping[str, object]],
 ) -> None:
@@ -112,7 +128,7 @@ def check_references(
 
 
 def answer_of(
-    task: Any,  # noqa: ANN401 - lm-eval's, which has no types
+    task: ReferenceTask,
     reference: Reference,
     document: Mapping[str, object],
 ) -> str:
@@ -156,7 +172,7 @@ def _from_column(column: str, document: Mapping[str, object]) -> str:
 
 
 def continuation_of(
-    task: Any,  # noqa: ANN401 - lm-eval's, which has no types
+    task: ReferenceTask,
     reference: Reference,
     document: Mapping[str, object],
     context: str,

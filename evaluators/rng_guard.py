@@ -20,7 +20,7 @@ def preserved_rng_state() -> Iterator[None]:
     once CUDA is in use.
     """
     torch = sys.modules.get("torch")
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is guarded
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = None if torch is None else torch.random.get_rng_state()
     cuda_in_use = torch is not None and torch.cuda.is_initialized()
     cuda_states = torch.cuda.get_rng_state_all() if torch is not None and cuda_in_use else None
@@ -28,7 +28,7 @@ def preserved_rng_state() -> Iterator[None]:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002 - what is guarded
+        np.random.set_state(numpy_state)
         if torch is not None and torch_state is not None:
             torch.random.set_rng_state(torch_state)
             if cuda_states is not None:
@@ -43,7 +43,7 @@ def seed_task() -> None:
     ``lm_eval.simple_evaluate``. Call it inside :func:`preserved_rng_state` only.
     """
     random.seed(0)
-    np.random.seed(1234)  # noqa: NPY002, TID251 - tasks draw from the global state
+    np.random.seed(1234)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(1234)
 
@@ -60,7 +60,7 @@ def seed_scorer(name: str) -> None:
     """
     seed = int(name, 16)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002, TID251 - scorers draw from the global state
+    np.random.seed(seed % 2**32)
     if langdetect := sys.modules.get("langdetect"):
         # A constant, from which every detection starts anew.
         langdetect.DetectorFactory.seed = 0

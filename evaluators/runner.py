@@ -23,10 +23,10 @@ def make_backend(
 ) -> GenerationBackend:
     """Make the generation backend of a job; see ``evaluation.backend``."""
     if name == "continuous":
-        from evaluators.continuous import ContinuousBatches  # noqa: PLC0415 - slow to import
+        from evaluators.continuous import ContinuousBatches
 
         return ContinuousBatches(live, batch_size=settings.batch_size)
-    from evaluators.generation import StaticBatches  # noqa: PLC0415 - the other backend
+    from evaluators.generation import StaticBatches
 
     return StaticBatches(live, batch_size=settings.batch_size)
 

@@ -39,7 +39,7 @@ class JobSuite:
         problems: list[Problem] = []
         self.lm_eval: Suite | None = None
         if any(part.lm_eval_tasks for part in objectives.values()):
-            from evaluators.harness_suite import Suite  # noqa: PLC0415 - takes a second to import
+            from evaluators.harness_suite import Suite
 
             try:
                 self.lm_eval = Suite(objectives, settings)

@@ -75,12 +75,12 @@ class Merge:
         return f"Merge {self.recipe_id[:10]} ({self.origin}): {self.rule}"
 
     def _genes(self) -> "Table":
-        from optimizer.report.report import recipe_table  # noqa: PLC0415 - the strategies
+        from optimizer.report.report import recipe_table
 
         return recipe_table(self.recipe)
 
     def _scores_table(self) -> "Table":
-        from rich.table import Table  # noqa: PLC0415 - with what lays it out
+        from rich.table import Table
 
         table = Table("objective", box=None, pad_edge=False)
         for split in self.scores:
@@ -104,9 +104,9 @@ def materialize(merge: Merge, *, device: str = "cpu") -> "LiveModel":
     Raises:
         CheckpointError: A source is gone, or has changed since it was scored.
     """
-    from optimizer.publish.export import verify_sources  # noqa: PLC0415 - torch
-    from workers.job import WorkerSpec, load_live_model  # noqa: PLC0415 - torch
-    from workers.materialize import Materializer  # noqa: PLC0415 - torch
+    from optimizer.publish.export import verify_sources
+    from workers.job import WorkerSpec, load_live_model
+    from workers.materialize import Materializer
 
     with Archive.open(merge.place) as archive:
         sources, manifest = archive.sources, archive.manifest
@@ -140,8 +140,8 @@ def export(merge: Merge, directory: str | Path) -> Path:
     Raises:
         CheckpointError: It cannot be written, or what is written is not what was scored.
     """
-    from optimizer.publish.export import export as write_export  # noqa: PLC0415 - torch
-    from optimizer.results.select import Choice  # noqa: PLC0415 - the surrogate
+    from optimizer.publish.export import export as write_export
+    from optimizer.results.select import Choice
 
     with Archive.open(merge.place) as archive:
         candidate = archive.candidate(merge.candidate)

@@ -33,7 +33,7 @@ def check(job: JobConfig, *, headers_only: bool = False) -> "Prepared":
     Raises:
         MergefrontError: All that was found, at once.
     """
-    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.preflight.preflight import prepare
 
     return prepare(job, headers_only=headers_only)
 
@@ -52,7 +52,7 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     Raises:
         MergefrontError: The job cannot work, or too many candidates failed.
     """
-    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.preflight.preflight import prepare
 
     prepared = prepare(job)
     archive = Archive.create(
@@ -84,8 +84,8 @@ def resume(
         ConfigError: An override changes what is searched.
         MergefrontError: The search cannot go on here.
     """
-    from optimizer.job_changes import refuse_unresumable  # noqa: PLC0415 - with the schema
-    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - torch
+    from optimizer.job_changes import refuse_unresumable
+    from optimizer.preflight.preflight import prepare
 
     changes = overrides or {}
     refuse_unresumable(changes, "the search cannot go on so")
@@ -103,8 +103,8 @@ def _search(
     archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
 ) -> Search:
     """Run the search of an archive, and close it."""
-    from optimizer.cli.running import watchers  # noqa: PLC0415 - torch
-    from optimizer.driver import run_search  # noqa: PLC0415 - torch
+    from optimizer.cli.running import watchers
+    from optimizer.driver import run_search
 
     job = prepared.job
     for warning in prepared.warnings:
@@ -125,13 +125,13 @@ def _search(
 
 
 def _pool(prepared: "Prepared", in_process: bool) -> "WorkerPool":
-    from workers.job import JobRunner, WorkerSpec  # noqa: PLC0415 - heavy
+    from workers.job import JobRunner, WorkerSpec
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
     if in_process:
-        from workers.pool import LocalPool  # noqa: PLC0415 - with what it runs
+        from workers.pool import LocalPool
 
         return LocalPool(JobRunner(spec, "here"))
-    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+    from workers.ray_pool import RayPool
 
     return RayPool(spec)

@@ -72,21 +72,21 @@ class Report:
         png: str | Path | None = None,
     ) -> list[Path]:
         """Write it as a page, as Markdown, and its figures into a directory; returns the files."""
-        from optimizer.report.write import check_targets, write_report  # noqa: PLC0415 - matplotlib
+        from optimizer.report.write import check_targets, write_report
 
         places = [None if place is None else Path(place) for place in (html, markdown, png)]
         check_targets(*places)
         return write_report(self.document, html=places[0], markdown=places[1], png=places[2])
 
     def __str__(self) -> str:
-        from optimizer.report.report import render  # noqa: PLC0415 - the strategies
+        from optimizer.report.report import render
 
         return table_text(render(self.gathered))
 
     def _repr_html_(self) -> str:
-        from html import escape  # noqa: PLC0415 - only here
+        from html import escape
 
-        from optimizer.report.write import html_of  # noqa: PLC0415 - matplotlib
+        from optimizer.report.write import html_of
 
         # A page of its own: its styles stay in it.
         page = escape(html_of(self.document))
@@ -123,7 +123,7 @@ class Search:
 
         Items come in the same order for every candidate, so that two of them can be subtracted.
         """
-        import pandas as pd  # noqa: PLC0415 - a second to import
+        import pandas as pd
 
         with Archive.open(self.place) as archive:
             found = archive.scored_items(candidate, split)
@@ -143,9 +143,9 @@ class Search:
 
     def progress(self) -> "pd.DataFrame":
         """Return the course: ``hypervolume`` over ``evaluations``, ``items`` and ``model_s``."""
-        import pandas as pd  # noqa: PLC0415 - a second to import
+        import pandas as pd
 
-        from optimizer.progress import progress_of  # noqa: PLC0415 - with its caller
+        from optimizer.progress import progress_of
 
         with Archive.open(self.place) as archive:
             points = progress_of(archive)
@@ -180,7 +180,7 @@ class Search:
             ConfigError: Unknown objective, floors that nothing meets, an id of no recipe.
             ArchiveError: Nothing was scored yet.
         """
-        from optimizer.results.select import choose  # noqa: PLC0415 - the surrogate
+        from optimizer.results.select import choose
 
         with Archive.open(self.place) as archive:
             choice = choose(archive, prefer=prefer, floors=at_least, knee=knee, recipe_id=recipe_id)
@@ -188,8 +188,8 @@ class Search:
 
     def report(self) -> Report:
         """Return the report: verdict, front, contributions, cost, how to reproduce."""
-        from optimizer.report.report import report_of  # noqa: PLC0415 - the strategies
-        from optimizer.report.sections import document_of  # noqa: PLC0415 - matplotlib
+        from optimizer.report.report import report_of
+        from optimizer.report.sections import document_of
 
         with Archive.open(self.place) as archive:
             gathered = report_of(archive)
@@ -201,8 +201,8 @@ class Search:
         Raises:
             ArchiveError: Nothing was scored yet.
         """
-        from optimizer.report.plot import Picture  # noqa: PLC0415 - matplotlib
-        from optimizer.report.plot_html import pairs_figure  # noqa: PLC0415 - plotly
+        from optimizer.report.plot import Picture
+        from optimizer.report.plot_html import pairs_figure
 
         with Archive.open(self.place) as archive:
             return pairs_figure(Picture.of(archive))
@@ -215,7 +215,7 @@ class Search:
 
     @staticmethod
     def _rows(archive: Archive, split: SplitName) -> list[ScoredCandidate]:
-        from optimizer.results.belief import believed_candidates  # noqa: PLC0415 - the surrogate
+        from optimizer.results.belief import believed_candidates
 
         if split == "search":
             return believed_candidates(archive)
@@ -235,7 +235,7 @@ def open_archive(place: AnyPlace) -> Search:
 def _frame(
     rows: "list[ScoredCandidate] | tuple[ScoredCandidate, ...]", objectives: tuple[str, ...]
 ) -> "pd.DataFrame":
-    import pandas as pd  # noqa: PLC0415 - a second to import
+    import pandas as pd
 
     header, lines = rows_table(rows, objectives)
     return pd.DataFrame(lines, columns=header).astype({"is_chosen": bool})

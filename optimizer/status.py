@@ -88,9 +88,9 @@ def status_record(archive: "Archive") -> dict[str, Any]:
 
 def archived_verdict(archive: "Archive") -> dict[str, object] | None:
     """Return the verdict as JSON; None before the chosen merge was scored on report items."""
-    from optimizer.archive.recorded_space import recorded_space  # noqa: PLC0415 - the verdict
-    from optimizer.results.verdict import verdict  # noqa: PLC0415 - the verdict
-    from optimizer.results.verdict_view import verdict_record  # noqa: PLC0415 - the verdict
+    from optimizer.archive.recorded_space import recorded_space
+    from optimizer.results.verdict import verdict
+    from optimizer.results.verdict_view import verdict_record
 
     found = verdict(archive, recorded_space(archive))
     return None if found is None else verdict_record(found)

@@ -31,7 +31,7 @@ def model_class(config: Mapping[str, object]) -> Any:  # noqa: ANN401 - auto cla
     Raises:
         CheckpointError: The installed transformers has no such class.
     """
-    import transformers  # noqa: PLC0415 - heavy
+    import transformers
 
     name = architecture_of(config)
     if name is None or is_causal(config):
@@ -54,7 +54,7 @@ def tied_weights(config: Mapping[str, object]) -> dict[str, str]:
     declared = _declared_tie(config)
     if declared is False:
         return {}
-    import transformers  # noqa: PLC0415 - heavy
+    import transformers
 
     name = architecture_of(config) or _causal_names().get(str(config.get("model_type")))
     found: Any = getattr(transformers, name, None) if name else None
@@ -92,7 +92,7 @@ def _declared_tie(config: Mapping[str, object]) -> bool | None:
 
 
 def _causal_names() -> Mapping[str, str]:
-    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 - heavy
+    from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     )
 

@@ -127,7 +127,7 @@ def local_part(target: Tensor) -> LocalPart:
     """Find this rank's part of a live tensor: all of it, or the local shard of a DTensor."""
     if not is_distributed(target):
         return LocalPart(target, whole(target.numel()))
-    from torch.distributed.tensor import DTensor, Partial  # noqa: PLC0415 - only where it is used
+    from torch.distributed.tensor import DTensor, Partial
 
     assert isinstance(target, DTensor)  # noqa: S101 - tells the type checker
     local = target.to_local()
@@ -141,7 +141,7 @@ def full_tensor(target: Tensor) -> Tensor:
     """Return a live tensor whole; of a DTensor it is gathered, so all ranks must call this."""
     if not is_distributed(target):
         return target
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - heavy
+    from torch.distributed.tensor import DTensor
 
     assert isinstance(target, DTensor)  # noqa: S101 - tells the type checker
     return target.full_tensor()
@@ -151,6 +151,6 @@ def is_distributed(target: Tensor) -> bool:
     """Say whether a tensor is a DTensor, without importing them where there are none."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - heavy
+    from torch.distributed.tensor import DTensor
 
     return isinstance(target, DTensor)

@@ -187,7 +187,7 @@ def _processor() -> dict[str, str]:
     """Return how code is made for this processor, where inductor's own choice is slow."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return {}
-    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - takes a second
+    from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         probe = [get_cpp_compiler(), _WHOLE_MOVES, "-fsyntax-only", "-x", "c++", os.devnull]

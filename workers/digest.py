@@ -30,7 +30,7 @@ _LOCK_TIMEOUT_S = 10.0
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:
     """Return the bytes of a tensor in row-major order; no copy where it lies so on the CPU."""
-    import torch  # noqa: PLC0415 - sources are resolved by commands that need no torch
+    import torch
 
     flat = tensor.detach().contiguous().cpu().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

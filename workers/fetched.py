@@ -42,7 +42,7 @@ def fetch(name: str, url: str, patterns: Sequence[str]) -> Path:
         CheckpointNotFoundError: There is nothing at the URL.
         CheckpointError: The store cannot be read, or its package is not installed.
     """
-    import fsspec  # noqa: PLC0415 - only where there are URLs
+    import fsspec
 
     try:
         store, root = fsspec.core.url_to_fs(url)

@@ -52,14 +52,14 @@ def find_memory() -> tuple[int, int]:
 
 def count_gpus() -> int:
     """Return how many CUDA devices torch can use; nothing is set up on them."""
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the CUDA devices that torch can use, in its order."""
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     found = [torch.cuda.get_device_properties(index) for index in range(count_gpus())]
     return tuple(Gpu(str(each.name), int(each.total_memory)) for each in found)

@@ -70,10 +70,10 @@ class JobRunner:
     """
 
     def __init__(self, spec: WorkerSpec, worker: str) -> None:
-        import torch  # noqa: PLC0415 - heavy: only in a process that evaluates
+        import torch
 
-        from evaluators.job_evaluator import JobEvaluator  # noqa: PLC0415 - heavy
-        from workers.materialize import Materializer  # noqa: PLC0415 - heavy
+        from evaluators.job_evaluator import JobEvaluator
+        from workers.materialize import Materializer
 
         torch.set_num_threads(spec.job.workers.threads)
         self.worker = worker
@@ -242,13 +242,13 @@ def load_live_model(
     Raises:
         CheckpointError: Transformers cannot load the model or the tokenizer.
     """
-    import torch  # noqa: PLC0415 - heavy
-    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - heavy
+    import torch
+    from transformers.utils.logging import disable_progress_bar
 
-    from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
-    from workers.architecture import architecture_of, model_class  # noqa: PLC0415 - heavy
-    from workers.checkpoint import CheckpointReader  # noqa: PLC0415 - heavy
-    from workers.vocabulary import companion, decide_vocabulary, fit_live_model  # noqa: PLC0415 - heavy
+    from evaluators.evaluator import LiveModel
+    from workers.architecture import architecture_of, model_class
+    from workers.checkpoint import CheckpointReader
+    from workers.vocabulary import companion, decide_vocabulary, fit_live_model
 
     disable_progress_bar()
     directory = spec.sources.reference.directory
@@ -283,7 +283,7 @@ def load_live_model(
 
 
 def _load_tokenizer(home: "Path") -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+    from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         home, trust_remote_code=False, local_files_only=True
@@ -312,11 +312,11 @@ def load_skeleton(spec: WorkerSpec) -> "LiveModel":
     Raises:
         CheckpointError: Transformers cannot load the config or the tokenizer.
     """
-    import torch  # noqa: PLC0415 - heavy
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: PLC0415 - heavy
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    from evaluators.evaluator import LiveModel  # noqa: PLC0415 - heavy
-    from workers.vocabulary import companion, decide_vocabulary  # noqa: PLC0415 - heavy
+    from evaluators.evaluator import LiveModel
+    from workers.vocabulary import companion, decide_vocabulary
 
     directory = spec.sources.reference.directory
     vocabulary = decide_vocabulary(spec.sources, spec.job.models.vocabulary)
@@ -343,7 +343,7 @@ def dtype_name(live: "LiveModel") -> str:
 
 
 def _release_device_memory() -> None:
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     # Does nothing where CUDA was never used.
     torch.cuda.empty_cache()

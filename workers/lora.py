@@ -265,7 +265,7 @@ class Adapter:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _write(self, target: Path, files: Mapping[str, bytes]) -> None:
-        from safetensors import safe_open  # noqa: PLC0415 - imports torch
+        from safetensors import safe_open
 
         entries = self._base.entries
         with (
@@ -311,7 +311,7 @@ def add_low_rank(base: "Tensor", left: "Tensor", right: "Tensor", scaling: float
     Returns:
         ``(m, n)``, of the dtype of ``base``.
     """
-    import torch  # noqa: PLC0415 - sources are resolved by commands that need no torch
+    import torch
 
     merged = torch.empty(base.shape, dtype=base.dtype)
     wide = right.double()
@@ -325,7 +325,7 @@ def add_low_rank(base: "Tensor", left: "Tensor", right: "Tensor", scaling: float
 
 def _round_once(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
     """Round float64 to a dtype; torch would round half precision twice, by way of float32."""
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     if dtype == torch.float32:
         return values.float()

@@ -120,7 +120,7 @@ class JobClient:
         token = find_token(access.token_file)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         _check_version(self.address, self._ask_version(access, headers))
-        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
+        from ray.job_submission import JobSubmissionClient
 
         # They would say what they pack and upload.
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):

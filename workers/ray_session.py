@@ -114,7 +114,7 @@ def _code_for(address: str) -> dict[str, Any]:
     return {"runtime_env": {"py_modules": packages}}
 
 
-def _init(**options: Any) -> None:  # noqa: ANN401 - Ray's own options
+def _init(**options: Any) -> None:
     ray.init(**options, namespace="mergefront", configure_logging=False, log_to_driver=False)
 
 

@@ -189,8 +189,8 @@ def _directory_of(name: str, source: ModelSource) -> Path:
 
 def _download(name: str, source: ModelSource) -> Path:
     # The client takes a third of a second to import, and most jobs name directories.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - heavy
-    from huggingface_hub.errors import (  # noqa: PLC0415 - heavy
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,

@@ -60,7 +60,7 @@ def check_duplicates(reader: "CheckpointReader") -> None:
     """
     if not reader.duplicates:
         return
-    import torch  # noqa: PLC0415 - only files that hold something twice need it
+    import torch
 
     def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
         # As bytes: NaN equals itself, and -0 does not equal 0.

@@ -173,7 +173,7 @@ def machine_of(workers: WorkerSettings) -> Machine:
     host_bytes = int(psutil.virtual_memory().available)
     if workers.device == "cpu":
         return Machine(host_bytes, None, {"host": _host_rate()})
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     if not torch.cuda.is_available():
         return Machine(host_bytes, None, {})
@@ -189,7 +189,7 @@ def _host_rate() -> float:
 
 
 def _gpu_rates() -> dict[Lane, float]:
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     def probe(target: torch.Tensor, origin: torch.Tensor) -> float:
         def copy() -> None:

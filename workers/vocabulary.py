@@ -153,7 +153,7 @@ def fit_live_model(
         home: Directory of the :func:`companion`.
         vocabulary: Of the recipes that will be materialized.
     """
-    from transformers import GenerationConfig  # noqa: PLC0415 - heavy
+    from transformers import GenerationConfig
 
     model.resize_token_embeddings(vocabulary.rows, mean_resizing=False)
     with CheckpointReader(reference) as here, CheckpointReader(home) as there:
@@ -289,7 +289,7 @@ class FittedReader(CheckpointReader):
         return len(self._segments) == 1 and not is_widened
 
     def _joined(self, name: str) -> "Tensor":
-        import torch  # noqa: PLC0415 - readers are opened by commands that need no torch
+        import torch
 
         entry = self.entries[name]
         joined = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))

@@ -78,7 +78,7 @@ class ArchivedSearch:
     @cached_property
     def manifest(self) -> "Manifest":
         """The items of every split."""
-        from evaluators.manifest import Manifest  # noqa: PLC0415 - most readers never need it
+        from evaluators.manifest import Manifest
 
         return Manifest.from_json(self._search.manifest)
 

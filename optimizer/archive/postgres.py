@@ -68,7 +68,7 @@ def database_engine(place: DatabasePlace, *, writable: bool) -> Engine:
     keywords: dict[str, Any] = {**_CLIENT, **place.connection, "options": options}
 
     def connect() -> Any:  # noqa: ANN401 - psycopg may be missing when this is read
-        import psycopg  # noqa: PLC0415 - optional
+        import psycopg
 
         return psycopg.connect(**keywords)
 

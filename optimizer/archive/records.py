@@ -116,7 +116,7 @@ def sources_to_json(sources: "Sources") -> str:
 
 def json_to_sources(text: str) -> "Sources":
     """Read what ``sources_to_json`` wrote."""
-    from workers.sources import ResolvedSource, Sources  # noqa: PLC0415 - reading needs no torch
+    from workers.sources import ResolvedSource, Sources
 
     content = json.loads(text)
     base, *checkpoints = (

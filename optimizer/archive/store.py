@@ -140,9 +140,9 @@ def backend_of(place: AnyPlace) -> Backend:
     except ValueError as error:
         raise ArchiveError(f"there can be no archive: {error}") from None
     if isinstance(found, DatabasePlace):
-        from optimizer.archive.postgres_store import PostgresBackend  # noqa: PLC0415 - few need it
+        from optimizer.archive.postgres_store import PostgresBackend
 
         return PostgresBackend(found)
-    from optimizer.archive.sqlite_store import SqliteBackend  # noqa: PLC0415 - imports this module
+    from optimizer.archive.sqlite_store import SqliteBackend
 
     return SqliteBackend(found)

@@ -40,7 +40,7 @@ def access_of(
     address: str | None, token_file: Path | None, ca: Path | None, insecure: bool
 ) -> "ClusterAccess":
     """Say how to reach a cluster, from the options of a command."""
-    from workers.ray_jobs import ClusterAccess  # noqa: PLC0415 - only these commands need it
+    from workers.ray_jobs import ClusterAccess
 
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     return ClusterAccess(found, token_file=token_file, ca=ca, verify=not insecure)
@@ -69,7 +69,7 @@ def launch(
     as_json: AsJson = False,
 ) -> None:
     """Run a search on a Ray cluster, or go on with it there, and return."""
-    from optimizer.cli import launch_commands  # noqa: PLC0415 - heavy
+    from optimizer.cli import launch_commands
 
     launch_commands.launch(
         job,
@@ -92,7 +92,7 @@ def logs(
     tls_insecure: Insecure = False,
 ) -> None:
     """Print what a launched search says."""
-    from optimizer.cli import launch_commands  # noqa: PLC0415 - heavy
+    from optimizer.cli import launch_commands
 
     launch_commands.logs(job, access_of(address, token_file, tls_ca, tls_insecure), follow=follow)
 
@@ -107,7 +107,7 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """End a launched search; launching it again goes on with it."""
-    from optimizer.cli import launch_commands  # noqa: PLC0415 - heavy
+    from optimizer.cli import launch_commands
 
     launch_commands.stop(job, access_of(address, token_file, tls_ca, tls_insecure), as_json=as_json)
 
@@ -121,7 +121,7 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List the searches that were launched on a cluster."""
-    from optimizer.cli import launch_commands  # noqa: PLC0415 - heavy
+    from optimizer.cli import launch_commands
 
     launch_commands.list_jobs(access_of(address, token_file, tls_ca, tls_insecure), as_json=as_json)
 
@@ -146,12 +146,12 @@ def status(
         archive.startswith("mergefront-") and not Path(archive).exists()
     )
     if is_job:
-        from optimizer.cli import launch_commands  # noqa: PLC0415 - heavy
+        from optimizer.cli import launch_commands
 
         access = access_of(address, token_file, tls_ca, tls_insecure)
         launch_commands.status(archive, access, as_json=as_json)
         return
-    from optimizer.cli import read_commands  # noqa: PLC0415 - heavy
+    from optimizer.cli import read_commands
 
     read_commands.status(archive, as_json=as_json)
 

@@ -44,11 +44,11 @@ def export(
     as_json: bool,
 ) -> None:
     """Choose a merge and write it as a checkpoint directory, in another dtype where asked."""
-    from optimizer.publish import gguf_check  # noqa: PLC0415 - heavy
-    from optimizer.publish.export import export as write_export  # noqa: PLC0415 - a command's name
-    from optimizer.publish.rescore import rescored_record  # noqa: PLC0415 - heavy
-    from optimizer.results.select import choose, recorded_choice  # noqa: PLC0415 - heavy
-    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
+    from optimizer.publish import gguf_check
+    from optimizer.publish.export import export as write_export
+    from optimizer.publish.rescore import rescored_record
+    from optimizer.results.select import choose, recorded_choice
+    from workers.checkpoint_writer import refuse_used
 
     wishes = numbers("--prefer", prefer)
     floors = numbers("--at-least", at_least)
@@ -116,7 +116,7 @@ def _refuse_two_choices(candidate: int | None, chosen_by: str | None, *, has_wis
 
 def _verified(archive: Archive, done: "Exported") -> "Verification":
     """Score what was written by stock lm-eval, and say on standard error what came of it."""
-    from optimizer.publish.verify_export import verify  # noqa: PLC0415 - torch and lm-eval
+    from optimizer.publish.verify_export import verify
 
     _note(f"scoring {done.directory} with stock lm-eval")
     found = verify(archive, done.directory)
@@ -128,7 +128,7 @@ def _other_dtype(
     archive: Archive, choice: "Choice", dtype: DtypeName, *, score: bool
 ) -> "OtherDtype | None":
     """Return the merge in a dtype, scored where asked, or None where it has that already."""
-    from optimizer.publish.rescore import in_dtype, render_rescored, rescore  # noqa: PLC0415 - heavy
+    from optimizer.publish.rescore import in_dtype, render_rescored, rescore
 
     searched = choice.candidate.recipe.dtype
     other = in_dtype(choice, dtype)

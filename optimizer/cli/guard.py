@@ -17,7 +17,7 @@ def registered_on(app: typer.Typer, name: str | None = None) -> Callable[[Comman
 
     def register(function: Command) -> Command:
         @functools.wraps(function)
-        def guarded(**arguments: Any) -> None:  # noqa: ANN401 - typer passes what is declared
+        def guarded(**arguments: Any) -> None:
             try:
                 function(**arguments)
             except MergefrontError as error:

@@ -29,7 +29,7 @@ class InitFlags:
 
 def init(path: Path, flags: InitFlags) -> None:
     """Write a job file, and print its name."""
-    from optimizer.preflight.draft import Wishes, draft_job, render_draft  # noqa: PLC0415 - heavy
+    from optimizer.preflight.draft import Wishes, draft_job, render_draft
 
     if path.exists() and not flags.force:
         # Before anything is asked.

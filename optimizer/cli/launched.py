@@ -55,8 +55,8 @@ def check_versions(python: str, ray: str) -> None:
 
 
 def _run(path: Path) -> None:
-    from configs.schema import JobConfig  # noqa: PLC0415 - after the versions are known to fit
-    from optimizer.cli.search_commands import run_or_resume  # noqa: PLC0415 - as above
+    from configs.schema import JobConfig
+    from optimizer.cli.search_commands import run_or_resume
 
     # Not `load_job`: the paths are relative to where this job was unpacked, on every node.
     job = JobConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))

@@ -28,9 +28,9 @@ def merge(
     """Make one merge of a recipe or a mergekit file."""
     max_shard_bytes = size_in_bytes(max_shard_size)
     wanted = dtype_of(dtype)
-    from optimizer.publish.merge_file import plan_merge, write_merge  # noqa: PLC0415 - torch
-    from optimizer.publish.recipe_file import read_recipe_file  # noqa: PLC0415 - heavy
-    from workers.checkpoint_writer import refuse_used  # noqa: PLC0415 - heavy
+    from optimizer.publish.merge_file import plan_merge, write_merge
+    from optimizer.publish.recipe_file import read_recipe_file
+    from workers.checkpoint_writer import refuse_used
 
     # Told before anything is read.
     refuse_used(out.expanduser().absolute())
@@ -67,7 +67,7 @@ def merge(
 
 
 def _print_plan(recipe: MergeRecipe, record: dict[str, object]) -> None:
-    from optimizer.publish.merge_file import recipe_rows  # noqa: PLC0415 - torch
+    from optimizer.publish.merge_file import recipe_rows
 
     console = stdout_console()
     options = "".join(f", {key} {value:g}" for key, value in recipe.options.items())
@@ -99,7 +99,7 @@ def recipe(
         raise _wrong("--format", f"`{form}` is no format; there are {', '.join(FORMATS)}")
     if out is not None and out.exists():
         raise _wrong("--out", f"{out} already exists; choose another name")
-    from optimizer.archive.sqlite import is_sqlite  # noqa: PLC0415 - SQLAlchemy
+    from optimizer.archive.sqlite import is_sqlite
 
     path = Path(file)
     # What is no file at all is refused by who reads it.
@@ -122,11 +122,11 @@ def recipe(
 
 
 def _of_archive(place: str, recipe_id: str | None, form: str) -> str:
-    from optimizer.archive.archive import Archive  # noqa: PLC0415 - heavy
-    from optimizer.publish.export import recipe_json  # noqa: PLC0415 - heavy
-    from optimizer.publish.mergekit_export import mergekit_yaml  # noqa: PLC0415 - heavy
-    from optimizer.publish.recipe_file import read_layout, spelled_as  # noqa: PLC0415 - heavy
-    from optimizer.results.select import choose  # noqa: PLC0415 - heavy
+    from optimizer.archive.archive import Archive
+    from optimizer.publish.export import recipe_json
+    from optimizer.publish.mergekit_export import mergekit_yaml
+    from optimizer.publish.recipe_file import read_layout, spelled_as
+    from optimizer.results.select import choose
 
     with Archive.open(place) as archive:
         choice = choose(archive, recipe_id=recipe_id)
@@ -143,9 +143,9 @@ def _of_archive(place: str, recipe_id: str | None, form: str) -> str:
 
 
 def _of_file(path: Path, directories: Sequence[Path], form: str) -> str:
-    from optimizer.publish.merge_file import recipe_record  # noqa: PLC0415 - torch
-    from optimizer.publish.mergekit_export import mergekit_yaml  # noqa: PLC0415 - heavy
-    from optimizer.publish.recipe_file import read_layout, read_recipe_file  # noqa: PLC0415 - heavy
+    from optimizer.publish.merge_file import recipe_record
+    from optimizer.publish.mergekit_export import mergekit_yaml
+    from optimizer.publish.recipe_file import read_layout, read_recipe_file
 
     file = read_recipe_file(path, directories=directories)
     for note in file.notes:

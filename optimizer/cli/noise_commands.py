@@ -27,7 +27,7 @@ def noise(
         raise ConfigError("the command line cannot be used", [Problem("--difference", message)])
     job = load_job(job_path, overrides)
     if run:
-        from optimizer.cli.search_commands import score_singles  # noqa: PLC0415 - heavy
+        from optimizer.cli.search_commands import score_singles
 
         score_singles(job_path, overrides=overrides)
     elif not Archive.exists(job.archive):

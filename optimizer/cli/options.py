@@ -62,7 +62,7 @@ def read_overrides(settings: list[str] | None, evaluations: int | None = None) -
     Raises:
         ConfigError: An option is not KEY=VALUE, or its value is not YAML.
     """
-    import yaml  # noqa: PLC0415 - only commands that take such options need it
+    import yaml
 
     overrides: dict[str, object] = {}
     problems = []

@@ -18,9 +18,9 @@ def push(
     as_json: bool,
 ) -> None:
     """Check an exported directory, upload it, and print where it is."""
-    from optimizer.publish.push import Destination  # noqa: PLC0415 - heavy
-    from optimizer.publish.push import push as upload_to_hub  # noqa: PLC0415 - a command's name
-    from optimizer.publish.push_check import check_upload  # noqa: PLC0415 - heavy
+    from optimizer.publish.push import Destination
+    from optimizer.publish.push import push as upload_to_hub
+    from optimizer.publish.push_check import check_upload
 
     destination = Destination(repo_id, public, revision, message, create_pr)
     destination.check()

@@ -84,8 +84,8 @@ def _split(text: str) -> SplitName:
 
 def plot(place: str, *, out: Path | None) -> None:
     """Draw the pictures and print where they are."""
-    from optimizer.report.plot import Picture, write_png  # noqa: PLC0415 - matplotlib and plotly
-    from optimizer.report.plot_html import write_html  # noqa: PLC0415 - heavy
+    from optimizer.report.plot import Picture, write_png
+    from optimizer.report.plot_html import write_html
 
     with Archive.open(place) as archive:
         picture = Picture.of(archive)

@@ -11,9 +11,9 @@ def report(
     place: str, *, html: Path | None, markdown: Path | None, png: Path | None, as_json: bool
 ) -> None:
     """Print the report of a search, or write it where a file is named; then print the files."""
-    from optimizer.report.report import render, report_of, report_record  # noqa: PLC0415 - the verdict
-    from optimizer.report.sections import document_of  # noqa: PLC0415 - matplotlib
-    from optimizer.report.write import check_targets, write_report  # noqa: PLC0415 - heavy
+    from optimizer.report.report import render, report_of, report_record
+    from optimizer.report.sections import document_of
+    from optimizer.report.write import check_targets, write_report
 
     check_targets(html, markdown, png)
     with Archive.open(place) as archive:

@@ -102,9 +102,9 @@ def run_archived(
 
     ``command`` is that command where it is another one than ``resume``.
     """
-    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
-    from workers.ray_metrics import metrics_url  # noqa: PLC0415 - imports Ray: only now
-    from workers.ray_pool import RayPool  # noqa: PLC0415 - as above
+    from workers.job import WorkerSpec
+    from workers.ray_metrics import metrics_url
+    from workers.ray_pool import RayPool
 
     job = prepared.job
     spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
@@ -136,7 +136,7 @@ def watchers(archive: Archive, job: JobConfig) -> AbstractContextManager[Telemet
     """Return the telemetry of a search that a pool of Ray runs."""
 
     def ray_meters() -> Meters:
-        from workers.ray_metrics import RayMeters  # noqa: PLC0415 - imports Ray
+        from workers.ray_metrics import RayMeters
 
         return RayMeters(METERS, archive.uid)
 

@@ -97,7 +97,7 @@ def run(
 
 def _warm_start(place: str, prepared: Prepared, console: Console) -> WarmStart:
     """Take from an archive what means something in a new search, and say what that is."""
-    from optimizer.warm_start import describe, warm_start_from  # noqa: PLC0415 - only here
+    from optimizer.warm_start import describe, warm_start_from
 
     with Archive.open(place) as earlier:
         start = warm_start_from(earlier, prepared.job, prepared.space, prepared.manifest)
@@ -111,8 +111,8 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
 
     Does nothing where they have been scored. A job that is not the archive's is refused.
     """
-    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
-    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+    from workers.job import WorkerSpec
+    from workers.ray_pool import RayPool
 
     console = stderr_console()
     announce = partial(say, console, style="dim")
@@ -177,10 +177,10 @@ def resume(
 
 def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
     """Run random search at the budget of a finished search, beside its archive, and compare."""
-    from optimizer.remembered import RememberingPool  # noqa: PLC0415 - with what it wraps
-    from optimizer.rival import rival_job  # noqa: PLC0415 - only here
-    from workers.job import WorkerSpec  # noqa: PLC0415 - heavy
-    from workers.ray_pool import RayPool  # noqa: PLC0415 - imports Ray: only now
+    from optimizer.remembered import RememberingPool
+    from optimizer.rival import rival_job
+    from workers.job import WorkerSpec
+    from workers.ray_pool import RayPool
 
     console = stderr_console()
     with ExitStack() as stack:
@@ -222,8 +222,8 @@ def run_or_resume(job: JobConfig) -> None:
         ClusterError: The cluster cannot be joined, or a node lacks a checkpoint.
         JobChangedError: Another search is in the archive.
     """
-    from workers.ray_cluster import require_models  # noqa: PLC0415 - imports Ray: only now
-    from workers.ray_session import ray_session, require_resources  # noqa: PLC0415 - as above
+    from workers.ray_cluster import require_models
+    from workers.ray_session import ray_session, require_resources
 
     console = stderr_console()
     with ray_session(job.workers):

@@ -71,8 +71,8 @@ def serve(
 ) -> None:
     """Serve searches to browsers and programs, over HTTP with a token."""
     _require_extra()
-    from optimizer.service.server import serve as run  # noqa: PLC0415 - heavy
-    from optimizer.service.settings import (  # noqa: PLC0415 - heavy
+    from optimizer.service.server import serve as run
+    from optimizer.service.settings import (
         ServiceSettings,
         existing_directories,
         existing_scorers,
@@ -111,7 +111,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _require_extra() -> None:
-    from importlib.util import find_spec  # noqa: PLC0415 - only here
+    from importlib.util import find_spec
 
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:

@@ -86,7 +86,7 @@ def _python() -> Finding:
 
 def _packages() -> Finding:
     """Compare what is installed with what this mergefront asks for."""
-    from packaging.requirements import Requirement  # noqa: PLC0415 - comes with transformers
+    from packaging.requirements import Requirement
 
     try:
         asked = [Requirement(text) for text in requires("mergefront") or ()]
@@ -121,7 +121,7 @@ def _machine() -> Finding:
 
 
 def _gpus() -> Finding:
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     here = find_hardware()
     if here.gpus:
@@ -177,7 +177,7 @@ def _disk_rates(directory: Path) -> tuple[float, float]:
 
 
 def _cache() -> Finding:
-    from workers.user_cache import user_cache  # noqa: PLC0415 - heavy
+    from workers.user_cache import user_cache
 
     place = user_cache()
     if reason := why_not_writable(place):
@@ -197,7 +197,7 @@ def _shared_memory() -> Finding:
 
 
 def _ifeval_data() -> Finding:
-    import nltk  # noqa: PLC0415 - heavy
+    import nltk
 
     try:
         place = nltk.data.find("tokenizers/punkt_tab")
@@ -209,8 +209,8 @@ def _ifeval_data() -> Finding:
 
 def _sandbox() -> Finding:
     """Run a program in the sandbox that is the default, else in the weaker one."""
-    from configs.evaluation import SandboxKind  # noqa: PLC0415 - heavy
-    from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
+    from configs.evaluation import SandboxKind
+    from evaluators.sandbox import Sandbox
 
     def runs(kind: SandboxKind) -> str:
         try:
@@ -230,8 +230,8 @@ def _sandbox() -> Finding:
 
 
 def _ray() -> Finding:
-    from configs.worker_settings import WorkerSettings  # noqa: PLC0415 - heavy
-    from workers.ray_session import ray_session  # noqa: PLC0415 - Ray
+    from configs.worker_settings import WorkerSettings
+    from workers.ray_session import ray_session
 
     start = time.perf_counter()
     with ray_session(WorkerSettings(count=1, cpus=0.1)):
@@ -240,7 +240,7 @@ def _ray() -> Finding:
 
 
 def _hub() -> Finding:
-    from huggingface_hub import constants, get_session, get_token  # noqa: PLC0415 - heavy
+    from huggingface_hub import constants, get_session, get_token
 
     advice = "name models by directory, and items by evaluation.data_dir"
     if constants.HF_HUB_OFFLINE:

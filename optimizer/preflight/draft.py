@@ -94,8 +94,8 @@ def draft_job(wishes: Wishes, hardware: Hardware | None = None) -> Draft:
         ConfigError: Names, tasks or their items cannot be used.
         CheckpointError: Models are missing, damaged or do not fit together.
     """
-    from workers.compat import check_compatible  # noqa: PLC0415 - torch
-    from workers.sources import resolve_sources  # noqa: PLC0415 - torch
+    from workers.compat import check_compatible
+    from workers.sources import resolve_sources
 
     machine = find_hardware() if hardware is None else hardware
     content = _content(wishes)
@@ -193,7 +193,7 @@ def _count_items(job: JobConfig) -> dict[str, int]:
     Raises:
         ConfigError: One cannot.
     """
-    from evaluators.suite import JobSuite  # noqa: PLC0415 - lm-eval
+    from evaluators.suite import JobSuite
 
     suite = JobSuite(job.objectives, job.evaluation)
     counts = {name: len(set(scorer.items)) for name, scorer in suite.scorers.items()}

@@ -48,8 +48,8 @@ def try_prompts(job: JobConfig, sources: "Sources", suite: "JobSuite") -> None:
     """
     if suite.lm_eval is None:
         return
-    from evaluators.harness import prompt_problems  # noqa: PLC0415 - heavy
-    from workers.job import WorkerSpec, load_skeleton  # noqa: PLC0415 - heavy
+    from evaluators.harness import prompt_problems
+    from workers.job import WorkerSpec, load_skeleton
 
     live = load_skeleton(WorkerSpec(job, sources, suite.manifest))
     if problems := prompt_problems(suite.lm_eval, live):
@@ -96,7 +96,7 @@ def try_scorers(
 def _problem_of(
     job: JobConfig, suite: "JobSuite", scorer: "LoadedScorer", live: "LiveModel"
 ) -> str:
-    from evaluators.python_scorer import ScorerEvaluator  # noqa: PLC0415 - heavy
+    from evaluators.python_scorer import ScorerEvaluator
 
     evaluator = ScorerEvaluator([scorer], batch_size=job.evaluation.batch_size)
     task = scorer.spec.task
@@ -123,7 +123,7 @@ def _load(
     job: JobConfig, sources: "Sources", suite: "JobSuite", pool: "PoolReport"
 ) -> tuple["LiveModel | None", str]:
     """Load the base, or its first layers; returns it and what to call it, or why there is none."""
-    from workers.job import WorkerSpec, load_live_model  # noqa: PLC0415 - heavy
+    from workers.job import WorkerSpec, load_live_model
 
     workers = job.workers.model_copy(update={"device": "cpu", "gpus": 0.0, "residency": "auto"})
     spec = WorkerSpec(job.model_copy(update={"workers": workers}), sources, suite.manifest)
@@ -143,7 +143,7 @@ def _load(
 
 def _cut_config(sources: "Sources") -> tuple["PreTrainedConfig | None", int]:
     """Return the config of a model with its first layers only, and how many there are in all."""
-    from transformers import AutoConfig  # noqa: PLC0415 - heavy
+    from transformers import AutoConfig
 
     directory = sources.reference.directory
     try:
@@ -169,7 +169,7 @@ def _cut_config(sources: "Sources") -> tuple["PreTrainedConfig | None", int]:
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """Hide the list of weights that are left out on purpose."""
-    from transformers.utils.logging import get_verbosity, set_verbosity  # noqa: PLC0415 - heavy
+    from transformers.utils.logging import get_verbosity, set_verbosity
 
     before = get_verbosity()
     set_verbosity(logging.ERROR)

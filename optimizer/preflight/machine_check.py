@@ -17,7 +17,7 @@ from workers.pool_size import local_count
 
 def check_sandbox(job: JobConfig) -> None:
     """Run a program in the sandbox, where the workers of this machine will need it."""
-    from evaluators.sandbox import Sandbox  # noqa: PLC0415 - heavy
+    from evaluators.sandbox import Sandbox
 
     if job.evaluation.allow_code_execution and job.workers.address is None:
         with Sandbox(job.evaluation.sandbox) as sandbox:
@@ -42,7 +42,7 @@ def check_device(job: JobConfig) -> None:
         return
     gpus = find_gpus()
     if not gpus:
-        import torch  # noqa: PLC0415 - heavy
+        import torch
 
         raise ConfigError.single(
             "workers.device",

@@ -143,7 +143,7 @@ def prepare(
         EvaluationError: Generated code cannot be contained here.
         ArchiveError: There is such an archive already, or what it was made from has changed.
     """
-    from evaluators.suite import JobSuite  # noqa: PLC0415 - scorers import what they like
+    from evaluators.suite import JobSuite
 
     checks = _Checks()
     warnings: list[str] = []

@@ -44,7 +44,7 @@ def card_metadata(
         job: Says how tasks were scored; needed with ``results``.
         results: Task -> its scores on the report split.
     """
-    from huggingface_hub import ModelCardData  # noqa: PLC0415 - a third of a second
+    from huggingface_hub import ModelCardData
 
     pipeline = _TEXT if is_causal else next((c.pipeline_tag for c in cards if c.pipeline_tag), None)
     data = ModelCardData(
@@ -66,7 +66,7 @@ def card_metadata(
 def _results(
     job: JobConfig, results: Mapping[str, TaskScores], task_type: str
 ) -> "list[EvalResult]":
-    from huggingface_hub import EvalResult  # noqa: PLC0415 - a third of a second
+    from huggingface_hub import EvalResult
 
     specs = [spec for objective in job.objectives.values() for spec in objective.tasks]
     found = []

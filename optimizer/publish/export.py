@@ -70,7 +70,7 @@ def export(
         CheckpointError: The target exists, a source is gone or has changed, the disk is full, or
             the written weights are not those that were scored. Nothing is left behind.
     """
-    from workers.merged_checkpoint import write_checkpoint  # noqa: PLC0415 - torch
+    from workers.merged_checkpoint import write_checkpoint
 
     out_dir = out_dir.expanduser().absolute()
     expected: str | None = archive.weights_digest(choice.candidate.index)
@@ -188,7 +188,7 @@ def recipe_json(
 
 def _device_of(archive: "Archive") -> str:
     """Where to merge: on the kind of device that scored, where this machine has one."""
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     wanted = archive.job.workers.device
     return wanted if wanted == "cuda" and torch.cuda.is_available() else "cpu"

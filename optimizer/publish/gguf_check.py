@@ -134,7 +134,7 @@ def check_gguf(directory: Path) -> GgufCheck:
 
 def _architecture(model_type: str) -> "tuple[str, MODEL_ARCH] | None":
     """Find the architecture of a model type of transformers: its name without punctuation."""
-    from gguf.constants import MODEL_ARCH_NAMES  # noqa: PLC0415 - an extra
+    from gguf.constants import MODEL_ARCH_NAMES
 
     if model_type in _NOT_CONVERTED:
         return None
@@ -149,7 +149,7 @@ def _unknown_tensors(
     arch: "MODEL_ARCH", config: Mapping[str, Any], names: Iterable[str]
 ) -> list[str]:
     """Return the tensors that have no name in an architecture."""
-    from gguf import get_tensor_name_map  # noqa: PLC0415 - an extra
+    from gguf import get_tensor_name_map
 
     text = {**config, **config.get("text_config", {})}
     num_layers = next((int(text[key]) for key in _NUM_LAYERS if key in text), 0)
@@ -172,7 +172,7 @@ def _tokenizer_findings(
     directory: Path, config: Mapping[str, Any]
 ) -> tuple[list[Problem], list[str]]:
     """Return what is wrong with the tokenizer's files, and what is only odd."""
-    from gguf.vocab import SpecialVocab  # noqa: PLC0415 - an extra
+    from gguf.vocab import SpecialVocab
 
     path = directory / "tokenizer.json"
     if (directory / "tokenizer.model").is_file():

@@ -72,7 +72,7 @@ def write_merge(
         CheckpointError: The target exists, a source is not usable, the disk is full, or the
             weights are not those that the recipe's file records. Nothing is left behind.
     """
-    from workers.merged_checkpoint import write_checkpoint  # noqa: PLC0415 - torch
+    from workers.merged_checkpoint import write_checkpoint
 
     out_dir = out_dir.expanduser().absolute()
     refuse_used(out_dir)

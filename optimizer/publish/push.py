@@ -44,8 +44,8 @@ class Destination:
         Raises:
             ConfigError: A name is no name of a repository, or options exclude each other.
         """
-        from huggingface_hub.errors import HFValidationError  # noqa: PLC0415 - heavy
-        from huggingface_hub.utils._validators import validate_repo_id  # noqa: PLC0415 - heavy
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
 
         problems = []
         try:
@@ -109,7 +109,7 @@ def _client() -> "HfApi":
     Raises:
         HubError: There is none, or the hub must not be asked.
     """
-    from huggingface_hub import HfApi, constants, get_token  # noqa: PLC0415 - heavy
+    from huggingface_hub import HfApi, constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         raise HubError(
@@ -127,7 +127,7 @@ def _client() -> "HfApi":
 
 def _refuse_public(api: "HfApi", repo_id: str, destination: Destination) -> None:
     """Refuse to put files where everybody sees them, unless that was asked for."""
-    from huggingface_hub.errors import RepositoryNotFoundError  # noqa: PLC0415 - heavy
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         is_private = bool(api.repo_info(repo_id).private)
@@ -144,7 +144,7 @@ def _refuse_public(api: "HfApi", repo_id: str, destination: Destination) -> None
 @contextmanager
 def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turn what the client raises into errors that say what to do."""
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
+    from huggingface_hub.errors import HfHubHTTPError
 
     # Of the HTTP library, which one that is depends on the client's version.
     unreachable = next(

@@ -117,7 +117,7 @@ def _read_recipe(directory: Path) -> tuple[dict[str, object], list[Problem]]:
 
 
 def _card_problems(directory: Path) -> list[Problem]:
-    from huggingface_hub.repocard import metadata_load  # noqa: PLC0415 - a third of a second
+    from huggingface_hub.repocard import metadata_load
 
     try:
         metadata = metadata_load(directory / CARD_FILE)

@@ -88,8 +88,8 @@ def rescore(
         EvaluationError: The merge cannot be scored, in this dtype for example.
         JobChangedError: The tasks are not those of the search any more.
     """
-    from optimizer.preflight.preflight import prepare  # noqa: PLC0415 - heavy
-    from workers.job import JobRunner, WorkerSpec  # noqa: PLC0415 - heavy
+    from optimizer.preflight.preflight import prepare
+    from workers.job import JobRunner, WorkerSpec
 
     job = _job_here(archive.job, other.recipe.dtype)
     prepared = prepare(job, archive=archive, announce=announce)

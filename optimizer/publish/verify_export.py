@@ -243,8 +243,8 @@ def rescore(
     Raises:
         EvaluationError: A scorer fails.
     """
-    import torch  # noqa: PLC0415 - heavy
-    import transformers  # noqa: PLC0415 - heavy
+    import torch
+    import transformers
 
     torch.set_num_threads(job.workers.threads)
     config = json.loads((directory / "config.json").read_text())

@@ -46,7 +46,7 @@ def posterior_scores(
         Scores whose ``stderr`` is the posterior's standard deviation; empty with fewer than
         ``MIN_OBSERVATIONS`` scored merges of the job's method.
     """
-    from optimizer.surrogate.surrogate import posterior_candidates  # noqa: PLC0415 - scipy, for whoever asks
+    from optimizer.surrogate.surrogate import posterior_candidates
 
     known = select or {}
     pooled = [

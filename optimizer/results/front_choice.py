@@ -81,8 +81,8 @@ def wished_front(
         ConfigError: The wish makes no sense, or nothing meets its floors.
         ArchiveError: Something is wished for, and nothing was scored yet.
     """
-    from optimizer.results.belief import believed_candidates  # noqa: PLC0415 - the surrogate
-    from optimizer.results.select import choice_from, ranked  # noqa: PLC0415 - the surrogate
+    from optimizer.results.belief import believed_candidates
+    from optimizer.results.select import choice_from, ranked
 
     is_raw = wish.raw or split != "search"
     if not wish.is_plain and is_raw:

@@ -294,7 +294,7 @@ class ServiceClient:
         answer = self._send("POST", path, json=body, **longer)
         return kind.model_validate_json(answer.content)
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:  # noqa: ANN401 - passed on
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         headers = {**self._headers, "X-Mergefront": "1"}
         answer = self._http.request(method, f"{self._url}{path}", headers=headers, **arguments)
         _raise_for(answer)

@@ -148,7 +148,7 @@ class Cluster:
             return error
 
     def _connected(self) -> "JobClient":
-        from workers.ray_jobs import JobClient  # noqa: PLC0415 - imports Ray
+        from workers.ray_jobs import JobClient
 
         if self._access is None:
             raise ClusterError("the service was started without --address")

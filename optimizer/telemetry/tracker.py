@@ -104,19 +104,19 @@ def tracker_makers(telemetry: TelemetrySettings) -> dict[str, Callable[[], Track
 
 
 def _tensorboard(settings: TensorBoardSettings) -> Tracker:
-    from optimizer.telemetry.tracker_tensorboard import TensorBoardTracker  # noqa: PLC0415 - optional
+    from optimizer.telemetry.tracker_tensorboard import TensorBoardTracker
 
     return TensorBoardTracker(settings)
 
 
 def _mlflow(settings: MlflowSettings) -> Tracker:
-    from optimizer.telemetry.tracker_mlflow import MlflowTracker  # noqa: PLC0415 - optional
+    from optimizer.telemetry.tracker_mlflow import MlflowTracker
 
     return MlflowTracker(settings)
 
 
 def _wandb(settings: WandbSettings) -> Tracker:
-    from optimizer.telemetry.tracker_wandb import WandbTracker  # noqa: PLC0415 - optional
+    from optimizer.telemetry.tracker_wandb import WandbTracker
 
     return WandbTracker(settings)
 

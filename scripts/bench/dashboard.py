@@ -63,7 +63,7 @@ def browsing() -> Iterator["Page"]:
         RuntimeError: There is none.
     """
     # Of the development tools, which other benchmarks do without.
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - optional
+    from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:

@@ -83,8 +83,8 @@ def _problem(suite: str, doc: Mapping[str, Any]) -> Problem:
 
 def stock_metrics() -> dict[str, Metric]:
     """Return suite -> metric, as lm-eval's stock task files name them."""
-    import lm_eval  # noqa: PLC0415 - takes a second
-    from lm_eval.tasks._yaml_loader import load_yaml  # noqa: PLC0415 - as above
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     tasks = Path(lm_eval.__file__).parent / "tasks"
     with sandboxed_code_eval():

@@ -84,10 +84,10 @@ def run_closed(given: argparse.Namespace) -> list[SearchRow]:
 
 def run_zoo(given: argparse.Namespace) -> tuple[list[dict[str, object]], bool]:
     """Run part two, or what is missing of it; returns its rows, and whether they are all."""
-    from scripts.bench import search_zoo  # noqa: PLC0415 - torch, for whoever asks
-    from scripts.bench.zoo_runs import VARIANTS as RIVALS  # noqa: PLC0415 - as above
-    from scripts.zoo.build import build_zoo  # noqa: PLC0415 - as above
-    from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe  # noqa: PLC0415 - as above
+    from scripts.bench import search_zoo
+    from scripts.bench.zoo_runs import VARIANTS as RIVALS
+    from scripts.zoo.build import build_zoo
+    from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe
 
     arguments = ["--zoo", str(given.zoo), "--runs", str(given.zoo_runs)]
     minutes = float("inf")
@@ -140,7 +140,7 @@ def main() -> None:
         return
     print(table(closed))
     if zoo:
-        from scripts.bench.search_zoo import show  # noqa: PLC0415 - torch, for whoever asks
+        from scripts.bench.search_zoo import show
 
         show(zoo)
     if not complete:

@@ -174,7 +174,7 @@ def _work(
     recipe: Recipe, checkpoint: Checkpoint, out: Path, seed: int, steps: queue.Queue[Any]
 ) -> Trained:
     """Make one checkpoint; the body of a worker process."""
-    from scripts.zoo.work import make_checkpoint  # noqa: PLC0415 - torch, in the worker only
+    from scripts.zoo.work import make_checkpoint
 
     return make_checkpoint(
         recipe,
