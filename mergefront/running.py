@@ -55,14 +55,7 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     from optimizer.preflight.preflight import prepare
 
     prepared = prepare(job)
-    archive = Archive.create(
-        job.archive,
-        job=job,
-        job_path=None,
-        sources=prepared.sources,
-        manifest=prepared.manifest,
-    )
-    return _search(archive, prepared, on_outcome, in_process)
+    return _search(prepared.new_archive(), prepared, on_outcome, in_process)
 
 
 def resume(

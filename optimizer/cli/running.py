@@ -69,14 +69,7 @@ def open_or_begin(job: JobConfig, console: Console, refusal: str) -> tuple[Archi
     place = job.archive
     if not Archive.exists(place):
         prepared = prepare(job, announce=announce)
-        archive = Archive.create(
-            place,
-            job=job,
-            job_path=None,
-            sources=prepared.sources,
-            manifest=prepared.manifest,
-        )
-        return archive, prepared
+        return prepared.new_archive(), prepared
     archive = Archive.open(place, writable=True)
     with ExitStack() as on_error:
         on_error.enter_context(archive)

@@ -82,14 +82,7 @@ def run(
     prepared = prepare(job, announce=partial(say, console, style="dim"))
     warn(console, prepared)
     start = None if start_from is None else _warm_start(start_from, prepared, console)
-    archive = Archive.create(
-        job.archive,
-        job=job,
-        job_path=_job_path_of(job_path, job),
-        sources=prepared.sources,
-        manifest=prepared.manifest,
-    )
-    with archive:
+    with prepared.new_archive(_job_path_of(job_path, job)) as archive:
         if start is not None:
             archive.record_warm_start(start)
         run_archived(archive, prepared, console, plain=plain, options=options_of(overrides))
@@ -122,13 +115,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
         archive = Archive.open(job.archive, writable=True)
     else:
         prepared = prepare(job, announce=announce)
-        archive = Archive.create(
-            job.archive,
-            job=job,
-            job_path=_job_path_of(job_path, job),
-            sources=prepared.sources,
-            manifest=prepared.manifest,
-        )
+        archive = prepared.new_archive(_job_path_of(job_path, job))
     with archive:
         if len(archive.outcomes("search")) >= num_singles(archive.job):
             return

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from configs.errors import (
@@ -23,6 +24,7 @@ from configs.evaluation import SPLITS
 from configs.place import FilePlace
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
+from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
 from optimizer.preflight.dry_run import try_prompts, try_scorers
 from optimizer.preflight.estimate import (
@@ -55,7 +57,6 @@ from workers.tiers import machine_of
 if TYPE_CHECKING:
     from evaluators.evaluator import TaskDescription
     from evaluators.suite import JobSuite
-    from optimizer.archive.archive import Archive
 
 Result = TypeVar("Result")
 
@@ -75,6 +76,23 @@ class Prepared:
     pool: PoolReport
     estimate: Estimate
     warnings: tuple[str, ...]
+
+    def new_archive(self, job_path: Path | None = None) -> Archive:
+        """Make the archive of the job, open for writing.
+
+        Args:
+            job_path: The file of the job, whose text is kept; None where it says something else.
+
+        Raises:
+            ArchiveExistsError: There is one already.
+        """
+        return Archive.create(
+            self.job.archive,
+            job=self.job,
+            job_path=job_path,
+            sources=self.sources,
+            manifest=self.manifest,
+        )
 
 
 class _Checks:
@@ -251,7 +269,7 @@ def _check_archive_path(job: JobConfig) -> None:
         raise ConfigError.single("archive", f"{path} cannot be made: {reason}")
 
 
-def _check_unchanged(archive: "Archive", sources: Sources, suite: "JobSuite") -> None:
+def _check_unchanged(archive: Archive, sources: Sources, suite: "JobSuite") -> None:
     """Refuse to mix scores of other weights, items or prompts into a record.
 
     Raises:

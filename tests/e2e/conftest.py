@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.e2e.browser import chromium
+
 
 class CommandLine:
     """Runs ``mergefront`` in processes of their own, in one working directory."""
@@ -69,3 +71,10 @@ def job_file(tiny_job, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium; skips where there is none."""
+    with chromium() as found:
+        yield found

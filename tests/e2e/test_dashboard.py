@@ -11,7 +11,7 @@ import yaml
 
 from optimizer.service.client import ServiceClient
 from optimizer.service.models import SearchStatus
-from tests.e2e.browser import TIMEOUT_MS, chromium, logged_in, serious_faults
+from tests.e2e.browser import TIMEOUT_MS, logged_in, serious_faults
 from tests.e2e.search_page import (
     compare_with_uniform_soup,
     download_export,
@@ -62,12 +62,6 @@ def service(tiny_job, tiny_pool, tmp_path_factory) -> Iterator[ServeCommand]:
     tasks = tiny_job().evaluation.include_path[0]
     allowed = ("--model-root", str(tiny_pool.base.parent), "--allow-tasks", tasks)
     with serving(tmp_path_factory.mktemp("dashboard"), *allowed) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
         yield found
 
 

@@ -13,7 +13,7 @@ from optimizer.archive.recorded_space import recorded_space
 from optimizer.service.app import create_app
 from optimizer.service.client import ServiceClient
 from optimizer.service.settings import ServiceSettings
-from tests.e2e.browser import chromium, logged_in
+from tests.e2e.browser import logged_in
 from tests.e2e.service_server import served
 from tests.unit.optimizer.service.large_archive import add_candidate, build_large
 
@@ -43,12 +43,6 @@ def service(archives) -> Iterator[str]:
     settings = ServiceSettings(archive_dir=archives, poll_s=0.1)
     with served(create_app(settings, TOKEN)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

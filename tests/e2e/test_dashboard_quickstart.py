@@ -8,7 +8,7 @@ import yaml
 
 from configs.load import load_job
 from optimizer.service.client import ServiceClient
-from tests.e2e.browser import chromium, logged_in
+from tests.e2e.browser import logged_in
 from tests.e2e.search_page import (
     compare_with_uniform_soup,
     download_export,
@@ -48,10 +48,9 @@ def service(tmp_path):
 
 
 def test_quickstart_search_from_its_form_to_a_model_that_loads(
-    service: ServeCommand, job_text: str, tmp_path: Path
+    browser, service: ServeCommand, job_text: str, tmp_path: Path
 ):
     with (
-        chromium() as browser,
         logged_in(browser, service.url, service.token) as page,
         ServiceClient(service.url, service.token) as client,
     ):

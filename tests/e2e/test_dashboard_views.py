@@ -10,7 +10,7 @@ import pytest
 from optimizer.archive.archive import Archive
 from optimizer.service.app import create_app
 from optimizer.service.settings import ServiceSettings
-from tests.e2e.browser import DESKTOP, PHONE, TIMEOUT_MS, chromium, logged_in, serious_faults
+from tests.e2e.browser import DESKTOP, PHONE, TIMEOUT_MS, logged_in, serious_faults
 from tests.e2e.service_server import served
 from tests.unit.optimizer.synthetic_archive import Merge, add, build
 
@@ -48,12 +48,6 @@ def service(tmp_path_factory) -> Iterator[Served]:
     settings = ServiceSettings(archive_dir=archives, poll_s=0.1)
     with served(create_app(settings, TOKEN)) as url:
         yield Served(url, archives)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

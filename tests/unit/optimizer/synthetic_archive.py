@@ -59,6 +59,23 @@ def make_manifest(objectives: Sequence[str]) -> Manifest:
     return Manifest(splits, {f"zoo_{name}": "0" * 16 for name in objectives})
 
 
+def greedy_path() -> list[Merge]:
+    """Return what a greedy soup is found by: single checkpoints, and soups of the best of them."""
+    singles = [
+        Merge(weights, (score,) * 3, report=(score,) * 3, origin=f"baseline:checkpoint {name}")
+        for weights, score, name in (
+            ((1.0, 0.0, 0.0), 0.3, "instruct"),
+            ((0.0, 1.0, 0.0), 0.4, "code"),
+            ((0.0, 0.0, 1.0), 0.2, "math"),
+        )
+    ]
+    return [
+        *singles,
+        Merge((0.5, 0.5, 0.0), (0.6,) * 3, report=(0.55,) * 3, origin="baseline:soup of a"),
+        Merge((1 / 3,) * 3, (0.5,) * 3, report=(0.5,) * 3, origin="baseline:uniform soup"),
+    ]
+
+
 def build(
     path: Path,
     merges: Sequence[Merge],

@@ -8,7 +8,7 @@ from rich.console import Console
 from optimizer.archive.archive import Archive
 from optimizer.report.report import render, report_of, report_record
 from optimizer.results import progress_view
-from tests.unit.optimizer.synthetic_archive import Merge, build
+from tests.unit.optimizer.synthetic_archive import Merge, build, greedy_path
 
 BASE = Merge((0, 0, 0), (0.1, 0.1, 0.1), report=(0.1, 0.1, 0.1), origin="baseline:base")
 SOUP = Merge(
@@ -74,19 +74,7 @@ def test_report_says_that_the_choice_is_a_baseline(make_report):
 
 
 def test_report_names_the_greedy_soup(make_report):
-    singles = [
-        Merge(weights, (score,) * 3, report=(score,) * 3, origin=f"baseline:checkpoint {name}")
-        for weights, score, name in (
-            ((1.0, 0.0, 0.0), 0.3, "instruct"),
-            ((0.0, 1.0, 0.0), 0.4, "code"),
-            ((0.0, 0.0, 1.0), 0.2, "math"),
-        )
-    ]
-    steps = [
-        Merge((0.5, 0.5, 0.0), (0.6,) * 3, report=(0.55,) * 3, origin="baseline:soup of a"),
-        Merge((1 / 3,) * 3, (0.5,) * 3, report=(0.5,) * 3, origin="baseline:uniform soup"),
-    ]
-    report = make_report(*singles, *steps, winner(0.9), chosen=5)
+    report = make_report(*greedy_path(), winner(0.9), chosen=5)
     assert report.baselines["greedy soup"] == report.baselines["soup of a"]
     assert "greedy soup" in text_of(report)
 

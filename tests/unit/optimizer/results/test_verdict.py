@@ -10,7 +10,7 @@ from optimizer.archive.archive import Archive
 from optimizer.archive.recorded_space import recorded_space
 from optimizer.results.verdict import holm, verdict
 from optimizer.results.verdict_view import verdict_record
-from tests.unit.optimizer.synthetic_archive import Merge, build
+from tests.unit.optimizer.synthetic_archive import Merge, build, greedy_path
 
 
 def baseline(number: int, report, search=None) -> Merge:
@@ -82,19 +82,7 @@ def test_a_baseline_that_is_far_ahead_is_a_loss(judge):
 
 
 def test_labels_of_one_merge_count_once(judge):
-    singles = [
-        Merge(weights, (score,) * 3, report=(score,) * 3, origin=f"baseline:checkpoint {name}")
-        for weights, score, name in (
-            ((1.0, 0.0, 0.0), 0.3, "instruct"),
-            ((0.0, 1.0, 0.0), 0.4, "code"),
-            ((0.0, 0.0, 1.0), 0.2, "math"),
-        )
-    ]
-    steps = [
-        Merge((0.5, 0.5, 0.0), (0.6,) * 3, report=(0.55,) * 3, origin="baseline:soup of a"),
-        Merge((1 / 3,) * 3, (0.5,) * 3, report=(0.5,) * 3, origin="baseline:uniform soup"),
-    ]
-    found = judge(*singles, *steps, chosen_merge((0.9,) * 3), chosen=5)
+    found = judge(*greedy_path(), chosen_merge((0.9,) * 3), chosen=5)
     assert found.comparisons["greedy soup"] is found.comparisons["soup of a"]
     assert found.num_rivals == 5
     assert len(found.comparisons) == 6
