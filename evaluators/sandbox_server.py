@@ -222,10 +222,10 @@ def clear_scratch(scratch: str, most: int | None) -> bool:
                         moved += 1
                         if inner.is_dir(follow_symlinks=False):
                             _open_up(inner.path)
-                        os.rename(inner.path, f"{scratch}/.moved{moved}")  # noqa: PTH104 - slow import
-                    os.rmdir(entry.path)  # noqa: PTH106 - as above
+                        os.rename(inner.path, f"{scratch}/.moved{moved}")
+                    os.rmdir(entry.path)
                 else:
-                    os.unlink(entry.path)  # noqa: PTH108 - as above
+                    os.unlink(entry.path)
                 moved += 1
                 if most is not None and moved > most:
                     return False
@@ -236,7 +236,7 @@ def clear_scratch(scratch: str, most: int | None) -> bool:
 
 def _open_up(directory: str) -> None:
     # Renaming a directory writes its `..`, and listing one reads it.
-    os.chmod(directory, stat.S_IRWXU)  # noqa: PTH101 - pathlib would double the start-up time
+    os.chmod(directory, stat.S_IRWXU)
 
 
 def verdict_of(report: bytes | None, status: int, timeout_s: float) -> dict[str, Any]:

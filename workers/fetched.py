@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from configs.errors import CheckpointError, CheckpointNotFoundError
 from workers.user_cache import user_cache
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 # What a store may say of a file that changes with its content.
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
@@ -73,7 +76,9 @@ def machine_lock(name: str) -> Iterator[None]:
         yield
 
 
-def _wanted(store: Any, root: str, patterns: Sequence[str]) -> dict[str, Mapping[str, object]]:  # noqa: ANN401 - fsspec has no types
+def _wanted(
+    store: "AbstractFileSystem", root: str, patterns: Sequence[str]
+) -> dict[str, Mapping[str, object]]:
     """Return name -> what the store says of it, of the files right below a directory."""
     found = {
         str(entry["name"]).rstrip("/").rpartition("/")[2]: entry
@@ -97,7 +102,9 @@ def _key(url: str, files: Mapping[str, Mapping[str, object]]) -> str:
     return hashlib.sha256(json.dumps([url.rstrip("/"), facts]).encode()).hexdigest()[:32]
 
 
-def _download(store: Any, root: str, files: Mapping[str, object], target: Path) -> None:  # noqa: ANN401 - as above
+def _download(
+    store: "AbstractFileSystem", root: str, files: Mapping[str, object], target: Path
+) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -326,8 +326,7 @@ def load_skeleton(spec: WorkerSpec) -> "LiveModel":
             directory, trust_remote_code=False, local_files_only=True
         )
         with torch.device("meta"):
-            build = AutoModelForCausalLM.from_config
-            model: PreTrainedModel = build(config)  # type: ignore[no-untyped-call]  # left so
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         if (home / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(home)
         tokenizer = _load_tokenizer(home)

@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -185,7 +185,7 @@ class JobClient:
         with asyncio.Runner() as runner, self._our_errors(job_id):
             while True:
                 try:
-                    yield runner.run(anext(chunks))  # type: ignore[arg-type]  # a coroutine
+                    yield runner.run(_next_of(chunks))
                 except StopAsyncIteration:
                     return
 
@@ -225,9 +225,8 @@ class JobClient:
         url = f"{self.address}/api/version"
         trust = _tls(access)
         try:
-            # The address was checked to be of http or https: urlopen opens no file here.
-            request = Request(url, headers=dict(headers))  # noqa: S310 - see above
-            with urlopen(request, timeout=_ANSWER_S, context=trust) as answer:  # noqa: S310 - too
+            request = Request(url, headers=dict(headers))  # noqa: S310 - checked to be of http(s)
+            with urlopen(request, timeout=_ANSWER_S, context=trust) as answer:  # noqa: S310 - the same
                 return str(answer.read(10_000).decode())
         except HTTPError as error:
             raise ClusterError(_refusal(self.address, error.code, bool(headers))) from error
@@ -317,3 +316,7 @@ def _facts(details: "JobDetails") -> JobFacts:
         exit_code=details.driver_exit_code,
         started_at=None if started is None else started / 1000.0,
     )
+
+
+async def _next_of(chunks: AsyncIterator[str]) -> str:
+    return await anext(chunks)

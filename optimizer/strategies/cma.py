@@ -114,7 +114,7 @@ class CmaStrategy:
         self._evolution: Evolution | None = None  # once a population was told
         self.num_updates = 0
 
-    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Sample the distribution as it is now."""
         genotype = self.sample(ask_generator(self._seed, index))
         recipe = self._space.decode(genotype)

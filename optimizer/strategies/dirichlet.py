@@ -33,7 +33,7 @@ class DirichletStrategy:
         self._scaled = space.scales
         self._num_told = 0
 
-    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - random search ignores what is under way
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Draw a merge; what was told before makes no difference."""
         genotype = self.draw(ask_generator(self._seed, index))
         recipe = self._space.decode(genotype)
@@ -43,7 +43,7 @@ class DirichletStrategy:
         """Draw a genotype."""
         return self._space.encode(self._draw_weights(rng).tolist(), self._draw_drops(rng))
 
-    def tell(self, observation: Observation) -> None:  # noqa: ARG002 - random search learns nothing
+    def tell(self, observation: Observation) -> None:
         """Count it."""
         self._num_told += 1
 

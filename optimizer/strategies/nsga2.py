@@ -42,7 +42,7 @@ class Nsga2Strategy:
         self._population: Any = None  # pymoo's Population, once there is one
         self._num_told = 0
 
-    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - a population does not change before outcomes are told
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Draw at random, or cross and mutate two members of the population."""
         rng = ask_generator(self._seed, index)
         genotype = self._random.draw(rng) if self._population is None else self._offspring(rng)

@@ -65,7 +65,7 @@ class ScalarCmaStrategy:
         """Longest axis of the distribution over its shortest."""
         return self._evolution.axis_ratio
 
-    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - pending proposals do not move a CMA distribution
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Sample the distribution as it is now."""
         genotype = self._genotype(self._point(index, self._num_told))
         recipe = self._space.decode(genotype)

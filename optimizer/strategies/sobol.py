@@ -19,7 +19,7 @@ class SobolStrategy:
         self._seed = job.seed
         self._num_told = 0
 
-    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:  # noqa: ARG002 - the sequence ignores what is under way
+    def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
         """Return the point of that index in the sequence."""
         sequence = qmc.Sobol(self._space.size, scramble=True, rng=self._seed)
         if index:  # scipy overflows for 0
@@ -28,7 +28,7 @@ class SobolStrategy:
         recipe = self._space.decode(genotype)
         return Candidate(index, genotype, recipe, ORIGIN, seen=self._num_told)
 
-    def tell(self, observation: Observation) -> None:  # noqa: ARG002 - the sequence learns nothing
+    def tell(self, observation: Observation) -> None:
         """Count it."""
         self._num_told += 1
 

@@ -63,7 +63,7 @@ def test_export_whose_scores_differ_ends_with_an_error(mergefront, archive, tmp_
         (blob,) = target.execute(query, (choice,)).fetchone()
         values = blob_to_scores(blob)
         values[0] = 1.0 - values[0]
-        change = f"update item_scores set values_zlib = ? where {where}"  # noqa: S608 - as above
+        change = f"update item_scores set values_zlib = ? where {where}"  # noqa: S608 - our own texts
         target.execute(change, (scores_to_blob(values), choice))
     source.close()
     target.close()
