@@ -40,7 +40,7 @@ def model_card(
     out_name: str,
     other: OtherDtype | None = None,
     weights_digest: str | None = None,
-    cards: Sequence[SourceCard] | None = None,
+    cards: Sequence[SourceCard],
 ) -> str:
     """Write the model card of a merge, in Markdown with the hub's metadata on top.
 
@@ -52,12 +52,11 @@ def model_card(
         out_name: Name of the directory, for the title and the command.
         other: The same merge in another dtype, where that is what is written.
         weights_digest: Of what was written; None is the recorded one.
-        cards: From :func:`merged_cards`, where they were read already.
+        cards: Of the merged models, from :func:`merged_cards`.
     """
     content = _content(archive, choice, out_name)
     if weights_digest is not None:
         content["weights_digest"] = weights_digest
-    cards = merged_cards(archive, choice.candidate.recipe) if cards is None else cards
     content["licence"] = licence = licence_of(cards)
     content["metadata"] = _metadata(archive, choice, out_name, other, cards=cards, licence=licence)
     content["other"] = None if other is None else _other_dtype(other, archive.job.preference)

@@ -43,6 +43,14 @@ def served(app: FastAPI) -> Iterator[str]:
         listening.close()
 
 
+def printed_link(service: subprocess.Popen[bytes], said: Path) -> tuple[str, str]:
+    """Wait until a service prints its login link into a file; returns its URL and token."""
+    while (found := _LINK.search(said.read_text())) is None:
+        assert service.poll() is None, said.read_text()
+        time.sleep(0.05)
+    return found[1], found[2]
+
+
 class ServeCommand:
     """``mergefront serve`` in a process of its own.
 
@@ -68,10 +76,7 @@ class ServeCommand:
             self._process = subprocess.Popen(
                 command, env=self._environment, stderr=said, start_new_session=True
             )
-        while (found := _LINK.search(self._said.read_text())) is None:
-            assert self._process.poll() is None, self._said.read_text()
-            time.sleep(0.05)
-        self.url, self.token = found[1], found[2]
+        self.url, self.token = printed_link(self._process, self._said)
         self._port = urlsplit(self.url).port or 0
 
     def kill(self) -> None:

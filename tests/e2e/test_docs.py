@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.cli.app import app
 from tests.doc_pages import DOCS, PAGES, README, ROOT, Box, boxes_of
+from tests.e2e.service_server import printed_link
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,6 @@ RUN = [page for page in [*PAGES, README] if any(box.is_run for box in boxes_of(p
 # Of these pages CI makes sure; the others take minutes more (the tutorial's way is that of the
 # quickstart, which CI runs).
 GATED = ("README", "service")
-LINK = re.compile(r"(http://\S+)/login\?token=(\S+)\n")
 # What is in front of the PATH: the commands of this source tree, and a pip that installs beside it.
 PROGRAMS = {
     "python": 'exec {python} "$@"',
@@ -86,10 +85,8 @@ class Reader:
                 start_new_session=True,
             )  # fmt: skip
         self._beside.append(process)
-        while (found := LINK.search(said.read_text())) is None:
-            assert process.poll() is None, f"{box}\n{said.read_text()}"
-            time.sleep(0.05)
-        self.environment |= {"SERVICE_URL": found[1], "SERVICE_TOKEN": found[2]}
+        url, token = printed_link(process, said)
+        self.environment |= {"SERVICE_URL": url, "SERVICE_TOKEN": token}
 
     @staticmethod
     def _command(box: Box) -> list[str]:

@@ -9,7 +9,6 @@ from huggingface_hub import EvalResult, ModelCard
 from evaluators.scores import TaskScores
 from optimizer.archive.archive import Archive
 from optimizer.publish.card_metadata import card_metadata
-from optimizer.publish.model_card import model_card
 from optimizer.publish.source_cards import (
     CONFLICT_NAME,
     Licence,
@@ -17,7 +16,7 @@ from optimizer.publish.source_cards import (
     licence_of,
     read_source_card,
 )
-from optimizer.results.select import choose
+from tests.unit.optimizer.publish.test_model_card import card_of
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 MERGES = (
@@ -53,7 +52,7 @@ def write_card(tmp_path):
         path.unlink(missing_ok=True)
         build(path, MERGES, chosen=1, models=models, name="x `|` <b>")
         with Archive.open(path) as archive:
-            return model_card(archive, choose(archive, **wish), out_name=title)
+            return card_of(archive, title, **wish)
 
     return write
 

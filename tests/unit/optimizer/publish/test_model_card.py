@@ -5,7 +5,7 @@ import yaml
 
 from optimizer.archive.archive import Archive
 from optimizer.publish.export import recipe_json
-from optimizer.publish.model_card import model_card
+from optimizer.publish.model_card import merged_cards, model_card
 from optimizer.results.select import choose
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
@@ -16,6 +16,12 @@ MERGES = (
 )
 
 
+def card_of(archive: Archive, out_name: str = "merged", **wish: object) -> str:
+    choice = choose(archive, **wish)
+    cards = merged_cards(archive, choice.candidate.recipe)
+    return model_card(archive, choice, out_name=out_name, cards=cards)
+
+
 @pytest.fixture
 def archive(tmp_path):
     with Archive.open(build(tmp_path / "a.sqlite", MERGES, chosen=1)) as archive:
@@ -24,7 +30,7 @@ def archive(tmp_path):
 
 @pytest.fixture
 def card(archive):
-    return model_card(archive, choose(archive), out_name="merged")
+    return card_of(archive)
 
 
 def table_rows(card: str, first_cell: str) -> list[list[str]]:
@@ -49,7 +55,7 @@ def test_card_names_base_models_that_came_from_the_hub(tmp_path):
         },
     }
     with Archive.open(build(tmp_path / "b.sqlite", MERGES, chosen=1, models=models)) as archive:
-        card = model_card(archive, choose(archive), out_name="merged")
+        card = card_of(archive)
     metadata = yaml.safe_load(card.split("---\n", 2)[1])
     assert metadata["base_model"] == ["org/base", "org/a", "org/b"]
     assert metadata["base_model_relation"] == "merge"
@@ -88,7 +94,7 @@ def test_card_shows_baselines_the_verdict_and_the_command(archive, card):
 
 
 def test_card_of_another_merge_claims_no_verdict(archive):
-    card = model_card(archive, choose(archive, prefer={"math": 1.0}), out_name="merged")
+    card = card_of(archive, prefer={"math": 1.0})
     assert "not scored on the report items" in card
     assert "beats every baseline" not in card
     assert "this merge - baseline" not in card
@@ -102,7 +108,7 @@ def test_card_has_no_hole_and_no_markup_left_over(card):
 
 
 def test_same_choice_gives_the_same_card(archive, card):
-    assert model_card(archive, choose(archive), out_name="merged") == card
+    assert card_of(archive) == card
 
 
 def test_recipe_json_rebuilds_the_recipe_and_the_job(archive):
