@@ -1,0 +1,61 @@
+"""What a live model predicts about texts, and which models predict anything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.architecture import architecture_of, is_causal
+from workers.learning.texts import TextBatch
+
+_PER_TOKEN = ("ForMaskedLM", "ForTokenClassification")
+_PER_TEXT = ("ForSequenceClassification",)
+
+
+def has_predictions(config: Mapping[str, object]) -> bool:
+    """Say whether a model of this ``config.json`` gives distributions that can be compared.
+
+    Language models, and encoders with a head that classifies; not an encoder alone.
+    """
+    name = architecture_of(config) or ""
+    return is_causal(config) or name.endswith((*_PER_TOKEN, *_PER_TEXT))
+
+
+def classifies_texts(config: Mapping[str, object]) -> bool:
+    """Say whether a model gives one distribution over classes per text."""
+    return (architecture_of(config) or "").endswith(_PER_TEXT)
+
+
+def predict(model: nn.Module, batch: TextBatch) -> Tensor:
+    """Return the logits of all predictions of a batch, ``(p, v)``.
+
+    A distribution over tokens for every token of the texts, none for padding; or one over classes
+    for every text.
+    """
+    batch = batch.to(_device(model))
+    logits = _logits(model, batch)
+    return logits if logits.dim() == 2 else logits[batch.mask.bool()]
+
+
+def predict_at(model: nn.Module, batch: TextBatch, positions: Tensor) -> Tensor:
+    """Return the logits at some positions of a batch, ``(p, v)``.
+
+    Args:
+        model: Gives logits for every token.
+        batch: Some texts.
+        positions: ``(b, l)`` bool, where predictions count.
+    """
+    batch = batch.to(_device(model))
+    return _logits(model, batch)[positions.to(batch.mask.device)]
+
+
+def _logits(model: nn.Module, batch: TextBatch) -> Tensor:
+    output: Any = model(input_ids=batch.token_ids, attention_mask=batch.mask)
+    logits: Tensor = output.logits
+    return logits
+
+
+def _device(model: nn.Module) -> torch.device:
+    # Of a model that is spread over devices, the first, which embeds.
+    return next(model.parameters()).device
