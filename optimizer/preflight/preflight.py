@@ -10,14 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from configs.errors import (
     CheckpointError,
     ConfigError,
     CorruptCheckpointError,
     JobChangedError,
-    MergefrontError,
     Problem,
 )
 from configs.evaluation import SPLITS
@@ -26,6 +25,7 @@ from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
+from optimizer.preflight.checks import Checks
 from optimizer.preflight.dry_run import try_prompts, try_scorers
 from optimizer.preflight.estimate import (
     Estimate,
@@ -57,8 +57,6 @@ from workers.tiers import machine_of
 if TYPE_CHECKING:
     from evaluators.evaluator import TaskDescription
     from evaluators.suite import JobSuite
-
-Result = TypeVar("Result")
 
 # Some seconds of reading: below, nobody needs to be told.
 _LONG_DIGEST_BYTES = 10_000_000_000
@@ -95,50 +93,6 @@ class Prepared:
         )
 
 
-class _Checks:
-    """Runs checks one after another and keeps what they raise."""
-
-    def __init__(self) -> None:
-        self.errors: list[MergefrontError] = []
-
-    def attempt(self, check: Callable[[], Result]) -> Result | None:
-        """Return what a check returns; None when it found something wrong."""
-        try:
-            return check()
-        except MergefrontError as error:
-            self.errors.append(error)
-            return None
-
-    def raise_errors(self) -> None:
-        """Raise what was found, as one error.
-
-        A single error is raised as it is. Several become one of the first one's family, so that
-        the exit code says what to look at first: the job, then checkpoints, then suites.
-        """
-        if len(self.errors) <= 1:
-            for error in self.errors:
-                raise error
-            return
-        title = f"{len(self.errors)} parts of the job cannot be used"
-        problems = [problem for error in self.errors for problem in _problems_of(error)]
-        if any(isinstance(error, ConfigError) for error in self.errors):
-            raise ConfigError(title, problems)
-        first = next((e for e in self.errors if isinstance(e, CheckpointError)), self.errors[0])
-        lines = [f"  {problem}" for problem in problems]
-        raise _family_of(first)("\n".join([title, *lines]), problems=problems)
-
-
-def _problems_of(error: MergefrontError) -> list[Problem]:
-    problems = getattr(error, "problems", None)
-    return problems or [Problem("", error.message.replace("\n", "\n  "))]
-
-
-def _family_of(error: MergefrontError) -> type[MergefrontError]:
-    """Return the class right below MergefrontError, whose constructor takes a text."""
-    ancestors = type(error).__mro__
-    return next(kind for kind in ancestors if MergefrontError in kind.__bases__)
-
-
 def prepare(
     job: JobConfig,
     *,
@@ -163,7 +117,7 @@ def prepare(
     """
     from evaluators.suite import JobSuite
 
-    checks = _Checks()
+    checks = Checks()
     warnings: list[str] = []
     checks.attempt(lambda: strategy_factory(job.search.strategy))
     checks.attempt(lambda: check_method(job))

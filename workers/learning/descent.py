@@ -58,8 +58,8 @@ def descend(
                 "broken, or a checkpoint is; lower --lr, or look at the checkpoints alone"
             )
         optimizer.step()
-        if not all(bool(leaf.detach().isfinite().all()) for leaf in merge.leaves):
-            raise EvaluationError(f"step {number} gave coefficients that are not finite; lower --lr")
+        if not all(bool(one.detach().isfinite().all()) for one in merge.leaves):
+            raise EvaluationError(f"step {number}: coefficients are not finite any more; lower --lr")
         record.append(losses)
         on_step(Step(number, steps, losses))
     merge.write()

@@ -153,9 +153,9 @@ class LearnableMerge:
         sums = torch.zeros(leaf.shape, dtype=torch.float64, device=gradient.device)
         with torch.no_grad():
             for piece, _, deltas in self._pieces(name, gradient.device):
-                for total, delta in zip(sums, deltas, strict=True):
+                for index, delta in enumerate(deltas):
                     columns = (rows[piece] * delta).sum(dim=0, dtype=torch.float64)
-                    total += columns if len(columns) == len(total) else columns.sum()
+                    sums[index] += columns if len(columns) == sums.shape[1] else columns.sum()
         if leaf.grad is None:
             leaf.grad = torch.zeros_like(leaf)
         leaf.grad += sums.to(leaf)

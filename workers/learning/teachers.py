@@ -71,6 +71,7 @@ class Teachers:
         if not everything:
             return True
         smallest = min(everything, key=lambda batch: int(batch.mask.sum()))
-        bytes_per_token = predict(self._merge.model, smallest).numel() * 4 / int(smallest.mask.sum())
-        tokens = sum(int(batch.mask.sum()) for batch in everything)
-        return tokens * bytes_per_token <= _SHARE * measure_memory(torch.device("cpu")).host_available
+        size_bytes = 4 * predict(self._merge.model, smallest).numel()
+        share = int(smallest.mask.sum()) / sum(int(batch.mask.sum()) for batch in everything)
+        free_bytes = measure_memory(torch.device("cpu")).host_available
+        return size_bytes / share <= _SHARE * free_bytes

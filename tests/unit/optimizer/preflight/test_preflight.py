@@ -15,7 +15,8 @@ from configs.errors import (
 )
 from optimizer.preflight.estimate import format_bytes, format_count, format_seconds
 from optimizer.preflight.pool_view import cosine_table
-from optimizer.preflight.preflight import _Checks, announce_digests, prepare
+from optimizer.preflight.checks import Checks
+from optimizer.preflight.preflight import announce_digests, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from tests.unit.workers.sparse_checkpoint import llama_shapes, write_sparse
 from workers.similarity import Similarity
@@ -158,7 +159,7 @@ def test_cluster_is_not_judged_by_this_machine(tiny_job, monkeypatch):
 
 
 def raised(*errors):
-    checks = _Checks()
+    checks = Checks()
     checks.errors.extend(errors)
     with pytest.raises(type(errors[0]).__mro__[0]) as caught:
         checks.raise_errors()
@@ -173,7 +174,7 @@ def test_single_error_is_raised_as_it_is():
 def test_several_errors_become_one_of_the_family_to_look_at_first():
     config = ConfigError("bad", [("seed", "must be a number")])
     checkpoint, suite = CheckpointNotFoundError("gone\nfor good"), EvaluationError("no suite")
-    checks = _Checks()
+    checks = Checks()
     checks.errors = [suite, checkpoint]
     with pytest.raises(CheckpointError) as caught:
         checks.raise_errors()
