@@ -21,11 +21,12 @@ SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""
 
 GREEDY_SOUP = "greedy soup"
+PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
+"""Methods that are task arithmetic where nothing is dropped."""
+
 # TIES as its paper recommends it without tuning (arXiv:2306.01708, section 4): the 20 % largest
 # magnitudes. DARE before TIES: half, in the middle of what is reported to merge best.
 _TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
-# Methods that are task arithmetic where nothing is dropped.
-_PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
 # What a search learns from before its own proposals, besides the sources; see `BaselinePlan.next`.
 _EARLY = ("uniform soup", *(f"task arithmetic {scale}" for scale in (0.4, 0.7, 1.0)))
 # How many evaluations of its own a search makes for each of the other baselines.
@@ -203,7 +204,7 @@ class BaselinePlan:
         """The job's own method where it can, so that the baselines lie in the search space."""
         if not self._space.has_base:
             return "linear"
-        return self._space.method if self._space.method in _PLAIN_METHODS else "task_arithmetic"
+        return self._space.method if self._space.method in PLAIN_METHODS else "task_arithmetic"
 
     def _ties(self, method: str, drop_ratio: float) -> MergeRecipe:
         """All checkpoints alike; the mean of what agrees in sign."""

@@ -1,18 +1,29 @@
 """Which texts each checkpoint learns from: items of the job's search split, or files."""
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, Problem
+from configs.recipe import Vocabulary
 from configs.schema import JobConfig
-from workers.learning.texts import TokenIds, encode_texts, read_texts
+from workers.architecture import is_causal
+from workers.checkpoint import CheckpointReader
+from workers.learning.texts import (
+    TokenIds,
+    encode_texts,
+    load_tokenizer,
+    longest_text,
+    pad_id_of,
+    read_texts,
+)
+from workers.sources import Sources
+from workers.vocabulary import companion
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from evaluators.evaluator import LiveModel
     from evaluators.suite import JobSuite
 
@@ -83,70 +94,86 @@ def _near(name: str, known: Collection[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
 
 
-def tokens_of(
-    assigned: Mapping[str, Sequence[Origin]],
-    by_objective: Mapping[str, Sequence[TokenIds]],
-    tokenizer: "PreTrainedTokenizerBase",
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is learned from, as tokens.
+
+    Attributes:
+        by_checkpoint: Checkpoint -> all of its texts.
+        by_origin: Label -> texts of each origin that some checkpoint has.
+        pad_id: A token to pad with.
+        max_length: Most tokens that the model sees.
+    """
+
+    by_checkpoint: Mapping[str, Sequence[TokenIds]]
+    by_origin: Mapping[str, Sequence[TokenIds]]
+    pad_id: int
+    max_length: int
+
+
+def gather_texts(
+    job: JobConfig,
+    sources: Sources,
+    vocabulary: Vocabulary | None,
+    suite: "JobSuite",
+    origins: Mapping[str, Sequence[Origin]],
     *,
     max_tokens: int,
-    is_causal: bool,
-) -> dict[str, list[TokenIds]]:
-    """Return the texts of every checkpoint as tokens.
+) -> Texts:
+    """Turn the texts of all origins into tokens of the merge's tokenizer; loads no weights.
+
+    Args:
+        job: Names the objectives.
+        sources: Whose tokenizer it is.
+        vocabulary: Of the merge.
+        suite: The tasks and items of the job.
+        origins: From :func:`assign_data`.
+        max_tokens: Most tokens per text, >= 1; a model that sees fewer gets fewer.
 
     Raises:
-        ConfigError: A checkpoint has none.
+        ConfigError: An origin has no text.
+        CheckpointError: The config or the tokenizer cannot be loaded.
+        EvaluationError: A prompt cannot be built.
     """
-    found = {
-        checkpoint: [
-            text
-            for origin in origins
-            for text in (
-                by_objective[origin.name]
-                if origin.texts is None
-                else encode_texts(
-                    tokenizer, origin.texts, max_tokens=max_tokens, is_causal=is_causal
-                )
-            )
-        ]
-        for checkpoint, origins in assigned.items()
+    directory = sources.reference.directory
+    with CheckpointReader(directory) as reader:
+        causal = is_causal(reader.config)
+    from workers.job import WorkerSpec, load_skeleton
+
+    live = load_skeleton(WorkerSpec(job, sources, suite.manifest)) if causal else None
+    home = companion(sources, vocabulary).directory
+    tokenizer = live.tokenizer if live is not None else load_tokenizer(home)
+    longest = longest_text(directory, tokenizer)
+    encode = partial(encode_texts, tokenizer, max_tokens=min(max_tokens, longest), is_causal=causal)
+    by_objective = _objective_tokens(job, suite, live, encode, min(max_tokens, longest))
+    used = {origin.label: origin for own in origins.values() for origin in own}
+    by_origin = {
+        label: by_objective[origin.name] if origin.texts is None else encode(origin.texts)
+        for label, origin in used.items()
     }
-    problems = [
-        Problem(
-            f"{_FLAG} {checkpoint}",
-            f"{', '.join(o.label for o in assigned[checkpoint])}: no text with a token; name others",
+    if empty := [label for label, texts in by_origin.items() if not texts]:
+        raise ConfigError(
+            "the texts to learn from cannot be used",
+            [Problem(_FLAG, f"{label} has no text with a token; name others") for label in empty],
         )
-        for checkpoint, texts in found.items()
-        if not texts
-    ]
-    if problems:
-        raise ConfigError("the texts to learn from cannot be used", problems)
-    return found
+    by_checkpoint = {
+        name: [text for origin in own for text in by_origin[origin.label]]
+        for name, own in origins.items()
+    }
+    return Texts(by_checkpoint, by_origin, pad_id_of(tokenizer), longest)
 
 
-def objective_tokens(
+def _objective_tokens(
     job: JobConfig,
     suite: "JobSuite",
     live: "LiveModel | None",
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
+    encode: Callable[[Sequence[str]], list[TokenIds]],
     max_tokens: int,
-    is_causal: bool,
 ) -> dict[str, list[TokenIds]]:
     """Return what stands in the search items of every objective, without answers, as tokens.
 
     Of lm-eval's tasks that is the prompt of each item. Of a scorer's item, which can have any
     form, it is every text in it: each value that is a string. No other split is looked at.
-
-    Args:
-        job: Names the objectives.
-        suite: Its tasks and items.
-        live: Config and tokenizer, for tasks of lm-eval; None where there are none.
-        tokenizer: That of the merge.
-        max_tokens: Most tokens per text; of a longer prompt the end is kept.
-        is_causal: Whether the models continue texts.
-
-    Raises:
-        EvaluationError: A prompt cannot be built.
     """
     prompts: Mapping[str, Sequence[TokenIds]] = {}
     if suite.lm_eval is not None and live is not None:
@@ -156,15 +183,10 @@ def objective_tokens(
     found: dict[str, list[TokenIds]] = {}
     for name, objective in job.objectives.items():
         texts = found.setdefault(name, [])
-        for spec in objective.lm_eval_tasks:
-            texts += [ids[-max_tokens:] for ids in prompts[spec.task]]
+        for task in objective.lm_eval_tasks:
+            texts += [ids[-max_tokens:] for ids in prompts.get(task.task, ())]
         for scorer in objective.scorers:
             items = suite.scorers[scorer.task].items
-            strings = [
-                value
-                for item in suite.manifest.items("search")[scorer.task]
-                for value in items[item].values()
-                if isinstance(value, str)
-            ]
-            texts += encode_texts(tokenizer, strings, max_tokens=max_tokens, is_causal=is_causal)
+            for item in suite.manifest.items("search")[scorer.task]:
+                texts += encode([v for v in items[item].values() if isinstance(v, str)])
     return found

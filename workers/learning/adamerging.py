@@ -25,18 +25,19 @@ sense where the checkpoints have the same classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from configs.recipe import Group
+from workers.layers import Layout
 from workers.learning import losses
 from workers.learning.descent import OnStep, descend
 from workers.learning.merged_model import LearnableMerge, leaf
 from workers.learning.predictions import predict, predict_at
 from workers.learning.texts import TextBatch, TokenIds, endless, make_batches, pad
-from workers.layers import Layout
 
 Granularity = Literal["task", "layer"]
 Positions = Literal["generated", "last", "all"]
@@ -56,6 +57,8 @@ class AdaMergingSettings:
         new_tokens: Most tokens that ``generated`` writes per text, >= 1.
         init: What all weights begin with.
     """
+
+    method: ClassVar[str] = "adamerging"
 
     steps: int = 300
     lr: float = 1e-3
@@ -100,9 +103,7 @@ def adamerging_coefficients(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the weights to begin with: per group ``(count, 1)``, and the same by tensor name."""
     leaves = [leaf(count, 1, settings.init) for _ in groups]
-    by_name = {
-        name: one for (_, names), one in zip(groups, leaves, strict=True) for name in names
-    }
+    by_name = {name: one for (_, names), one in zip(groups, leaves, strict=True) for name in names}
     return leaves, by_name
 
 
@@ -197,8 +198,6 @@ def continue_greedily(
         The texts with what was written, the end token included, and the index of each first new
         token.
     """
-    from transformers import GenerationConfig
-
     room = max(1, max_length - new_tokens)
     rows = zip(batch.token_ids.tolist(), batch.lengths.tolist(), strict=True)
     prompts = [row[:length][-room:] for row, length in rows]

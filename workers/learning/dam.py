@@ -18,19 +18,20 @@ differ: no tanh bounds the coefficients, KL is a mean over the tokens of a batch
 ``l1`` and ``l2`` are off unless asked for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from workers.checkpoint import CheckpointReader
 from workers.learning import losses
 from workers.learning.descent import OnStep, descend
 from workers.learning.merged_model import LearnableMerge, leaf
 from workers.learning.predictions import predict
 from workers.learning.teachers import Teachers
 from workers.learning.texts import TextBatch, TokenIds, endless, make_batches
+from workers.shard_header import TensorEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class DamSettings:
         init: What all coefficients begin with; None is 1/N.
     """
 
+    method: ClassVar[str] = "dam"
+
     steps: int = 300
     lr: float = 1e-3
     batch_size: int = 8
@@ -63,20 +66,18 @@ class DamSettings:
 
 
 def dam_coefficients(
-    reader: CheckpointReader, count: int, settings: DamSettings
+    entries: Iterable[TensorEntry], count: int, settings: DamSettings
 ) -> dict[str, Tensor]:
     """Return the coefficients to begin with, ``(count, columns)``, for every floating tensor."""
     begin = 1.0 / count if settings.init is None else settings.init
     return {
-        entry.name: leaf(count, entry.row_length, begin)
-        for entry in reader.entries.values()
-        if entry.is_floating
+        entry.name: leaf(count, entry.row_length, begin) for entry in entries if entry.is_floating
     }
 
 
 def learn_dam(
     merge: LearnableMerge,
-    texts: Sequence[Sequence[TokenIds]],
+    texts: Mapping[str, Sequence[TokenIds]],
     settings: DamSettings,
     *,
     pad_id: int,
@@ -90,25 +91,27 @@ def learn_dam(
 
     Args:
         merge: Without a base, with the coefficients of :func:`dam_coefficients`.
-        texts: The data of each checkpoint; of one that has none, nothing is distilled.
+        texts: Name of each checkpoint, in the order of the pool -> its data; of one that has
+            none, nothing is distilled.
         settings: How.
         pad_id: A token to pad with.
         on_step: Told of every step.
         keeps_logits: As for ``Teachers``.
 
     Returns:
-        Losses of every step: ``kl/I`` of checkpoint I, ``similarity``, ``l1``, ``l2``, and
+        Losses of every step: ``kl/NAME`` of every checkpoint, ``similarity``, ``l1``, ``l2``, and
         their sum ``loss``.
 
     Raises:
         EvaluationError: A loss is not finite.
     """
+    names = list(texts)
     generator = torch.Generator().manual_seed(settings.seed)
     batches = [
         make_batches(own, batch_size=settings.batch_size, pad_id=pad_id, generator=generator)
         if own
         else []
-        for own in texts
+        for own in texts.values()
     ]
     teachers = Teachers(merge, batches, keeps=keeps_logits)
     orders = {i: endless(len(own), generator) for i, own in enumerate(batches) if own}
@@ -123,15 +126,13 @@ def learn_dam(
         found = {}
         for (index, number), target in zip(wanted, targets, strict=True):
             batch = batches[index][number]
-            found[f"kl/{index}"] = _distil(merge, batch, target, settings.temperature)
+            found[f"kl/{names[index]}"] = _distil(merge, batch, target, settings.temperature)
         return found | _regularize(merge.coefficients, settings)
 
     return descend(merge, optimizer, add_gradients, steps=settings.steps, on_step=on_step)
 
 
-def _distil(
-    merge: LearnableMerge, batch: TextBatch, target: Tensor, temperature: float
-) -> float:
+def _distil(merge: LearnableMerge, batch: TextBatch, target: Tensor, temperature: float) -> float:
     logits = predict(merge.model, batch)
     loss = losses.distillation(target.to(logits.device), logits, temperature=temperature)
     loss.backward()  # type: ignore[no-untyped-call]

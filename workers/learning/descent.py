@@ -59,7 +59,9 @@ def descend(
             )
         optimizer.step()
         if not all(bool(one.detach().isfinite().all()) for one in merge.leaves):
-            raise EvaluationError(f"step {number}: coefficients are not finite any more; lower --lr")
+            raise EvaluationError(
+                f"step {number}: coefficients are not finite any more; lower --lr"
+            )
         record.append(losses)
         on_step(Step(number, steps, losses))
     merge.write()

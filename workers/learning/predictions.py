@@ -22,9 +22,12 @@ def has_predictions(config: Mapping[str, object]) -> bool:
     return is_causal(config) or name.endswith((*_PER_TOKEN, *_PER_TEXT))
 
 
-def classifies_texts(config: Mapping[str, object]) -> bool:
-    """Say whether a model gives one distribution over classes per text."""
-    return (architecture_of(config) or "").endswith(_PER_TEXT)
+def classifies(config: Mapping[str, object]) -> bool:
+    """Say whether a model decides something by each prediction: a next token, or a class of a text.
+
+    A masked language model does not: it sees the tokens that it predicts.
+    """
+    return is_causal(config) or (architecture_of(config) or "").endswith(_PER_TEXT)
 
 
 def predict(model: nn.Module, batch: TextBatch) -> Tensor:

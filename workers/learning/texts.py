@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
+
+from configs.errors import CheckpointError
+from workers.checkpoint import CheckpointReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TokenIds = tuple[int, ...]
 _FIELDS = ("text", "prompt")
+# How configs of models spell the number of positions.
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _MOST_BAD_LINES = 3
 
 
@@ -80,6 +86,40 @@ def _text_of(line: str) -> str | None:
         return None
     found = next((content[field] for field in _FIELDS if content.get(field)), None)
     return found if isinstance(found, str) else None
+
+
+def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory}: no tokenizer that can be loaded: {error}; check its files there",
+            path=str(directory),
+        ) from error
+    return tokenizer
+
+
+def longest_text(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return how many tokens a model sees, by its config and its tokenizer."""
+    with CheckpointReader(directory) as reader:
+        named = [reader.config.get(key) for key in _LENGTHS]
+    # A tokenizer that knows no limit says 10^30.
+    return min([n for n in (*named, tokenizer.model_max_length) if isinstance(n, int) and n > 0])
+
+
+def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return a token that stands where none is: masked, so any would do."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int):
+            return found
+    return 0
 
 
 def encode_texts(

@@ -13,9 +13,9 @@ from configs.errors import (
     EvaluationError,
     SandboxUnavailableError,
 )
+from optimizer.preflight.checks import Checks
 from optimizer.preflight.estimate import format_bytes, format_count, format_seconds
 from optimizer.preflight.pool_view import cosine_table
-from optimizer.preflight.checks import Checks
 from optimizer.preflight.preflight import announce_digests, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from tests.unit.workers.sparse_checkpoint import llama_shapes, write_sparse

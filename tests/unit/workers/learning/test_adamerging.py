@@ -56,9 +56,7 @@ def test_groups_are_the_layers_and_what_surrounds_them(pools: TinyVariants) -> N
 
 @pytest.mark.parametrize("positions", ["generated", "last", "all"])
 @pytest.mark.parametrize("granularity", ["task", "layer"])
-def test_learning_lowers_the_entropy(
-    pools: TinyVariants, positions: str, granularity: str
-) -> None:
+def test_learning_lowers_the_entropy(pools: TinyVariants, positions: str, granularity: str) -> None:
     settings = AdaMergingSettings(
         steps=12, lr=3e-2, batch_size=8, positions=positions, granularity=granularity, new_tokens=3
     )

@@ -30,20 +30,24 @@ def random_texts(seed: int, count: int = 6) -> list[TokenIds]:
 TEXTS = [random_texts(seed) for seed in range(3)]
 
 
+def named(texts: list[list[TokenIds]]) -> dict[str, list[TokenIds]]:
+    return {str(index): own for index, own in enumerate(texts)}
+
+
 def learn(
     sources: Sources, settings: DamSettings, texts: list[list[TokenIds]] = TEXTS, **how: bool
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     with CheckpointReader(sources.reference.directory) as reader:
-        coefficients = dam_coefficients(reader, len(sources.checkpoints), settings)
+        coefficients = dam_coefficients(reader.entries.values(), len(sources.checkpoints), settings)
     with LearnableMerge(live_model(sources), sources, coefficients, adds_to_base=False) as merge:
-        record = learn_dam(merge, texts, settings, pad_id=0, keeps_logits=how.get("keeps"))
+        record = learn_dam(merge, named(texts), settings, pad_id=0, keeps_logits=how.get("keeps"))
     return record, {name: one.detach() for name, one in coefficients.items()}
 
 
 def test_coefficients_are_one_per_column_and_begin_with_the_mean(pools: TinyVariants) -> None:
     sources = pools()
     with CheckpointReader(sources.reference.directory) as reader:
-        found = dam_coefficients(reader, 3, DamSettings())
+        found = dam_coefficients(reader.entries.values(), 3, DamSettings())
         assert found.keys() == reader.entries.keys()
     assert found["model.embed_tokens.weight"].shape == (3, 32)
     assert found["model.layers.0.mlp.down_proj.weight"].shape == (3, 64)
@@ -116,7 +120,7 @@ def test_teachers_predict_what_the_checkpoints_do(pools: TinyVariants) -> None:
     draw = torch.Generator().manual_seed(0)
     batches = [make_batches(own, batch_size=4, pad_id=0, generator=draw) for own in TEXTS]
     with CheckpointReader(sources.reference.directory) as reader:
-        coefficients = dam_coefficients(reader, 3, DamSettings())
+        coefficients = dam_coefficients(reader.entries.values(), 3, DamSettings())
     wanted = [(2, 1), (0, 0), (2, 0)]
     with LearnableMerge(live_model(sources), sources, coefficients, adds_to_base=False) as merge:
         found = Teachers(merge, batches).logits(wanted)
@@ -144,11 +148,11 @@ def test_every_step_is_told_and_an_interrupt_passes(pools: TinyVariants) -> None
             raise KeyboardInterrupt
 
     with CheckpointReader(sources.reference.directory) as reader:
-        coefficients = dam_coefficients(reader, 3, DamSettings())
+        coefficients = dam_coefficients(reader.entries.values(), 3, DamSettings())
     with (
         LearnableMerge(live_model(sources), sources, coefficients, adds_to_base=False) as merge,
         pytest.raises(KeyboardInterrupt),
     ):
-        learn_dam(merge, TEXTS, DamSettings(steps=5), pad_id=0, on_step=on_step)
+        learn_dam(merge, named(TEXTS), DamSettings(steps=5), pad_id=0, on_step=on_step)
     assert [(step.number, step.total) for step in seen] == [(1, 5), (2, 5)]
     assert "kl/1" in seen[0].losses

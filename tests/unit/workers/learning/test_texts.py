@@ -22,7 +22,11 @@ def test_plain_lines_and_json_lines_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"answer": 1}\nno\n[]\n{"text": 3}\n', "line 2, 3, 4 and 1 more"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"answer": 1}\nno\n[]\n{"text": 3}\n',
+            "line 2, 3, 4 and 1 more",
+        ),
         ("a.txt", b"\n \n", "holds no text"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.jsonl", b'{"text": ""}\n', "line 1"),
