@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from configs.errors import ConfigError, Problem
 from workers.learning.adamerging import AdaMergingSettings, Granularity, Positions
@@ -64,7 +64,7 @@ def settings_of(method: str, given: Mapping[str, object]) -> Settings:
             [Problem("METHOD", f"`{method}` is not learned here; {advice}")],
         )
     known = [field.name for field in fields(_DEFAULTS[method])]
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     problems = [
         Problem(
             flag_of(name), f"`{method}` has no such option; it has {', '.join(map(flag_of, known))}"

@@ -148,7 +148,7 @@ def learn_adamerging(
         found = {}
         for name, order in orders.items():
             loss = losses.entropy(predictions(merge.model, batches[name][next(order)]))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             found[f"entropy/{name}"] = loss.item()
         return found
 

@@ -135,7 +135,7 @@ def learn_dam(
 def _distil(merge: LearnableMerge, batch: TextBatch, target: Tensor, temperature: float) -> float:
     logits = predict(merge.model, batch)
     loss = losses.distillation(target.to(logits.device), logits, temperature=temperature)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.item()
 
 
@@ -150,6 +150,6 @@ def _regularize(coefficients: Mapping[str, Tensor], settings: DamSettings) -> di
     for name, (weight, penalty) in penalties.items():
         if weight:
             total = weight * torch.stack([penalty(c) for c in coefficients.values()]).sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             found[name] = total.item()
     return found

@@ -116,6 +116,7 @@ class LearnableMerge:
                 for factor, delta in zip(factors, deltas, strict=True):
                     term = delta * factor
                     total = term if total is None else total + term
+                assert total is not None  # noqa: S101 - a pool has a checkpoint
                 rows[piece].copy_(total)
 
     @torch.no_grad()
