@@ -9,18 +9,27 @@ is resumed and exported long after it was learned.
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, Problem
-from configs.recipe import Source
+from configs.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    Problem,
+)
+from configs.recipe import MergeRecipe, Source
 from workers.digest import tensors_digest
 from workers.fetched import machine_lock
+from workers.methods import get_method
 from workers.shard_header import TensorEntry, read_header
-from workers.sources import ResolvedSource
+from workers.sources import ResolvedSource, Sources
 from workers.user_cache import user_cache
+from workers.vocabulary import open_readers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,13 +142,32 @@ class CoefficientFile:
                 yield Problem(name, f"holds NaN or infinity in {bad} of {tensor.numel()} columns")
 
 
-def find_beside(recipe_path: Path) -> Path:
-    """Return where the coefficients of a ``recipe.json`` are: beside it, or where exports have them.
+def coefficients_of(source: Source, recipe: Path) -> ResolvedSource:
+    """Find the coefficients of a ``recipe.json``: beside it, where exports have them, or kept.
 
-    It need not exist; the first place is for the message then.
+    Raises:
+        CheckpointError: As for :func:`resolve_coefficients`.
     """
-    places = [recipe_path.parent / name for name in (COEFFICIENTS_FILE, EXPORTED_FILE)]
-    return next((place for place in places if place.is_file()), places[0])
+    if (found := coefficients_beside(recipe)) is not None:
+        return resolve_coefficients(source, found)
+    if (_kept(source.digest) / COEFFICIENTS_FILE).is_file():
+        return recall_coefficients(source)
+    return resolve_coefficients(source, recipe.with_name(COEFFICIENTS_FILE))
+
+
+def coefficients_beside(recipe: Path) -> Path | None:
+    """Return the file that lies beside a ``recipe.json``, or where exports have it; None without.
+
+    What it holds is not looked at.
+    """
+    places = [recipe.parent / name for name in (COEFFICIENTS_FILE, EXPORTED_FILE)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def recipe_path(place: str | Path) -> Path:
+    """Return the recipe of a baseline of a job, which may name the directory that holds it."""
+    path = Path(place).expanduser()
+    return path / "recipe.json" if path.is_dir() else path
 
 
 def resolve_coefficients(source: Source, path: Path) -> ResolvedSource:
@@ -188,6 +216,72 @@ def recall_coefficients(source: Source) -> ResolvedSource:
     resolved = ResolvedSource(source.name, directory, source.digest)
     verify_coefficients([resolved])
     return resolved
+
+
+def require_coefficients(recipe: MergeRecipe) -> None:
+    """Check that a recipe has column coefficients where its method takes them, and only there.
+
+    Raises:
+        ConfigError: It lacks them, or has too many; or its method is not known here.
+    """
+    takes = get_method(recipe.method).takes_columns
+    if takes and recipe.coefficients is None:
+        raise ConfigError.single(
+            "coefficients",
+            f"`{recipe.method}` needs one coefficient per input column, and the recipe names "
+            "none; `mergefront learn` makes such recipes",
+        )
+    if not takes and recipe.coefficients is not None:
+        raise ConfigError.single(
+            "coefficients", f"`{recipe.method}` takes none; remove them, or use the method `dam`"
+        )
+
+
+def check_coefficients(recipe: MergeRecipe, sources: Sources) -> None:
+    """Check that a recipe's coefficients fit its checkpoints, where it has some; reads them once.
+
+    Args:
+        recipe: Its method is known here.
+        sources: Models and coefficients of the recipe.
+
+    Raises:
+        ConfigError: Its method takes coefficients and it has none, or the other way round.
+        CorruptCheckpointError: They do not fit; lists every problem.
+        CheckpointError: They are not among the sources, or a file cannot be read.
+    """
+    require_coefficients(recipe)
+    if recipe.coefficients is None:
+        return
+    with ExitStack() as stack:
+        readers = open_readers(sources, recipe.vocabulary)
+        for reader in readers.values():
+            stack.enter_context(reader)
+        entries = readers[sources.reference.name].entries
+    file = find_coefficients(recipe.coefficients, sources)
+    file.check(Wanted(len(recipe.checkpoints), entries))
+
+
+def find_coefficients(source: Source, sources: Sources) -> CoefficientFile:
+    """Open the file of coefficients that a recipe names.
+
+    Raises:
+        CheckpointError: It is not among the sources, or is damaged.
+    """
+    found = [each for each in sources.coefficients if each.digest == source.digest]
+    if not found:
+        raise CheckpointError(
+            f"the recipe needs the coefficients `{source.name}` with digest {source.digest[:12]}, "
+            "which are not among what was given; put their file beside the recipe"
+        )
+    return CoefficientFile(found[0].directory / COEFFICIENTS_FILE)
+
+
+def exported_coefficients(sources: Sources) -> dict[str, bytes]:
+    """Return the files of coefficients of one merge as an export has them: name -> content."""
+    if not sources.coefficients:
+        return {}
+    (found,) = sources.coefficients
+    return {EXPORTED_FILE: (found.directory / COEFFICIENTS_FILE).read_bytes()}
 
 
 def verify_coefficients(sources: Sequence[ResolvedSource]) -> None:

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import torch
 
-from configs.errors import ConfigError
 from configs.recipe import MergeRecipe
+from workers.column_coefficients import require_coefficients
 from workers.mask import mask_threshold
 from workers.methods import MergeMethod, get_method
 
@@ -97,25 +97,6 @@ class TensorMerge:
     def drops_any(self) -> bool:
         """Whether anything of a contributing checkpoint is dropped."""
         return any(self.terms[index].drop_ratio > 0.0 for index in self.active)
-
-
-def require_coefficients(recipe: MergeRecipe) -> None:
-    """Check that a recipe has column coefficients where its method takes them, and only there.
-
-    Raises:
-        ConfigError: It lacks them, or has too many; or its method is not known here.
-    """
-    takes = get_method(recipe.method).takes_columns
-    if takes and recipe.coefficients is None:
-        raise ConfigError.single(
-            "coefficients",
-            f"`{recipe.method}` needs one coefficient per input column, and the recipe names "
-            "none; `mergefront learn` makes such recipes",
-        )
-    if not takes and recipe.coefficients is not None:
-        raise ConfigError.single(
-            "coefficients", f"`{recipe.method}` takes none; remove them, or use the method `dam`"
-        )
 
 
 class RecipePlan:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from configs.errors import CheckpointError
 from configs.recipe import MergeRecipe, Source, Vocabulary
 from workers.checkpoint import CheckpointReader
-from workers.column_coefficients import COEFFICIENTS_FILE, CoefficientFile, Wanted
+from workers.column_coefficients import CoefficientFile, Wanted, find_coefficients
 from workers.plan import TensorMerge
 from workers.sources import Sources
 from workers.vocabulary import open_readers
@@ -32,7 +32,7 @@ class PoolReaders:
 
     def __init__(self, sources: Sources, vocabulary: Vocabulary | None) -> None:
         readers = open_readers(sources, vocabulary)
-        self._coefficients = {found.digest: found for found in sources.coefficients}
+        self._sources = sources
         self._files: dict[tuple[str, int], CoefficientFile] = {}
         self._opening = Lock()
         self._by_digest = {s.digest: readers[s.name] for s in reversed(sources.everything)}
@@ -84,14 +84,7 @@ class PoolReaders:
         key = wanted.digest, num_checkpoints
         with self._opening:
             if key not in self._files:
-                found = self._coefficients.get(wanted.digest)
-                if found is None:
-                    raise CheckpointError(
-                        f"the recipe needs the coefficients `{wanted.name}` with digest "
-                        f"{wanted.digest[:12]}, which are not among what was given; put their "
-                        "file beside the recipe"
-                    )
-                file = CoefficientFile(found.directory / COEFFICIENTS_FILE)
+                file = find_coefficients(wanted, self._sources)
                 file.check(Wanted(num_checkpoints, self.reference.entries))
                 self._files[key] = file
             return self._files[key]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from configs.errors import WorkerError
 from configs.recipe import Group, MergeRecipe
 from evaluators.manifest import Manifest
-from optimizer.baselines import PLAIN_METHODS
 from optimizer.learning.plan import LearningPlan
 from workers.checkpoint import CheckpointReader
 from workers.layers import Layout
@@ -123,8 +122,7 @@ def _adamerging(plan: LearningPlan, on_step: OnStep) -> _Found:
         )
     by_group = [[float(weight) for weight in one.detach()[:, 0]] for one in leaves]
     weights = [list(row) for row in zip(*by_group, strict=True)]
-    method = plan.job.merge.method
-    method = method if method in PLAIN_METHODS else "task_arithmetic"
+    method = plan.space.plain_method
     if plan.settings.granularity == "layer":
         return _recipe(plan, method, recipe_groups(layout, groups), weights), None, record
     # In the groups of the job, all alike, so that a search can go on from there.

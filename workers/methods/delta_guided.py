@@ -62,5 +62,5 @@ DELTA_GUIDED = MergeMethod(
     combine=fuse_by_deltas,
     options=(SCALE, POWER),
 )
-"""base + scale * sum_i w_i a_i (tuned_i - base), a_i the share of checkpoint i in the movement of an
-element."""
+"""base + scale * sum_i w_i a_i (tuned_i - base); a_i is the share of a checkpoint in how far all
+of them moved an element."""
