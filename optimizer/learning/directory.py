@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.column_coefficients import COEFFICIENTS_FILE, CoefficientFile
-
 from safetensors.torch import save
 
 from configs.errors import CheckpointError
@@ -24,6 +22,7 @@ from optimizer.publish.export import RECIPE_FILE
 from optimizer.publish.merge_file import recipe_record
 from optimizer.publish.recipe_file import RecipeFile, spelled_as
 from workers.checkpoint_writer import refuse_used
+from workers.column_coefficients import COEFFICIENTS_FILE, CoefficientFile
 from workers.work_directory import WorkDirectory, remove_leftovers
 
 if TYPE_CHECKING:

@@ -53,7 +53,8 @@ class AdaMergingSettings:
         batch_size: Texts per batch.
         seed: Decides batches and their order.
         granularity: One weight per checkpoint (``task``), or one per layer, too.
-        positions: Where predictions of a language model count; see the module.
+        positions: Where predictions of a language model count, see the module; of encoders,
+            there is one per text.
         new_tokens: Most tokens that ``generated`` writes per text, >= 1.
         init: What all weights begin with.
     """
@@ -141,7 +142,7 @@ def learn_adamerging(
     }
     orders = {name: endless(len(own), generator) for name, own in batches.items()}
     optimizer = torch.optim.Adam(merge.leaves, lr=settings.lr, foreach=False)
-    predictions = _predictions(settings, pad_id, max_length)
+    predictions = _predictions(merge.model, settings, pad_id, max_length)
 
     def add_gradients() -> dict[str, float]:
         merge.write()
@@ -156,9 +157,14 @@ def learn_adamerging(
 
 
 def _predictions(
-    settings: AdaMergingSettings, pad_id: int, max_length: int
+    learned: Any,  # noqa: ANN401 - any transformers model
+    settings: AdaMergingSettings,
+    pad_id: int,
+    max_length: int,
 ) -> Callable[[Any, TextBatch], Tensor]:
     """Return what gives the logits that count of a batch, ``(p, v)``."""
+    if not learned.can_generate():
+        return predict
 
     def last(model: Any, batch: TextBatch) -> Tensor:  # noqa: ANN401 - any transformers model
         positions = torch.arange(batch.mask.shape[1]) == batch.lengths[:, None] - 1

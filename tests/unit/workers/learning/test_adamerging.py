@@ -132,7 +132,7 @@ def test_encoders_with_a_head_become_sure_of_their_classes(tmp_path: Path) -> No
     from transformers import BertForSequenceClassification
 
     model = BertForSequenceClassification.from_pretrained(sources.reference.directory).eval()
-    settings = AdaMergingSettings(steps=15, lr=3e-2, granularity="task", positions="all")
+    settings = AdaMergingSettings(steps=15, lr=3e-2, granularity="task")
     record, weights = learn(sources, settings, model)
     assert record[-1]["loss"] < record[0]["loss"]
     assert weights.shape == (2, 1)
