@@ -22,37 +22,42 @@ def learn(
         ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a text; of longer prompts the end. 256.")
+        int | None,
+        typer.Option(help="Most tokens of a text; of longer prompts the end. Default: 256."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of gradient descent. 300.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam. 0.001.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Texts per batch. 8.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of gradient descent. Default: 300.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam. Default: 0.001.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Texts per batch. Default: 8.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the job's.")] = None,
     init: Annotated[
         float | None,
-        typer.Option(help="What coefficients begin with. dam: 1/N; adamerging: 0.3."),
+        typer.Option(help="What coefficients begin with. Default: 1/N (dam), 0.3 (adamerging)."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="dam: of the distributions compared. 2.")
+        float | None, typer.Option(help="dam: of the distributions compared. Default: 2.")
     ] = None,
     similarity: Annotated[
-        float | None, typer.Option(help="dam: weight of the cosine between checkpoints. 0.01.")
+        float | None,
+        typer.Option(help="dam: weight of the cosine between checkpoints. Default: 0.01."),
     ] = None,
-    l1: Annotated[float | None, typer.Option(help="dam: weight of magnitudes. 0.")] = None,
-    l2: Annotated[float | None, typer.Option(help="dam: weight of squares. 0.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="dam: of AdamW. 0.")] = None,
+    l1: Annotated[float | None, typer.Option(help="dam: weight of magnitudes. Default: 0.")] = None,
+    l2: Annotated[float | None, typer.Option(help="dam: weight of squares. Default: 0.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="dam: of AdamW. Default: 0.")] = None,
     granularity: Annotated[
-        str | None, typer.Option(help="adamerging: a weight per `layer` or per `task`. layer.")
+        str | None,
+        typer.Option(help="adamerging: a weight per `layer` or per `task`. Default: layer."),
     ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
             help="adamerging: entropy at tokens that the merge has `generated`, at the `last` of "
-            "the prompt, or at `all`. generated."
+            "the prompt, or at `all`. Default: generated."
         ),
     ] = None,
     new_tokens: Annotated[
-        int | None, typer.Option(help="adamerging: most tokens generated per text. 16.")
+        int | None, typer.Option(help="adamerging: most tokens generated per text. Default: 16.")
     ] = None,
     settings: Settings = None,
     plain: Plain = False,

@@ -53,8 +53,10 @@ def predict_at(model: nn.Module, batch: TextBatch, positions: Tensor) -> Tensor:
     return _logits(model, batch)[positions.to(batch.mask.device)]
 
 
-def _logits(model: nn.Module, batch: TextBatch) -> Tensor:
-    output: Any = model(input_ids=batch.token_ids, attention_mask=batch.mask)
+def _logits(model: Any, batch: TextBatch) -> Tensor:  # noqa: ANN401 - any transformers model
+    # Keys and values for a next token would be kept until the backward pass, and serve nobody.
+    how = {"use_cache": False} if model.can_generate() else {}
+    output: Any = model(input_ids=batch.token_ids, attention_mask=batch.mask, **how)
     logits: Tensor = output.logits
     return logits
 

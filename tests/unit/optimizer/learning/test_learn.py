@@ -22,6 +22,7 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from optimizer.cli import app as cli
 from tests.conftest import TinyPool
+from tests.unit.workers.grown_models import grow_model
 from tests.waiting import wait_until
 
 MakeJob = Callable[..., Path]
@@ -50,19 +51,35 @@ def record_of(directory: Path) -> dict[str, Any]:
     return content
 
 
-def test_dam_is_learned_and_merges_as_it_was_learned(
-    job_file: MakeJob, tmp_path: Path, tiny_pool: TinyPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The weights that the live model of the last learning had in the end."""
     from workers.learning.merged_model import LearnableMerge
 
-    learned: dict[str, torch.Tensor] = {}
+    kept: dict[str, torch.Tensor] = {}
     close = LearnableMerge.close
 
     def keep(merge: LearnableMerge) -> None:
-        learned.update({name: t.clone() for name, t in merge.model.state_dict().items()})
+        kept.update({name: tensor.clone() for name, tensor in merge.model.state_dict().items()})
         close(merge)
 
     monkeypatch.setattr(LearnableMerge, "close", keep)
+    return kept
+
+
+def check_merged(out: Path, merged: Path, in_memory: dict[str, torch.Tensor]) -> None:
+    """Merge a learned recipe, and compare it with the model that it was learned in, bit for bit."""
+    done = mergefront("merge", out / "recipe.json", "--out", merged)
+    assert done.exit_code == 0, done.output
+    written = load_file(merged / "model.safetensors")
+    assert len(written) > 10
+    for name, tensor in written.items():
+        assert torch.equal(tensor, in_memory[name]), name
+
+
+def test_dam_is_learned_and_merges_as_it_was_learned(
+    job_file: MakeJob, tmp_path: Path, in_memory: dict[str, torch.Tensor]
+) -> None:
     job, out = job_file(), tmp_path / "learned"
     done = mergefront("learn", job, "dam", "--out", out, *QUICK, "--data", "math=choice")
     assert done.exit_code == 0, done.output
@@ -84,14 +101,30 @@ def test_dam_is_learned_and_merges_as_it_was_learned(
     assert losses.keys() == {"kl/instruct", "kl/code", "kl/math", "similarity", "loss"}
     assert all(len(values) == 4 for values in losses.values())
     assert losses["similarity"][-1] < losses["similarity"][0]
-    merged = mergefront("merge", out / "recipe.json", "--out", tmp_path / "merged")
-    assert merged.exit_code == 0, merged.output
-    written = load_file(tmp_path / "merged" / "model.safetensors")
-    for name, tensor in written.items():
-        assert torch.equal(tensor, learned[name]), name
+    check_merged(out, tmp_path / "merged", in_memory)
 
 
-def test_adamerging_by_layer_is_a_recipe_that_merges(job_file: MakeJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["dam", "adamerging"])
+def test_checkpoints_with_more_tokens_are_learned_from(
+    job_file: MakeJob,
+    tmp_path: Path,
+    tiny_pool: TinyPool,
+    in_memory: dict[str, torch.Tensor],
+    method: str,
+) -> None:
+    grow_model(tmp_path / "grown", tiny_pool.checkpoints["math"], rows=262, tokens=("<a>", "<b>"))
+    checkpoints = {"code": str(tiny_pool.checkpoints["code"]), "math": str(tmp_path / "grown")}
+    models = {"base": str(tiny_pool.base), "checkpoints": checkpoints, "vocabulary": "pad"}
+    out = tmp_path / "out"
+    done = mergefront("learn", job_file(models=models), method, "--out", out, *QUICK)
+    assert done.exit_code == 0, done.output
+    check_merged(out, tmp_path / "merged", in_memory)
+    assert in_memory["model.embed_tokens.weight"].shape == (262, 32)
+
+
+def test_adamerging_by_layer_is_a_recipe_that_merges(
+    job_file: MakeJob, tmp_path: Path, in_memory: dict[str, torch.Tensor]
+) -> None:
     out = tmp_path / "learned"
     options = ("--positions", "last", "--json")
     done = mergefront("learn", job_file(), "adamerging", "--out", out, *QUICK, *options)
@@ -109,8 +142,7 @@ def test_adamerging_by_layer_is_a_recipe_that_merges(job_file: MakeJob, tmp_path
     ]  # fmt: skip
     assert recipe.coefficients is None
     assert not any(math.isclose(w, 0.3, abs_tol=1e-3) for row in recipe.weights for w in row)
-    merged = mergefront("merge", out / "recipe.json", "--out", tmp_path / "merged")
-    assert merged.exit_code == 0, merged.output
+    check_merged(out, tmp_path / "merged", in_memory)
 
 
 def test_adamerging_by_task_lies_in_the_search_space(job_file: MakeJob, tmp_path: Path) -> None:
