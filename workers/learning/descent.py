@@ -1,6 +1,7 @@
 """Gradient descent on the coefficients of a merge, and what is told of every step."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -74,6 +75,8 @@ def reproducible(threads: int) -> Iterator[None]:
 
     Of CUDA's operations, those that have no such form only warn.
     """
+    # Read when cuBLAS begins; without it products of matrices are not repeatable.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(threads)
