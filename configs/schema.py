@@ -117,7 +117,8 @@ class Merge(Section):
     method: str = "dare_linear"
     """``dare_linear`` (base + sum w_i DARE(tuned_i - base)), ``task_arithmetic`` (the same
     without drops), ``linear`` (sum w_i tuned_i, no base), ``ties``, ``dare_ties``, ``della``,
-    ``della_linear``, ``slerp``, ``delta_guided``, or one that a package installed beside this one brings."""
+    ``della_linear``, ``slerp``, ``delta_guided``, or one that a package installed beside this one
+    brings."""
     options: dict[str, float] = Field(default_factory=dict)
     """Parameters of the method that are not searched, e.g. ``normalize: true`` of ``ties``; what
     is not named keeps the method's default."""

@@ -82,7 +82,7 @@ def run_search(
         SearchError: Nothing could be scored on a held-out split.
         WorkerError: No worker can be started.
     """
-    search = _Search(archive, pool, space, job or archive.job, on_event, given)
+    search = _Search(archive, pool, space, job or archive.job, on_event, given=given)
     archive.begin_run()
     reason = search.explore()
     chosen = search.validate()
@@ -125,6 +125,7 @@ class _Search:
         space: SearchSpace,
         job: JobConfig,
         on_event: OnEvent,
+        *,
         given: Sequence[Baseline] = (),
     ) -> None:
         self._archive = archive

@@ -5,14 +5,14 @@ number per column, other methods, other groups. Of each that does, its plain wei
 baseline, which the strategy learns from.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, MergefrontError, Problem
 from configs.recipe import MergeRecipe, Source, Vocabulary
 from configs.schema import JobConfig
-from optimizer.baselines import Baseline
+from optimizer.baselines import Baseline, label_of
 from optimizer.recorded_recipe import read_json, recorded_recipe
 from optimizer.space import SearchSpace
 from workers.checkpoint import CheckpointReader
@@ -69,40 +69,96 @@ def resolve_baselines(
         ConfigError: Some cannot be used; lists every problem of each.
         CheckpointError: Coefficients that the archive's merges need are gone.
     """
-    recorded = {} if archive is None else _recorded(archive)
-    found: dict[str, Baseline] = {}
-    coefficients = {} if archive is None else _recalled(archive)
-    problems: list[Problem] = []
-    for name, place in job.baselines.items():
-        key = f"baselines.{name}"
+    candidates = [] if archive is None else archive.candidates()
+    recorded = {label_of(each): each.recipe for each in candidates if each.is_baseline}
+    reading = _Reading(sources, space, recorded, headers_only=headers_only)
+    found = [reading.read(name, place) for name, place in job.baselines.items()]
+    if reading.problems:
+        raise ConfigError("some baselines of the job cannot be used", reading.problems)
+    coefficients = reading.coefficients
+    for recipe in [candidate.recipe for candidate in candidates]:
+        # The job may not name them any more.
+        if recipe.coefficients is not None and recipe.coefficients.digest not in coefficients:
+            coefficients[recipe.coefficients.digest] = recall_coefficients(recipe.coefficients)
+    pool = replace(sources, coefficients=tuple(coefficients.values()))
+    baselines = [baseline for baseline in found if baseline is not None]
+    if not headers_only:
+        baselines = [
+            each for one in baselines for each in _with_weights(one, pool, space, recorded)
+        ]
+    return GivenBaselines(tuple(baselines), pool.coefficients)
+
+
+class _Reading:
+    """Reads baselines, one after another, and notes all that is wrong with them.
+
+    Args:
+        sources: The job's pool.
+        space: Its search space.
+        recorded: Label -> recipe of the baselines that an archive has.
+        headers_only: As for :func:`resolve_baselines`.
+
+    Attributes:
+        problems: What is wrong.
+        coefficients: Digest -> file of those that were read.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        space: SearchSpace,
+        recorded: Mapping[str, MergeRecipe],
+        *,
+        headers_only: bool,
+    ) -> None:
+        self._sources = sources
+        self._space = space
+        self._recorded = recorded
+        self._headers_only = headers_only
+        self.problems: list[Problem] = []
+        self.coefficients: dict[str, ResolvedSource] = {}
+
+    def read(self, name: str, place: str) -> Baseline | None:
+        """Return a baseline as the job scores it; None where something is wrong with it."""
+        before = self._recorded.get(name)
+        if before is not None and not recipe_path(place).exists():
+            # It was scored: what is recorded is all that is needed.
+            return Baseline(name, before, is_given=True)
+        wrong: list[str] = []
         try:
             recipe = read_baseline(place)
+            wrong += _differences(recipe, self._space, self._headers_only)
+            if not wrong:
+                recipe = self._ready(recipe, name, place)
+        except ConfigError as error:
+            wrong += map(str, error.problems)
         except MergefrontError as error:
-            problems += _problems_of(key, error)
-            continue
-        wrong = [Problem(key, text) for text in _differences(recipe, space, headers_only)]
-        if wrong:
-            problems += wrong
-            continue
-        try:
-            recipe, kept = _ready(name, place, recipe, sources, space, headers_only)
-        except MergefrontError as error:
-            problems += _problems_of(key, error)
-            continue
-        before = recorded.get(name)
-        if before is not None and before.recipe_id != recipe.recipe_id:
-            problems.append(
-                Problem(key, f"{place}: another merge was scored under this name; use another one")
-            )
-        coefficients |= {each.digest: each for each in kept}
-        found[name] = Baseline(name, recipe, is_given=True)
-    if problems:
-        raise ConfigError("some baselines of the job cannot be used", problems)
-    pool = replace(sources, coefficients=tuple(coefficients.values()))
-    if headers_only:
-        return GivenBaselines(tuple(found.values()), pool.coefficients)
-    placed = [each for one in found.values() for each in _with_weights(one, pool, space, recorded)]
-    return GivenBaselines(tuple(placed), pool.coefficients)
+            wrong.append(error.message.replace("\n", "\n  "))
+        else:
+            if not wrong and before is not None and before.recipe_id != recipe.recipe_id:
+                wrong.append(f"{place}: another merge was scored under this name; use another one")
+            if not wrong:
+                return Baseline(name, recipe, is_given=True)
+        self.problems += [Problem(f"baselines.{name}", text) for text in wrong]
+        return None
+
+    def _ready(self, recipe: MergeRecipe, name: str, place: str) -> MergeRecipe:
+        """Return a recipe as the job scores it; check that it can be merged.
+
+        Raises:
+            MergefrontError: It cannot.
+        """
+        recipe = _as_job_has_it(name, recipe, self._space)
+        with CheckpointReader(self._sources.reference.directory) as reader:
+            _check_recipe(recipe, [e.name for e in reader.entries.values() if e.is_floating])
+        pool = self._sources
+        if recipe.coefficients is not None:
+            found = coefficients_of(recipe.coefficients, recipe_path(place))
+            self.coefficients[found.digest] = found
+            pool = replace(pool, coefficients=(found,))
+        if not self._headers_only:
+            check_coefficients(recipe, pool)
+        return recipe
 
 
 def read_baseline(place: str) -> MergeRecipe:
@@ -118,25 +174,6 @@ def read_baseline(place: str) -> MergeRecipe:
             str(path), "is no recipe in JSON; `mergefront recipe FILE --out recipe.json` makes one"
         )
     return recorded_recipe(path, content).recipe
-
-
-def _recorded(archive: "Archive") -> dict[str, MergeRecipe]:
-    """Return name -> recipe of the baselines that were proposed."""
-    return {
-        candidate.origin.partition(":")[2]: candidate.recipe
-        for candidate in archive.candidates()
-        if candidate.is_baseline
-    }
-
-
-def _recalled(archive: "Archive") -> dict[str, ResolvedSource]:
-    """Find the coefficients of all merges of an archive: the job may not name them any more."""
-    wanted = {
-        source.digest: source
-        for candidate in archive.candidates()
-        if (source := candidate.recipe.coefficients) is not None
-    }
-    return {digest: recall_coefficients(source) for digest, source in wanted.items()}
 
 
 def _differences(recipe: MergeRecipe, space: SearchSpace, headers_only: bool) -> Iterator[str]:
@@ -176,30 +213,6 @@ def _listed(sources: Sequence[Source]) -> str:
     return ", ".join(f"`{source.name}` ({source.digest[:12] or 'no digest'})" for source in sources)
 
 
-def _ready(
-    name: str,
-    place: str,
-    recipe: MergeRecipe,
-    sources: Sources,
-    space: SearchSpace,
-    headers_only: bool,
-) -> tuple[MergeRecipe, tuple[ResolvedSource, ...]]:
-    """Return a recipe as the job scores it, and its coefficients; check that it can be merged.
-
-    Raises:
-        MergefrontError: It cannot.
-    """
-    recipe = _as_job_has_it(name, recipe, space)
-    with CheckpointReader(sources.reference.directory) as reader:
-        _check_recipe(recipe, [e.name for e in reader.entries.values() if e.is_floating])
-    kept: tuple[ResolvedSource, ...] = ()
-    if recipe.coefficients is not None:
-        kept = (coefficients_of(recipe.coefficients, recipe_path(place)),)
-    if not headers_only:
-        check_coefficients(recipe, replace(sources, coefficients=kept))
-    return recipe, kept
-
-
 def _as_job_has_it(name: str, recipe: MergeRecipe, space: SearchSpace) -> MergeRecipe:
     """Return a recipe in the job's data type, as all that is compared, and with its names."""
     job = space.recipe([[0.0] * space.shape[1]] * space.shape[0])
@@ -231,7 +244,7 @@ def _check_recipe(recipe: MergeRecipe, names: Iterable[str]) -> None:
 
 
 def _with_weights(
-    baseline: Baseline, sources: Sources, space: SearchSpace, recorded: dict[str, MergeRecipe]
+    baseline: Baseline, sources: Sources, space: SearchSpace, recorded: Mapping[str, MergeRecipe]
 ) -> Iterator[Baseline]:
     """Yield a baseline, and its plain weights where the search cannot reach it."""
     recipe = baseline.recipe
@@ -247,10 +260,3 @@ def _with_weights(
     genotype = space.encode(plain.weights)
     yield replace(baseline, genotype=genotype)
     yield Baseline(label, plain, is_given=True, genotype=genotype)
-
-
-def _problems_of(key: str, error: MergefrontError) -> list[Problem]:
-    """Return what is wrong with a baseline, under its key of the job."""
-    if isinstance(error, ConfigError):
-        return [Problem(key, str(problem)) for problem in error.problems]
-    return [Problem(key, error.message.replace("\n", "\n  "))]

@@ -61,7 +61,7 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert cost.moved_bytes == 5 * cost.model_bytes
     assert cost.num_genes == 6
     # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, 2 steps of the greedy soup
-    assert cost.num_baselines == 17
+    assert cost.num_baselines == 18
     assert cost.evaluations == {"search": 40, "select": 8, "report": 18}
     assert cost.requests == {"search": 16, "select": 8, "report": 8}
     assert cost.generations == {"search": 8, "select": 4, "report": 4}
@@ -85,7 +85,7 @@ def test_check_prints_pool_suites_and_cost(prepared):
         assert source.digest[:12] in text
     assert "exact_match,none" in text
     assert "moved per candidate" in text
-    assert "40 search (of them up to 17 baselines), 8 select, up to 18 report" in text
+    assert "40 search (of them up to 18 baselines), 8 select, up to 19 report" in text
 
 
 def test_check_prints_names_that_look_like_markup(tiny_job, tiny_pool, tmp_path):
