@@ -1,10 +1,12 @@
 """Merges that a job names as baselines: read, refused, projected, scored, exported, resumed."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from optimizer.archive.archive import Archive
 from optimizer.cli import app as cli
 from optimizer.given_baselines import resolve_baselines
 from optimizer.preflight.preflight import prepare
+from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from optimizer.publish.recipe_file import read_recipe_file
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
@@ -146,6 +149,18 @@ def test_check_reports_baselines_without_reading_tensors(tiny_job, learned, tmp_
     assert [baseline.label for baseline in found.baselines] == ["DAM"]
 
 
+def test_check_says_which_baselines_are_the_job_s(tiny_job, learned):
+    found = prepare(tiny_job(baselines={"DAM": str(learned)}))
+    assert found.estimate.num_baselines == 20
+    console = Console(width=140, file=io.StringIO())
+    console.print(render_prepared(found))
+    assert "DAM (dam); DAM, as weights (dare_linear)" in console.file.getvalue()
+    record = prepared_record(found)["given_baselines"]
+    assert [(each["label"], each["method"]) for each in record] == [
+        ("DAM", "dam"), ("DAM, as weights", "dare_linear"),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def searched(tiny_job, tiny_pool, tmp_path_factory):
     """A search with a learned baseline, which was deleted since, and what it was."""
@@ -155,7 +170,7 @@ def searched(tiny_job, tiny_pool, tmp_path_factory):
     job = tiny_job(
         archive=str(root / "archive.sqlite"),
         baselines={"DAM": str(root / "dam")},
-        budget={"evaluations": 14},
+        budget={"evaluations": 24},
         validation={"candidates": 2, "leave_one_out": True},
     )
     mergefront.run(job, in_process=True)
@@ -175,6 +190,7 @@ def test_learned_baseline_is_scored_early_reported_and_exported(searched, tmp_pa
         index = origins.index("baseline:DAM")
         assert origins[index + 1] == "baseline:DAM, as weights"
         assert {c.is_baseline for c in candidates[: index + 2]} == {True}
+        assert any(c.origin.startswith("strategy:") for c in candidates)
         assert candidates[index].recipe.recipe_id == recipe.recipe_id
         assert index in archive.scores("search")
         assert index in archive.scores("report")
@@ -185,6 +201,8 @@ def test_learned_baseline_is_scored_early_reported_and_exported(searched, tmp_pa
         result = runner.invoke(cli.app, [command, place])
         assert result.exit_code == 0, result.output
     assert "DAM, as weights" in runner.invoke(cli.app, ["report", place]).output
+    report = json.loads(runner.invoke(cli.app, ["report", place, "--json"]).output)
+    assert {"DAM", "DAM, as weights", "delta-guided fusion"} <= set(report["baselines"])
     out = tmp_path / "exported"
     command = ["export", place, "--id", recipe.recipe_id[:10], "--out", str(out)]
     result = runner.invoke(cli.app, command)
@@ -222,13 +240,13 @@ def test_a_baseline_is_added_on_resume_and_none_is_exchanged(searched, tmp_path,
     with pytest.raises(ConfigError, match="another merge was scored under this name"):
         mergefront.resume(place, {"baselines.DAM": str(tmp_path / "second")}, in_process=True)
     # The directory of the first is gone: its recipe is recorded, and its coefficients are kept.
-    mergefront.resume(place, {"budget.evaluations": 15}, in_process=True)
+    mergefront.resume(place, {"budget.evaluations": 25}, in_process=True)
     # Where a job does not name it any more, it stays a baseline of the search.
-    changes = {"baselines": {"second": str(tmp_path / "second")}, "budget.evaluations": 18}
+    changes = {"baselines": {"second": str(tmp_path / "second")}, "budget.evaluations": 29}
     mergefront.resume(place, changes, in_process=True)
     with Archive.open(place) as archive:
         origins = [c.origin for c in archive.candidates() if not c.is_attribution]
-        assert origins[15:17] == ["baseline:second", "baseline:second, as weights"]
+        assert origins[25:27] == ["baseline:second", "baseline:second, as weights"]
         added = next(c.index for c in archive.candidates() if c.origin == "baseline:second")
         assert {added, origins.index("baseline:DAM")} <= archive.scores("report").keys()
         assert not verify_replay(archive, prepare_space(archive))

@@ -60,22 +60,23 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert file_bytes - 10_000 < cost.model_bytes < file_bytes
     assert cost.moved_bytes == 5 * cost.model_bytes
     assert cost.num_genes == 6
-    # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, 2 steps of the greedy soup
+    # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, delta-guided fusion, 2 steps of
+    # the greedy soup
     assert cost.num_baselines == 18
-    assert cost.evaluations == {"search": 40, "select": 8, "report": 18}
+    assert cost.evaluations == {"search": 40, "select": 8, "report": 19}
     assert cost.requests == {"search": 16, "select": 8, "report": 8}
     assert cost.generations == {"search": 8, "select": 4, "report": 4}
     assert cost.new_tokens == {"search": 48, "select": 24, "report": 24}
-    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 18
-    assert cost.total_moved_bytes == cost.moved_bytes * 66
+    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 19
+    assert cost.total_moved_bytes == cost.moved_bytes * 67
 
 
 def test_estimate_counts_the_variants_that_are_left_out_on_request(tiny_job):
     prepared = prepare(tiny_job(validation={"leave_one_out": True}))
     # Each of 3 checkpoints, all drops, each of 3 drops.
     assert prepared.estimate.num_variants == 7
-    assert prepared.estimate.evaluations["report"] == 18 + 7
-    assert "up to 25 report (7 to leave out one by one)" in text_of(prepared)
+    assert prepared.estimate.evaluations["report"] == 19 + 7
+    assert "up to 26 report (7 to leave out one by one)" in text_of(prepared)
 
 
 def test_check_prints_pool_suites_and_cost(prepared):
