@@ -164,6 +164,7 @@ def _with_absolute_paths(job: JobConfig, directory: Path) -> JobConfig:
                     "data_dir": data_dir,
                 }
             ),
+            "baselines": {name: absolute(path) for name, path in job.baselines.items()},
             "objectives": {name: placed(part) for name, part in job.objectives.items()},
             "telemetry": _with_absolute_files(job.telemetry, absolute),
             "archive": job.archive if "://" in job.archive else absolute(job.archive),

@@ -29,10 +29,15 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 # Keys that say how long, where and on what a search runs and how it is validated, not what it
 # searches: a search may be resumed with other values of these.
-OPERATIONAL_KEYS = frozenset({"name", "budget", "validation", "workers", "telemetry", "archive"})
+OPERATIONAL_KEYS = frozenset(
+    {"name", "baselines", "budget", "validation", "workers", "telemetry", "archive"}
+)
 
 # The same inside objectives: whether a scorer is tried before a worker starts changes no score.
 _OPERATIONAL_OF_ENTRIES = {"__all__": {"tasks": {"__all__": {"dry_run"}}}}
+
+# Those of `optimizer.baselines` that look like names of a job.
+_BUILT_IN_BASELINES = frozenset({"base", "TIES", "DARE-TIES"})
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -112,7 +117,8 @@ class Merge(Section):
     method: str = "dare_linear"
     """``dare_linear`` (base + sum w_i DARE(tuned_i - base)), ``task_arithmetic`` (the same
     without drops), ``linear`` (sum w_i tuned_i, no base), ``ties``, ``dare_ties``, ``della``,
-    ``della_linear``, ``slerp``, or one that a package installed beside this one brings."""
+    ``della_linear``, ``slerp``, ``delta_guided``, or one that a package installed beside this one
+    brings."""
     options: dict[str, float] = Field(default_factory=dict)
     """Parameters of the method that are not searched, e.g. ``normalize: true`` of ``ties``; what
     is not named keeps the method's default."""
@@ -224,6 +230,10 @@ class JobConfig(Section):
     """The base and the checkpoints."""
     merge: Merge = Merge()
     """Method, parametrization and gene ranges."""
+    baselines: dict[str, str] = Field(default_factory=dict)
+    """Name -> merge that is scored before the search's own proposals, beside the baselines that
+    every search has: a directory of ``mergefront learn``, or a ``recipe.json``. It must be of the
+    job's checkpoints. Some may be added on resume."""
     objectives: dict[str, Objective] = Field(min_length=1)
     """Name -> objective; one to five make a readable front."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -253,6 +263,7 @@ class JobConfig(Section):
             ("models.checkpoints", self.models.checkpoints),
             ("objectives", self.objectives),
             ("merge.groups", self.merge.groups),
+            ("baselines", self.baselines),
         ):
             for name in names:
                 if not _NAME.fullmatch(name):
@@ -265,6 +276,8 @@ class JobConfig(Section):
                 "reached; use `hours` or `items`"
             )
         _check_preference(self.search.preference, self.objectives)
+        if taken := sorted(_BUILT_IN_BASELINES & self.baselines.keys()):
+            raise ValueError(f"baselines: `{taken[0]}` is one that every search has; rename it")
         tasks = [spec.task for objective in self.objectives.values() for spec in objective.tasks]
         if self.search.screening.enabled is True and not self.has_companions:
             raise ValueError(

@@ -50,6 +50,33 @@ def prompt_problems(suite: Suite, live: LiveModel) -> list[Problem]:
     return list(found.values())
 
 
+def prompt_tokens(
+    suite: Suite, live: LiveModel, split: SplitName
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return what the model reads of the items of a split, without their reference answers.
+
+    Of a text that is scored as a whole (``loglikelihood_rolling``), that is the text.
+
+    Args:
+        suite: The tasks of a job.
+        live: As for ``HarnessEvaluator``; its weights are not looked at.
+        split: Whose items.
+
+    Returns:
+        Task -> tokens of every item, in the order of the manifest; few-shot examples included.
+
+    Raises:
+        EvaluationError: No request can be built for this model.
+    """
+    encoder = Encoder(live, apply_chat_template=suite.settings.apply_chat_template)
+    found = {}
+    for name, ids in suite.manifest.items(split).items():
+        with preserved_rng_state():
+            frozen = freeze_split(suite.tasks[name], ids, encoder)
+        found[name] = [frozen[item].all_requests[0].read_tokens for item in ids]
+    return found
+
+
 class HarnessEvaluator:
     """Scores a live model on lm-eval tasks; requests are built once and reused.
 

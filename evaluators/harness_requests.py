@@ -65,6 +65,15 @@ class FrozenRequest:
     prompt: Prompt | None = None
     windows: tuple[Continuation, ...] = ()
 
+    @property
+    def read_tokens(self) -> tuple[int, ...]:
+        """What the model reads before it answers; of a rolling log-likelihood, the first window."""
+        if self.prompt is not None:
+            return self.prompt.token_ids
+        first = self.windows[0]
+        is_rolling = self.instance.request_type == "loglikelihood_rolling"
+        return first.context_ids + (first.token_ids if is_rolling else ())
+
 
 @dataclass(frozen=True, slots=True)
 class FrozenItem:

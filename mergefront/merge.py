@@ -104,12 +104,12 @@ def materialize(merge: Merge, *, device: str = "cpu") -> "LiveModel":
     Raises:
         CheckpointError: A source is gone, or has changed since it was scored.
     """
-    from optimizer.publish.export import verify_sources
+    from optimizer.publish.export import sources_for, verify_sources
     from workers.job import WorkerSpec, load_live_model
     from workers.materialize import Materializer
 
     with Archive.open(merge.place) as archive:
-        sources, manifest = archive.sources, archive.manifest
+        sources, manifest = sources_for(archive, merge.recipe), archive.manifest
         gpus = 1.0 if device == "cuda" else 0.0
         workers = archive.job.workers.model_copy(update={"device": device, "gpus": gpus})
         job = archive.job.model_copy(update={"workers": workers})

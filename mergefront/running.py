@@ -113,7 +113,8 @@ def _search(
 
     with archive, watchers(archive, job) as watching, _pool(prepared, in_process) as pool:
         on_event = watching.beside(tell)
-        run_search(archive, pool, prepared.space, job=job, on_event=on_event)
+        given = prepared.baselines
+        run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
     return Search(archive.place)
 
 

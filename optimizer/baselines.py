@@ -1,5 +1,7 @@
 """What every search is measured against: single checkpoints, soups, task arithmetic, TIES (D10).
 
+A job may name others, learned merges above all: ``optimizer.given_baselines``.
+
 A plan is a function of what was proposed and observed, so that a resumed search continues it.
 """
 
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.recipe import MergeRecipe
+from evaluators.scores import FloatArray
 from optimizer.candidate import Candidate, Observation
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
@@ -21,11 +24,10 @@ SCALES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Scales of task arithmetic (Ilharco et al., arXiv:2212.04089): one weight for all checkpoints."""
 
 GREEDY_SOUP = "greedy soup"
+DELTA_GUIDED = "delta-guided fusion"
 # TIES as its paper recommends it without tuning (arXiv:2306.01708, section 4): the 20 % largest
 # magnitudes. DARE before TIES: half, in the middle of what is reported to merge best.
 _TIES = (("TIES", "ties", 0.8), ("DARE-TIES", "dare_ties", 0.5))
-# Methods that are task arithmetic where nothing is dropped.
-_PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
 # What a search learns from before its own proposals, besides the sources; see `BaselinePlan.next`.
 _EARLY = ("uniform soup", *(f"task arithmetic {scale}" for scale in (0.4, 0.7, 1.0)))
 # How many evaluations of its own a search makes for each of the other baselines.
@@ -35,15 +37,29 @@ _PREFIX = "baseline:"
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A merge that needs no search, under the name that reports use."""
+    """A merge that needs no search, under the name that reports use.
+
+    Attributes:
+        label: The name.
+        recipe: What is merged.
+        is_given: Whether the job names it (``baselines``).
+        genotype: The nearest in the search space; None is that of the recipe's weights.
+    """
 
     label: str
     recipe: MergeRecipe
+    is_given: bool = False
+    genotype: FloatArray | None = None
 
     @property
     def origin(self) -> str:
         """The origin of the candidate that stands for it."""
         return _PREFIX + self.label
+
+    @property
+    def is_early(self) -> bool:
+        """Whether it is scored before a search's own proposals, which learn from it."""
+        return self.is_source or self.is_given or self.label in _EARLY
 
     @property
     def is_source(self) -> bool:
@@ -63,11 +79,17 @@ class BaselinePlan:
         space: Where recipes are made; baselines may lie outside its bounds.
         names: Checkpoint names in the order of the space.
         preference: Objective -> weight, for the order and the steps of the greedy soup.
+        given: Those that the job names (``optimizer.given_baselines``).
     """
 
     def __init__(
-        self, space: SearchSpace, names: Sequence[str], preference: Mapping[str, float]
+        self,
+        space: SearchSpace,
+        names: Sequence[str],
+        preference: Mapping[str, float],
+        given: Sequence[Baseline] = (),
     ) -> None:
+        self._given = given
         self._space = space
         self._names = tuple(names)
         self._preference = preference
@@ -106,13 +128,13 @@ class BaselinePlan:
             if recipe_id not in known
         ]
         for baseline in missing:
-            if baseline.is_source or baseline.label in _EARLY:
+            if baseline.is_early:
                 return baseline
         trial, _ = self._greedy(observed)
         if trial is not None and trial.recipe.recipe_id not in known:
             missing.append(trial)
         if left is not None and left > len(missing) + len(self._names):
-            num_early = sum(one.is_source or one.label in _EARLY for one in self.fixed)
+            num_early = sum(one.is_early for one in self.fixed)
             if num_own < _TURN * (len(baselines) - num_early + 1):
                 return None
         return missing[0] if missing else None
@@ -137,9 +159,12 @@ class BaselinePlan:
                 wanted += [(f"task arithmetic {scale}", [scale] * count) for scale in SCALES]
             if self._space.has_base:
                 recipes = [(label, self._ties(method, drop)) for label, method, drop in _TIES]
+                recipes.append((DELTA_GUIDED, self._delta_guided()))
         baselines: dict[str, Baseline] = {}
         for label, recipe in [*((label, self._recipe(w)) for label, w in wanted), *recipes]:
             baselines.setdefault(recipe.recipe_id, Baseline(label, recipe))
+        for given in self._given:
+            baselines.setdefault(given.recipe.recipe_id, given)
         return list(baselines.values())
 
     def _greedy(
@@ -195,15 +220,8 @@ class BaselinePlan:
         """One weight per checkpoint, the same in every group, nothing dropped."""
         groups = self._space.shape[1]
         return self._space.recipe(
-            [[weight] * groups for weight in weights], method=self._plain_method
+            [[weight] * groups for weight in weights], method=self._space.plain_method
         )
-
-    @property
-    def _plain_method(self) -> str:
-        """The job's own method where it can, so that the baselines lie in the search space."""
-        if not self._space.has_base:
-            return "linear"
-        return self._space.method if self._space.method in _PLAIN_METHODS else "task_arithmetic"
 
     def _ties(self, method: str, drop_ratio: float) -> MergeRecipe:
         """All checkpoints alike; the mean of what agrees in sign."""
@@ -215,10 +233,19 @@ class BaselinePlan:
             options={"normalize": 1.0, "scale": 1.0},
         )
 
+    def _delta_guided(self) -> MergeRecipe:
+        """All checkpoints alike: who moved an element most decides most of it."""
+        ones = np.ones(self._space.shape).tolist()
+        options = {"power": 1.0, "scale": 1.0}
+        return self._space.recipe(ones, method="delta_guided", options=options)
 
-def baseline_plan(archive: "Archive", space: SearchSpace) -> BaselinePlan:
-    """Return the plan of baselines of an archive's job."""
-    return BaselinePlan(space, tuple(archive.job.models.checkpoints), archive.job.preference)
+
+def baseline_plan(
+    archive: "Archive", space: SearchSpace, given: Sequence[Baseline] = ()
+) -> BaselinePlan:
+    """Return the plan of baselines of an archive's job, with those that a job names besides."""
+    names = tuple(archive.job.models.checkpoints)
+    return BaselinePlan(space, names, archive.job.preference, given)
 
 
 def baseline_labels(archive: "Archive", space: SearchSpace) -> dict[str, int]:

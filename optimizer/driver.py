@@ -10,14 +10,14 @@ outcome is recorded, the next proposal is submitted, and only then is the outcom
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.errors import SearchError, TooManyFailuresError
 from configs.evaluation import SplitName
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
-from optimizer.baselines import baseline_plan
+from optimizer.baselines import Baseline, baseline_plan
 from optimizer.candidate import Candidate, Observation
 from optimizer.dispatch import Dispatch
 from optimizer.events import (
@@ -63,6 +63,7 @@ def run_search(
     space: SearchSpace,
     *,
     job: JobConfig | None = None,
+    given: Sequence[Baseline] = (),
     on_event: OnEvent = ignore_event,
 ) -> SearchResult:
     """Run a search to its end, from its beginning or from wherever its archive stands.
@@ -73,6 +74,7 @@ def run_search(
         space: The search space of the archive's job.
         job: The archive's job with another budget, say; None takes it as archived. What it
             searches for must be the same (``JobConfig.digest``).
+        given: The baselines that the job names, from ``optimizer.given_baselines``.
         on_event: Called from this thread with everything worth showing.
 
     Raises:
@@ -80,7 +82,7 @@ def run_search(
         SearchError: Nothing could be scored on a held-out split.
         WorkerError: No worker can be started.
     """
-    search = _Search(archive, pool, space, job or archive.job, on_event)
+    search = _Search(archive, pool, space, job or archive.job, on_event, given=given)
     archive.begin_run()
     reason = search.explore()
     chosen = search.validate()
@@ -123,6 +125,8 @@ class _Search:
         space: SearchSpace,
         job: JobConfig,
         on_event: OnEvent,
+        *,
+        given: Sequence[Baseline] = (),
     ) -> None:
         self._archive = archive
         self._pool = pool
@@ -130,7 +134,7 @@ class _Search:
         self._on_event = on_event
         self._job = job
         self._strategy = make_strategy(self._job, space)
-        self._plan = baseline_plan(archive, space)
+        self._plan = baseline_plan(archive, space, given)
         # Recorded, in their order, and not submitted yet.
         self._ready: deque[Candidate] = deque()
         self.candidates: list[Candidate] = []
@@ -221,7 +225,9 @@ class _Search:
         )
         if baseline is not None:
             recipe = baseline.recipe
-            genotype = self._space.encode(recipe.weights, recipe.drop_ratios)
+            genotype = baseline.genotype
+            if genotype is None:
+                genotype = self._space.genotype_of(recipe)
             seen = len(self._seeds) + len(self.observations)
             candidate = Candidate(index, genotype, recipe, baseline.origin, seen)
         else:

@@ -24,6 +24,7 @@ from configs.errors import ConfigError, Problem
 from configs.evaluation import Objective
 from configs.schema import JobConfig
 from configs.scorers import ScorerSpec
+from workers.column_coefficients import COEFFICIENTS_FILE, coefficients_beside, recipe_path
 
 if TYPE_CHECKING:
     from workers.ray_jobs import JobClient
@@ -71,6 +72,20 @@ class _Shipment:
             shutil.copyfile(source, self.directory / target)
         return str(target)
 
+    def send_merge(self, name: str, path: str) -> str:
+        """Copy the recipe of a baseline, and its coefficients where it has some: nothing else.
+
+        The directory may be a checkpoint that was exported.
+        """
+        key, target = f"baselines.{name}", f"baselines/{name}"
+        recipe = recipe_path(path)
+        if not recipe.is_file():
+            return path
+        self.send(key, str(recipe), f"{target}/{recipe.name}")
+        if (columns := coefficients_beside(recipe)) is not None:
+            self.send(key, str(columns), f"{target}/{COEFFICIENTS_FILE}")
+        return str(_FILES / target / recipe.name)
+
 
 def stage(job: JobConfig, directory: Path) -> JobConfig:
     """Fill a directory with what a cluster needs to run a job.
@@ -102,6 +117,7 @@ def stage(job: JobConfig, directory: Path) -> JobConfig:
     objectives = {
         name: _sent(name, objective, shipment, places) for name, objective in job.objectives.items()
     }
+    baselines = {name: shipment.send_merge(name, path) for name, path in job.baselines.items()}
     if shipment.problems:
         raise ConfigError("the job cannot be sent to a cluster", shipment.problems)
     sent = job.model_copy(
@@ -110,6 +126,7 @@ def stage(job: JobConfig, directory: Path) -> JobConfig:
                 update={"include_path": include, "data_dir": data_dir}
             ),
             "objectives": objectives,
+            "baselines": baselines,
             "workers": job.workers.model_copy(update={"address": "auto"}),
         }
     )

@@ -20,6 +20,9 @@ from workers.sources import ResolvedSource, Sources
 # softmax weights span a factor of e^(2 * 4) = 3000: the smallest checkpoint can all but vanish.
 _SOFTMAX_RANGE = 4.0
 
+# Methods that are task arithmetic where nothing is dropped.
+_PLAIN_METHODS = frozenset({"dare_linear", "della_linear", "task_arithmetic"})
+
 Matrix = Sequence[Sequence[float]]
 
 
@@ -54,6 +57,7 @@ class SearchSpace:
             Group(name=name, patterns=patterns)
             for name, patterns in compile_groups(job.merge.groups).items()
         )
+        self._patterns = [group.patterns for group in self._groups]
         self._dtype: DtypeName = job.merge.dtype or dtype
         method = get_method(job.merge.method)
         self.method = method.name
@@ -92,6 +96,13 @@ class SearchSpace:
     def has_base(self) -> bool:
         """Whether the job names what the checkpoints were fine-tuned from."""
         return self._base is not None
+
+    @property
+    def plain_method(self) -> str:
+        """The method of merges that are weights only: the job's own where it can be."""
+        if not self.has_base:
+            return "linear"
+        return self.method if self.method in _PLAIN_METHODS else "task_arithmetic"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,10 +210,27 @@ class SearchSpace:
         clipped: FloatArray = np.clip(np.concatenate(runs, axis=1), 0.0, 1.0)
         return clipped
 
+    def genotype_of(self, recipe: MergeRecipe) -> FloatArray:
+        """Return the genotype nearest to any recipe of this job's checkpoints, in their order.
+
+        Where it has other groups, each checkpoint gets the mean of its weights, and no drops.
+        """
+        if self._has_groups_of(recipe):
+            return self.encode(recipe.weights, recipe.drop_ratios)
+        means = np.mean(recipe.weights, axis=1)
+        return self.encode(np.repeat(means[:, None], self.shape[1], axis=1).tolist())
+
+    def is_of_method(self, recipe: MergeRecipe) -> bool:
+        """Say whether a recipe is of the job's method and groups, inside the bounds or not."""
+        return recipe.method == self.method and self._has_groups_of(recipe)
+
+    def _has_groups_of(self, recipe: MergeRecipe) -> bool:
+        return [group.patterns for group in recipe.groups] == self._patterns
+
     def contains(self, recipe: MergeRecipe) -> bool:
         """Say whether a recipe can be reached: encoding and decoding it changes nothing much."""
         options = get_method(self._merge.method).complete_options(self._merge.options)
-        if recipe.method != self._merge.method or recipe.options != options:
+        if not self.is_of_method(recipe) or recipe.options != options:
             return False
         back = self.decode(self.encode(recipe.weights, recipe.drop_ratios))
         return np.allclose(back.weights, recipe.weights, atol=1e-6) and np.allclose(
@@ -233,6 +261,15 @@ def check_method(job: JobConfig) -> None:
         method.complete_options(job.merge.options)
     except ConfigError as error:
         problems += error.problems
+    if method.takes_columns:
+        problems.append(
+            Problem(
+                "merge.method",
+                f"`{method.name}` has a coefficient per input column, which no search finds; learn "
+                "it (`mergefront learn`), name the result in `baselines`, and search with another "
+                "method",
+            )
+        )
     if method.needs_base and job.models.base is None:
         problems.append(
             Problem("merge.method", f"`{method.name}` needs models.base; without one use `linear`")

@@ -8,9 +8,11 @@ remembered in the user's cache, so that only the first worker of a node reads ev
 from dataclasses import replace
 
 from configs.errors import CorruptCheckpointError
+from configs.recipe import Source
+from workers.column_coefficients import coefficients_of, recall_coefficients, recipe_path
 from workers.fetched import machine_lock
 from workers.job import JobRunner, WorkerSpec
-from workers.sources import resolve_sources
+from workers.sources import ResolvedSource, resolve_sources
 
 
 def build_runner(spec: WorkerSpec, worker: str) -> JobRunner:
@@ -22,7 +24,7 @@ def on_this_node(spec: WorkerSpec) -> WorkerSpec:
     """Return what a worker is made from, with the directories that the models have here.
 
     Raises:
-        CheckpointError: A model cannot be found or fetched here.
+        CheckpointError: A model, or the coefficients of a learned merge, cannot be found here.
         CorruptCheckpointError: One has other tensors than where the search was started.
     """
     if spec.job.workers.address is None:
@@ -37,4 +39,14 @@ def on_this_node(spec: WorkerSpec) -> WorkerSpec:
                 f"{expected.digest[:12]}); copy it again",
                 path=str(found.directory),
             )
-    return replace(spec, sources=here)
+    places = spec.job.baselines
+    coefficients = tuple(_here(each, places.get(each.name)) for each in spec.sources.coefficients)
+    return replace(spec, sources=replace(here, coefficients=coefficients))
+
+
+def _here(wanted: ResolvedSource, place: str | None) -> ResolvedSource:
+    """Find coefficients on this node; the job may not name them any more, but its archive does."""
+    source = Source(name=wanted.name, digest=wanted.digest)
+    if place is None:
+        return recall_coefficients(source)
+    return coefficients_of(source, recipe_path(place))

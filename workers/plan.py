@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from configs.recipe import MergeRecipe
+from workers.column_coefficients import require_coefficients
 from workers.mask import mask_threshold
 from workers.methods import MergeMethod, get_method
 
@@ -105,13 +106,15 @@ class RecipePlan:
         recipe: What is merged.
 
     Raises:
-        ConfigError: The recipe's method or its options are not known here.
+        ConfigError: The recipe's method or its options are not known here, or it has column
+            coefficients where the method takes none, or lacks them.
         ValueError: The recipe does not fit its method.
     """
 
     def __init__(self, recipe: MergeRecipe) -> None:
         self.recipe = recipe
         self._method = get_method(recipe.method)
+        require_coefficients(recipe)
         self._options = self._method.complete_options(recipe.options)
         self._base_digest = "" if recipe.base is None else recipe.base.digest
         columns = list(zip(recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True))
@@ -148,6 +151,7 @@ class RecipePlan:
             recipe.groups,
             recipe.dtype,
             recipe.vocabulary,
+            recipe.coefficients,
             recipe.mask_seed,
             tuple((group.active, group.drops_any) for group in groups),
         )

@@ -1,7 +1,7 @@
 """What every node of a cluster must have before a search begins on it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -9,8 +9,9 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.errors import ClusterError
-from configs.schema import JobConfig
+from configs.schema import JobConfig, Models
 from configs.worker_settings import WorkerSettings
+from workers.column_coefficients import coefficients_beside, recipe_path
 from workers.pool_size import workers_that_fit
 from workers.sources import missing_directories
 
@@ -31,18 +32,25 @@ def nodes_with_room(settings: WorkerSettings) -> list[dict[str, Any]]:
 def require_models(job: JobConfig) -> None:
     """Look for the directories of a job's models on every node that may get a worker.
 
+    Learned merges that its ``baselines`` name are looked for, too.
+
     Raises:
         ClusterError: A node lacks one; every one of them is named. Of a node that does not answer
             in time nothing is known, which is logged.
     """
-    look = ray.remote(missing_directories)
+    learned = {
+        name: path
+        for name, path in job.baselines.items()
+        if coefficients_beside(recipe_path(path)) is not None
+    }
+    look = ray.remote(_missing)
     nodes = nodes_with_room(job.workers)
     calls = {
         look.options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote(job.models): node
+        ).remote(job.models, learned): node
         for node in nodes
     }
     ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=_LOOK_S)
@@ -67,6 +75,16 @@ def require_models(job: JobConfig) -> None:
                 ]
             )
         )
+
+
+def _missing(models: Models, learned: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return name and path of what is not on this node."""
+    missing = missing_directories(models)
+    return missing + [
+        (name, path)
+        for name, path in learned.items()
+        if coefficients_beside(recipe_path(path)) is None
+    ]
 
 
 def _lacks(missing: Sequence[tuple[str, str]]) -> str:

@@ -2,10 +2,10 @@
 
 Here are the commands that search, whose work is in ``optimizer.cli.search_commands`` (check, run,
 resume, rival) and ``optimizer.cli.noise_commands``. Those that prepare are in
-``optimizer.cli.setup_commands`` (init, doctor), those that read and publish results in
-``optimizer.cli.results_commands``, those of clusters in ``optimizer.cli.cluster_commands``, the
-service in ``optimizer.cli.serve_commands``, and the upkeep of archives in
-``optimizer.cli.archive_commands``; the arguments that several commands take are in
+``optimizer.cli.setup_commands`` (init, doctor), learn is in ``optimizer.cli.learn_arguments``,
+those that read and publish results in ``optimizer.cli.results_commands``, those of clusters in
+``optimizer.cli.cluster_commands``, the service in ``optimizer.cli.serve_commands``, and the upkeep
+of archives in ``optimizer.cli.archive_commands``; the arguments that several commands take are in
 ``optimizer.cli.options``, how commands end in ``optimizer.cli.guard``. What they do is imported
 inside the commands, so that ``mergefront --help`` needs neither torch nor Ray. Results go to
 standard output, progress, logs and errors to standard error; the exit codes are those of
@@ -17,7 +17,13 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import cluster_commands, results_commands, serve_commands, setup_commands
+from optimizer.cli import (
+    cluster_commands,
+    learn_arguments,
+    results_commands,
+    serve_commands,
+    setup_commands,
+)
 from optimizer.cli.archive_commands import archive_app
 from optimizer.cli.guard import registered_on
 from optimizer.cli.options import (
@@ -182,6 +188,7 @@ def rival(archive: ArchivePlace, settings: Settings = None, plain: Plain = False
     search_commands.rival(archive, overrides=read_overrides(settings), plain=plain)
 
 
+learn_arguments.add_commands(app)
 cluster_commands.add_commands(app)
 serve_commands.add_commands(app)
 results_commands.add_commands(app)

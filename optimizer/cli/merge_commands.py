@@ -55,7 +55,10 @@ def merge(
             sys.stdout.write(f"{done.weights_digest}  {done.directory}\n")
     record |= {
         "recipe": recipe.model_dump(mode="json"),
-        "reads": {str(source.directory): source.digest for source in plan.file.sources.everything},
+        "reads": {
+            str(source.directory): source.digest
+            for source in (*plan.file.sources.everything, *plan.file.sources.coefficients)
+        },
         "bytes_read": pool.bytes_read,
         "bytes_written": pool.bytes_written,
         "notes": list(plan.notes),

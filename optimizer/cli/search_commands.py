@@ -196,7 +196,14 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
             pool,
         ):
             on_event = telemetry.beside(view.on_event)
-            run_search(archive, pool, prepared.space, job=job, on_event=on_event)
+            run_search(
+                archive,
+                pool,
+                prepared.space,
+                job=job,
+                given=prepared.baselines,
+                on_event=on_event,
+            )
         stdout_console().print(render(report_of(searched)))
 
 
@@ -257,6 +264,8 @@ def _job_to_resume(
             "another `archive`, or go on as archived with --archived-job. Changed:",
             changes,
         )
+    for name in [name for name in job.baselines if name not in archive.job.baselines]:
+        say(console, f"baselines.{name}: {job.baselines[name]}", style="dim")
     for key in ("budget", "validation", "workers", "telemetry"):
         before, now = (getattr(part, key).model_dump() for part in (archive.job, job))
         for name in [name for name in now if now[name] != before[name]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from configs.evaluation import SPLITS, SplitName
 from configs.schema import JobConfig
-from optimizer.baselines import BaselinePlan
+from optimizer.baselines import Baseline, BaselinePlan
 from optimizer.space import SearchSpace
 from workers.compat import PoolReport
 from workers.tiers import ASSUMED_RATES, Machine, TierPlan, plan_tiers
@@ -62,6 +62,7 @@ def estimate(
     tasks: Sequence["TaskDescription"],
     *,
     machine: Machine,
+    given: Sequence[Baseline] = (),
 ) -> Estimate:
     """Count what the job will do.
 
@@ -72,8 +73,9 @@ def estimate(
         manifest: Items of every split.
         tasks: Which tasks generate, and how long.
         machine: What the workers run on.
+        given: The baselines that the job names.
     """
-    num_baselines = _num_baselines(job, space)
+    num_baselines = _num_baselines(job, space, given)
     num_variants = _num_variants(job, space)
     num_search = job.budget.evaluations
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
@@ -113,9 +115,9 @@ def _counts(items: Mapping[str, Sequence[str]]) -> dict[str, int]:
     return {task: len(ids) for task, ids in items.items()}
 
 
-def _num_baselines(job: JobConfig, space: SearchSpace) -> int:
+def _num_baselines(job: JobConfig, space: SearchSpace, given: Sequence[Baseline]) -> int:
     names = tuple(job.models.checkpoints)
-    fixed = len(BaselinePlan(space, names, job.preference).fixed)
+    fixed = len(BaselinePlan(space, names, job.preference, given).fixed)
     # The greedy soup begins with a single checkpoint, which is scored anyway.
     return fixed + max(0, len(names) - 1)
 

@@ -7,17 +7,16 @@ returns is all that a search needs. What the machine must have for it is in
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from configs.errors import (
     CheckpointError,
     ConfigError,
     CorruptCheckpointError,
     JobChangedError,
-    MergefrontError,
     Problem,
 )
 from configs.evaluation import SPLITS
@@ -26,6 +25,9 @@ from configs.schema import JobConfig
 from evaluators.manifest import Manifest
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
+from optimizer.baselines import Baseline
+from optimizer.given_baselines import resolve_baselines
+from optimizer.preflight.checks import Checks
 from optimizer.preflight.dry_run import try_prompts, try_scorers
 from optimizer.preflight.estimate import (
     Estimate,
@@ -58,15 +60,16 @@ if TYPE_CHECKING:
     from evaluators.evaluator import TaskDescription
     from evaluators.suite import JobSuite
 
-Result = TypeVar("Result")
-
 # Some seconds of reading: below, nobody needs to be told.
 _LONG_DIGEST_BYTES = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job that can be run: what was resolved on the way, and what it will cost."""
+    """A job that can be run: what was resolved on the way, and what it will cost.
+
+    ``baselines`` are those that the job names.
+    """
 
     job: JobConfig
     sources: Sources
@@ -76,6 +79,7 @@ class Prepared:
     pool: PoolReport
     estimate: Estimate
     warnings: tuple[str, ...]
+    baselines: tuple[Baseline, ...] = ()
 
     def new_archive(self, job_path: Path | None = None) -> Archive:
         """Make the archive of the job, open for writing.
@@ -93,50 +97,6 @@ class Prepared:
             sources=self.sources,
             manifest=self.manifest,
         )
-
-
-class _Checks:
-    """Runs checks one after another and keeps what they raise."""
-
-    def __init__(self) -> None:
-        self.errors: list[MergefrontError] = []
-
-    def attempt(self, check: Callable[[], Result]) -> Result | None:
-        """Return what a check returns; None when it found something wrong."""
-        try:
-            return check()
-        except MergefrontError as error:
-            self.errors.append(error)
-            return None
-
-    def raise_errors(self) -> None:
-        """Raise what was found, as one error.
-
-        A single error is raised as it is. Several become one of the first one's family, so that
-        the exit code says what to look at first: the job, then checkpoints, then suites.
-        """
-        if len(self.errors) <= 1:
-            for error in self.errors:
-                raise error
-            return
-        title = f"{len(self.errors)} parts of the job cannot be used"
-        problems = [problem for error in self.errors for problem in _problems_of(error)]
-        if any(isinstance(error, ConfigError) for error in self.errors):
-            raise ConfigError(title, problems)
-        first = next((e for e in self.errors if isinstance(e, CheckpointError)), self.errors[0])
-        lines = [f"  {problem}" for problem in problems]
-        raise _family_of(first)("\n".join([title, *lines]), problems=problems)
-
-
-def _problems_of(error: MergefrontError) -> list[Problem]:
-    problems = getattr(error, "problems", None)
-    return problems or [Problem("", error.message.replace("\n", "\n  "))]
-
-
-def _family_of(error: MergefrontError) -> type[MergefrontError]:
-    """Return the class right below MergefrontError, whose constructor takes a text."""
-    ancestors = type(error).__mro__
-    return next(kind for kind in ancestors if MergefrontError in kind.__bases__)
 
 
 def prepare(
@@ -163,7 +123,7 @@ def prepare(
     """
     from evaluators.suite import JobSuite
 
-    checks = _Checks()
+    checks = Checks()
     warnings: list[str] = []
     checks.attempt(lambda: strategy_factory(job.search.strategy))
     checks.attempt(lambda: check_method(job))
@@ -187,13 +147,24 @@ def prepare(
         checks.attempt(lambda: _check_archive_path(job))
     elif sources is not None and suite is not None:
         checks.attempt(lambda: _check_unchanged(archive, sources, suite))
-    space = None
+    space, given = None, None
     if sources is not None and pool is not None:
         space = SearchSpace(job, sources, dtype=pool.dtype, vocabulary=pool.vocabulary)
+        given = checks.attempt(
+            partial(
+                resolve_baselines, job, sources, space, archive=archive, headers_only=headers_only
+            )
+        )
     cost = None
     if sources is not None and pool is not None and space is not None and suite is not None:
         cost = estimate(
-            job, pool, space, suite.manifest, suite.describe(), machine=machine_of(job.workers)
+            job,
+            pool,
+            space,
+            suite.manifest,
+            suite.describe(),
+            machine=machine_of(job.workers),
+            given=given.baselines if given is not None else (),
         )
         checks.attempt(lambda: warnings.extend(check_memory(job, cost)))
         if continues_texts:
@@ -201,20 +172,21 @@ def prepare(
         untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
         warnings.extend(untried or ())
     checks.raise_errors()
-    assert sources and pool and space and suite and cost  # noqa: S101, PT018 - else something was raised
+    assert sources and pool and space and suite and cost and given  # noqa: S101, PT018 - else something was raised
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
     warnings += findings_before(job, space, cost.num_baselines)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,
-        sources=sources,
+        sources=replace(sources, coefficients=given.coefficients),
         manifest=suite.manifest if archive is None else archive.manifest,
         space=space,
         tasks=tuple(suite.describe()),
         pool=pool,
         estimate=cost,
         warnings=tuple(warnings),
+        baselines=given.baselines,
     )
 
 

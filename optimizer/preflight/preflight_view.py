@@ -112,6 +112,9 @@ def _cost_table(prepared: Prepared) -> Table:
         ("an export", f"{format_bytes(cost.model_bytes)} of disk"),
         ("archive", job.archive),
     ]
+    if prepared.baselines:
+        given = (f"{each.label} ({each.recipe.method})" for each in prepared.baselines)
+        rows.insert(5, ("of them the job's", "; ".join(given)))
     for name, text in rows:
         table.add_row(Text(name, style="bold"), Text(text))
     return table
@@ -159,6 +162,14 @@ def prepared_record(prepared: Prepared) -> dict[str, object]:
             "generations_per_candidate": cost.generations,
             "new_tokens_per_candidate": cost.new_tokens,
         },
+        "given_baselines": [
+            {
+                "label": each.label,
+                "method": each.recipe.method,
+                "recipe_id": each.recipe.recipe_id,
+            }
+            for each in prepared.baselines
+        ],
         "spared": _spared(prepared),
         "warnings": list(prepared.warnings),
     }

@@ -6,12 +6,13 @@ digests, and the written weights must have the digest that the worker recorded.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError, CorruptCheckpointError
 from configs.evaluation import SPLITS
+from configs.recipe import MergeRecipe
 from optimizer.archive.schema import mergefront_version
 from optimizer.publish.model_card import merged_cards, model_card
 from optimizer.publish.rescore import OtherDtype, rescored_record
@@ -20,6 +21,7 @@ from optimizer.results.front_view import scores_record
 from optimizer.results.select import Choice
 from workers.checkpoint import CheckpointReader
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
+from workers.column_coefficients import exported_coefficients, recall_coefficients
 from workers.digest import source_digest
 from workers.sources import Sources
 
@@ -67,8 +69,9 @@ def export(
 
     Raises:
         ArchiveError: The candidate was never scored.
-        CheckpointError: The target exists, a source is gone or has changed, the disk is full, or
-            the written weights are not those that were scored. Nothing is left behind.
+        CheckpointError: The target exists, a source or a learned merge's coefficients are gone or
+            have changed, the disk is full, or the written weights are not those that were scored.
+            Nothing is left behind.
     """
     from workers.merged_checkpoint import write_checkpoint
 
@@ -79,6 +82,7 @@ def export(
     recipe = choice.candidate.recipe if other is None else other.recipe
     refuse_used(out_dir)
     verify_sources(archive.sources)
+    sources = sources_for(archive, recipe)
     cards = merged_cards(archive, recipe)
 
     def finish(digest: str) -> Mapping[str, bytes]:
@@ -100,11 +104,12 @@ def export(
                 cards=cards,
             ).encode(),
             RECIPE_FILE: recipe_json(archive, choice, other=other, weights_digest=digest).encode(),
+            **exported_coefficients(sources),
         }
 
     digest = write_checkpoint(
         recipe,
-        archive.sources,
+        sources,
         out_dir,
         max_shard_bytes=max_shard_bytes,
         device=_device_of(archive),
@@ -117,6 +122,17 @@ def export(
 def size_on_disk(directory: Path) -> int:
     """Return the bytes of all files of a directory, those of its parts too."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def sources_for(archive: "Archive", recipe: MergeRecipe) -> Sources:
+    """Return the checkpoints of an archive, with the coefficients of a recipe where it has some.
+
+    Raises:
+        CheckpointError: The coefficients are not kept on this machine any more, or have changed.
+    """
+    if recipe.coefficients is None:
+        return archive.sources
+    return replace(archive.sources, coefficients=(recall_coefficients(recipe.coefficients),))
 
 
 def verify_sources(sources: Sources) -> None:

@@ -15,6 +15,7 @@ from optimizer.publish.model_card import hub_ids, origin_of, reference_is_causal
 from optimizer.publish.recipe_file import RecipeFile
 from optimizer.publish.source_cards import Licence, SourceCard, licence_of, read_source_card
 from workers.checkpoint_writer import DEFAULT_SHARD_BYTES, refuse_used
+from workers.column_coefficients import EXPORTED_FILE, check_coefficients, exported_coefficients
 from workers.compat import PoolReport, check_compatible
 from workers.methods import get_method
 
@@ -39,6 +40,7 @@ def plan_merge(file: RecipeFile) -> MergePlan:
 
     Raises:
         IncompatibleCheckpointsError: They cannot; lists every mismatch.
+        CorruptCheckpointError: Its column coefficients do not fit them; lists every problem.
         ConfigError: The recipe's method is not known here.
     """
     recipe = file.recipe
@@ -55,7 +57,9 @@ def plan_merge(file: RecipeFile) -> MergePlan:
         }
     )
     policy = "refuse" if recipe.vocabulary is None else recipe.vocabulary.policy
-    return MergePlan(file, check_compatible(file.sources, merge, policy))
+    pool = check_compatible(file.sources, merge, policy)
+    check_coefficients(recipe, file.sources)
+    return MergePlan(file, pool)
 
 
 def write_merge(
@@ -92,6 +96,7 @@ def write_merge(
         return {
             "README.md": _card(file, digest, out_dir.name, cards, licence).encode(),
             RECIPE_FILE: _recipe_json(file, digest).encode(),
+            **exported_coefficients(file.sources),
         }
 
     digest = write_checkpoint(
@@ -159,6 +164,7 @@ def _card(
             for source in file.sources.everything
         ],
         "rows": list(recipe_rows(file.recipe)),
+        "coefficients_file": EXPORTED_FILE,
         "reference": file.sources.reference.name,
         "weights_digest": digest,
         "version": mergefront_version(),

@@ -180,6 +180,10 @@ def _problems(recipe: MergeRecipe, layout: Layout, spelled: Mapping[str, str]) -
     form = METHODS.get(recipe.method)
     if form is None:
         yield Problem("method", f"mergekit has no `{recipe.method}`")
+    if recipe.coefficients is not None:
+        yield Problem(
+            "coefficients", "mergekit has one weight per tensor, and no number per input column"
+        )
     if recipe.vocabulary is not None:
         yield Problem(
             "vocabulary", "mergekit joins tables of tokens of different lengths in another way"

@@ -24,7 +24,9 @@ from optimizer.results.select import Choice
 from optimizer.results.verdict_view import format_difference
 from optimizer.scalarize import preferred_mean
 from workers.architecture import architecture_of
+from workers.column_coefficients import EXPORTED_FILE
 from workers.fetched import is_url
+from workers.methods.delta_guided import DELTA_GUIDED
 from workers.sources import hub_id
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, obj
             for checkpoint, group, weight, drop in genes_of(recipe)
         ],
         "has_drops": has_drops,
-        "formula": _formula(recipe.base is not None, has_drops),
+        "formula": _formula(recipe, has_drops),
+        "coefficients_file": EXPORTED_FILE,
         "objectives": {
             name: ", ".join(
                 spec.task + (f" ({spec.metric})" if spec.metric else "") for spec in objective.tasks
@@ -141,8 +144,13 @@ def _other_dtype(other: OtherDtype, preference: Mapping[str, float]) -> dict[str
     return {"rows": rows, "split": SPLIT}
 
 
-def _formula(has_base: bool, has_drops: bool) -> str:
-    if not has_base:
+def _formula(recipe: MergeRecipe, has_drops: bool) -> str:
+    if recipe.coefficients is not None:
+        return "sum_i w_i * tuned_i * diag(c_i)"
+    if recipe.method == DELTA_GUIDED.name:
+        share = "|tuned_i - base|^k / sum_j |tuned_j - base|^k"
+        return f"base + scale * sum_i w_i * a_i * (tuned_i - base), a_i = {share}"
+    if recipe.base is None:
         return "sum_i w_i * tuned_i"
     delta = "DARE_p_i(tuned_i - base)" if has_drops else "(tuned_i - base)"
     return f"base + sum_i w_i * {delta}"

@@ -14,6 +14,7 @@ import yaml
 from configs.errors import CheckpointError, MergefrontError, Problem
 from optimizer.archive.sqlite import is_sqlite
 from workers.checkpoint import INDEX_FILE, CheckpointReader
+from workers.column_coefficients import EXPORTED_FILE
 from workers.digest import weights_digest
 from workers.side_files import module_directories
 
@@ -82,7 +83,7 @@ def check_upload(directory: Path) -> Upload:
 
 def _sorted_out(directory: Path) -> tuple[list[str], list[str]]:
     """Return the files that are uploaded, and those that are not."""
-    folders = {"", *module_directories(directory)}
+    folders = {"", str(Path(EXPORTED_FILE).parent), *module_directories(directory)}
     files: list[str] = []
     left_out: list[str] = []
     for path in sorted(directory.rglob("*")):

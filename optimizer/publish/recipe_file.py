@@ -1,19 +1,20 @@
 """Reading what one merge is, and finding its models: a ``recipe.json``, or a mergekit file."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Problem
+from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from configs.mergekit import read_mergekit
 from configs.recipe import MergeRecipe, Source
 from configs.schema import DtypeName, Models, ModelSource
 from optimizer.publish.mergekit_import import import_recipe
+from optimizer.recorded_recipe import RecordedRecipe, read_json, recorded_recipe
 from workers.checkpoint import CheckpointReader
+from workers.column_coefficients import coefficients_of
 from workers.layers import Layout
 from workers.sources import BASE_NAME, ResolvedSource, Sources, resolve_sources
 
@@ -37,15 +38,6 @@ class RecipeFile:
     weights_digest: str | None = None
 
 
-class _Recorded(BaseModel):
-    """The parts of a ``recipe.json`` that a merge needs; the recipe alone is one too."""
-
-    recipe: MergeRecipe
-    weights_digest: str | None = None
-    job: dict[str, object] | None = None
-    sources: dict[str, ModelSource] | None = None
-
-
 def read_recipe_file(
     path: Path, *, directories: Sequence[Path] = (), dtype: DtypeName | None = None
 ) -> RecipeFile:
@@ -59,13 +51,14 @@ def read_recipe_file(
 
     Raises:
         ConfigError: The file cannot be read or says what cannot be merged, with every reason.
-        CheckpointError: Some models are not found or cannot be used.
+        CheckpointError: Some models are not found or cannot be used; or a learned merge's file of
+            coefficients is gone, damaged, or another one.
     """
-    content = _read_json(path)
+    content = read_json(path)
     if content is None:
         found = _of_mergekit(path, directories)
     else:
-        found = _of_recipe(_recorded(path, content), directories)
+        found = _of_recipe(path, recorded_recipe(path, content), directories)
     if dtype is None or dtype == found.recipe.dtype:
         return found
     recipe = found.recipe.model_copy(update={"dtype": dtype})
@@ -78,40 +71,7 @@ def read_layout(sources: Sources) -> tuple[Layout, DtypeName]:
         return Layout.read(reader), reader.dtype
 
 
-def _read_json(path: Path) -> object | None:
-    """Return the content of a JSON file, or None where it is none."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        reason = "no such file; check the name"
-        if not isinstance(error, FileNotFoundError):
-            reason = f"cannot be read: {error.strerror}"
-        raise ConfigError.single(str(path), reason) from error
-    if not text.lstrip().startswith(b"{") and path.suffix != ".json":
-        return None
-    try:
-        content: object = json.loads(text)
-    except ValueError as error:
-        if path.suffix != ".json":  # YAML may begin with a brace too
-            return None
-        raise ConfigError.single(str(path), f"not valid JSON: {error}") from error
-    return content
-
-
-def _recorded(path: Path, content: object) -> _Recorded:
-    if isinstance(content, Mapping) and "recipe" not in content and "checkpoints" in content:
-        content = {"recipe": content}
-    try:
-        return _Recorded.model_validate(content)
-    except ValidationError as error:
-        problems = [
-            Problem(".".join(map(str, detail["loc"])), detail["msg"])
-            for detail in error.errors(include_url=False)
-        ]
-        raise ConfigError(f"{path} holds no recipe that can be used", problems) from error
-
-
-def _of_recipe(recorded: _Recorded, directories: Sequence[Path]) -> RecipeFile:
+def _of_recipe(path: Path, recorded: RecordedRecipe, directories: Sequence[Path]) -> RecipeFile:
     recipe = recorded.recipe
     wanted = {source.digest: source.name for source in _models(recipe)}
     places: dict[str, ResolvedSource] = {}
@@ -145,12 +105,14 @@ def _of_recipe(recorded: _Recorded, directories: Sequence[Path]) -> RecipeFile:
             ),
             missing=list(missing),
         )
-    return RecipeFile(
-        recipe, sources_of(recipe, places), spelled, weights_digest=recorded.weights_digest
-    )
+    sources = sources_of(recipe, places)
+    if recipe.coefficients is not None:
+        columns = coefficients_of(recipe.coefficients, path)
+        sources = replace(sources, coefficients=(columns,))
+    return RecipeFile(recipe, sources, spelled, weights_digest=recorded.weights_digest)
 
 
-def _recorded_places(recorded: _Recorded) -> list[ModelSource]:
+def _recorded_places(recorded: RecordedRecipe) -> list[ModelSource]:
     models = (recorded.job or {}).get("models")
     places = list((recorded.sources or {}).values())
     if isinstance(models, Mapping):

@@ -219,6 +219,7 @@ def describe_choice(row: ScoredCandidate) -> str:
     return (
         f"Chosen merge {row.short_id} ({row.candidate.origin}): {recipe.method}, "
         f"{effective} checkpoints effective"
+        + (", times a coefficient per input column" if recipe.coefficients else "")
     )
 
 

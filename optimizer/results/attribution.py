@@ -17,6 +17,7 @@ from optimizer.candidate import ATTRIBUTION, Candidate
 from optimizer.results.verdict import ALPHA, Comparison, compare, holm
 from optimizer.scalarize import preferred_mean
 from optimizer.space import SearchSpace
+from workers.methods import get_method
 
 Kind = Literal["without", "undropped"]
 
@@ -107,7 +108,7 @@ def variants_of(recipe: MergeRecipe) -> list[Variant]:
     found = [
         Variant("without", names[index], _without(recipe, index))
         for index in used
-        if len(used) > 1 or recipe.base is not None
+        if len(used) > 1 or _has_origin(recipe)
     ]
     dropping = [index for index in used if any(recipe.drop_ratios[index])]
     if dropping:
@@ -137,7 +138,7 @@ def record_variants(archive: Archive, space: SearchSpace, chosen: int) -> list[i
         recipe = variant.recipe
         if recipe.recipe_id not in known:
             index = len(archive.candidates())
-            genotype = space.encode(recipe.weights, recipe.drop_ratios)
+            genotype = space.genotype_of(recipe)
             seen = len(archive.seeds()) + len(archive.observations())
             origin = f"{ATTRIBUTION}{variant.label}"
             archive.record_proposal(Candidate(index, genotype, recipe, origin, seen))
@@ -223,7 +224,7 @@ def _effects(
 def _without(recipe: MergeRecipe, left_out: int) -> MergeRecipe:
     groups = range(len(recipe.groups))
     factors = [1.0 for _ in groups]
-    if recipe.base is None:
+    if not _has_origin(recipe):
         factors = [_scale_up([row[group] for row in recipe.weights], left_out) for group in groups]
     weights = tuple(
         tuple(
@@ -237,6 +238,11 @@ def _without(recipe: MergeRecipe, left_out: int) -> MergeRecipe:
         for index, row in enumerate(recipe.drop_ratios)
     )
     return recipe.model_copy(update={"weights": weights, "drop_ratios": drops})
+
+
+def _has_origin(recipe: MergeRecipe) -> bool:
+    """Whether something is left of a merge without checkpoints: a base that deltas are added to."""
+    return get_method(recipe.method).needs_base
 
 
 def _scale_up(weights: Sequence[float], left_out: int) -> float:

@@ -55,7 +55,7 @@ def posterior_scores(
         else seen
         for seen in observations
     ]
-    usable = [s for s in pooled if s.scores and s.candidate.recipe.method == space.method]
+    usable = [s for s in pooled if s.scores and space.is_of_method(s.candidate.recipe)]
     if len(usable) < MIN_OBSERVATIONS:
         return {}
     counts = {s.candidate.index: s.scores for s in usable if s.scores}

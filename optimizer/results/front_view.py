@@ -104,7 +104,10 @@ def format_score(score: ObjectiveScore, *, with_error: bool = True) -> str:
 
 
 def format_weights(recipe: MergeRecipe) -> str:
-    """Write a recipe on one line: weight per checkpoint, with its drop ratio where it has one."""
+    """Write a recipe on one line: weight per checkpoint, with its drop ratio where it has one.
+
+    Numbers per column are too many: ``x columns`` says that there are some.
+    """
     parts = []
     for source, weights, drops in zip(
         recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True
@@ -114,6 +117,8 @@ def format_weights(recipe: MergeRecipe) -> str:
             for weight, drop in zip(weights, drops, strict=True)
         ]
         parts.append(f"{source.name}={'/'.join(genes)}")
+    if recipe.coefficients is not None:
+        parts.append("x columns")
     return " ".join(parts)
 
 

@@ -142,8 +142,8 @@ def points_of(
             [report[row.index][name].value for name in names] if row.index in report else None
             for row in rows
         ],
-        weights=[[w for group in recipe.weights for w in group] for recipe in recipes],
-        drop_ratios=[[d for group in recipe.drop_ratios for d in group] for recipe in recipes],
+        weights=[_genes(recipe.weights, recipes[0]) for recipe in recipes],
+        drop_ratios=[_genes(recipe.drop_ratios, recipes[0]) for recipe in recipes],
     )
 
 
@@ -238,6 +238,16 @@ def _failure(outcome: RecordedOutcome) -> CandidateFailure | None:
         error_class=outcome.error_class or "",
         message=outcome.message or "",
     )
+
+
+def _genes(rows: Sequence[Sequence[float]], like: MergeRecipe) -> list[float]:
+    """Return numbers of a recipe one after the other, as many as another recipe has.
+
+    A baseline of the job may have groups of its own; their mean stands for each of the others'.
+    """
+    count = len(like.groups)
+    same = [row if len(row) == count else [sum(row) / len(row)] * count for row in rows]
+    return [value for row in same for value in row]
 
 
 def _gene_names(recipe: MergeRecipe) -> list[str]:

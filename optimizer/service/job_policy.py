@@ -35,6 +35,7 @@ def check_job(job: JobConfig, settings: ServiceSettings) -> None:
         *_models(job, settings),
         *_evaluation(job, settings),
         *_objectives(job, settings),
+        *_baselines(job, settings),
         *_workers(job, settings),
         *_telemetry(job, settings),
     ]
@@ -120,6 +121,13 @@ def _objectives(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:
             outside = _outside(spec.items, readable, "--model-root")
             if outside is not None:
                 yield Problem(f"{key}.items", outside)
+
+
+def _baselines(job: JobConfig, settings: ServiceSettings) -> Iterator[Problem]:
+    """The recipe and its coefficients are read, nothing that the recipe names."""
+    for name, path in job.baselines.items():
+        if (outside := _outside(path, settings.model_roots, "--model-root")) is not None:
+            yield Problem(f"baselines.{name}", outside)
 
 
 def _allows(spec: ScorerSpec, settings: ServiceSettings) -> bool:

@@ -135,7 +135,7 @@ class SurrogateStrategy:
         surrogate = belief.surrogate
         steered = rng.random() < self._preference_share
         unknown = [*(seen.candidate for seen in self._told[count:]), *pending]
-        running = [one.recipe for one in unknown if one.recipe.method == self._space.method]
+        running = [one.recipe for one in unknown if self._space.is_of_method(one.recipe)]
         narrowing = surrogate.features_of_recipes(running) if running else None
         drawn = surrogate.path(rng, narrowing, spread=float(rng.uniform(*_SPREAD)))
         pool = draw_pool(self._space, belief.parents, self._cma, rng)

@@ -186,7 +186,7 @@ def usable_observations(
     """Return what a surrogate learns from: scored or screened merges of the space's method."""
     usable = []
     for seen in map(without_nan, observations):
-        if seen.scores is None or seen.candidate.recipe.method != space.method:
+        if seen.scores is None or not space.is_of_method(seen.candidate.recipe):
             continue
         if seen.scores or seen.companions:
             usable.append(seen)

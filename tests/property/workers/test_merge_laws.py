@@ -68,6 +68,57 @@ def test_a_merge_is_its_halves_side_by_side_when_nothing_is_dropped(
 
 
 @settings(deadline=None)  # machines differ
+@given(pools(), st.integers(1, 50), st.integers(0, 8))
+def test_chunks_never_change_the_bits_of_delta_guided_fusion(
+    case: tuple[torch.Tensor, list[torch.Tensor], list[MergeTerm]], chunk: int, power: int
+) -> None:
+    base, tuned, terms = case
+    how = {"method": "delta_guided", "options": {"power": power}}
+    plain = [MergeTerm(term.weight, 0.0, term.digest) for term in terms]
+    whole = merge(base, tuned, plain, **how)
+    assert same_bits(merge(base, tuned, plain, **how, chunk_elements=chunk), whole)
+    # What is broken in a checkpoint that takes part is seen.
+    taking_part = [t for t, term in zip(tuned, plain, strict=True) if term.weight]
+    for tensor in taking_part:
+        assert not whole[~tensor.isfinite()].isfinite().any()
+
+
+@st.composite
+def matrices(
+    draw: st.DrawFn,
+) -> tuple[tuple[int, int], list[torch.Tensor], list[MergeTerm], list[torch.Tensor]]:
+    """Checkpoints of one matrix, and a number per column of each."""
+    rows, columns, count = (draw(st.integers(1, most)) for most in (6, 7, 3))
+    dtype = draw(dtypes)
+
+    def numbers(size: int, kind: st.SearchStrategy[float]) -> torch.Tensor:
+        return torch.tensor(draw(st.lists(kind, min_size=size, max_size=size)))
+
+    tuned = [numbers(rows * columns, any_floats).to(dtype) for _ in range(count)]
+    terms = [MergeTerm(draw(weights), 0.0, f"digest-{index}") for index in range(count)]
+    coefficients = [numbers(columns, st.floats(-2, 2, width=32)) for _ in range(count)]
+    return (rows, columns), tuned, terms, coefficients
+
+
+@settings(deadline=None)  # machines differ
+@given(matrices(), st.integers(1, 50))
+def test_columns_never_depend_on_chunks_and_are_merged_one_by_one(
+    case: tuple[tuple[int, int], list[torch.Tensor], list[MergeTerm], list[torch.Tensor]],
+    chunk: int,
+) -> None:
+    shape, tuned, terms, coefficients = case
+    how = {"method": "dam", "columns": coefficients}
+    whole = merge(None, tuned, terms, **how)
+    assert same_bits(merge(None, tuned, terms, **how, chunk_elements=chunk), whole)
+    # Each column is the column alone, a vector whose elements all have its number.
+    for column in range(shape[1]):
+        alone = [tensor.view(shape)[:, column].contiguous() for tensor in tuned]
+        numbers = [part[column].repeat(shape[0]) for part in coefficients]
+        expected = merge(None, alone, terms, method="dam", columns=numbers)
+        assert same_bits(whole.view(shape)[:, column].contiguous(), expected)
+
+
+@settings(deadline=None)  # machines differ
 @given(st.tuples(drop_ratios, drop_ratios), st.integers(0, 2**63 - 1), st.text(max_size=20))
 def test_a_larger_drop_ratio_drops_a_superset(
     pair: tuple[float, float], seed: int, name: str

@@ -10,7 +10,7 @@ import torch
 from configs.errors import EvaluationError, SandboxUnavailableError
 from configs.evaluation import EvaluationSettings, Objective
 from evaluators.evaluator import LiveModel
-from evaluators.harness import HarnessEvaluator
+from evaluators.harness import HarnessEvaluator, prompt_tokens
 from evaluators.harness_suite import Suite, build_manifest
 from evaluators.manifest import item_id
 from evaluators.rng_guard import seed_scorer, seed_torch
@@ -40,6 +40,30 @@ def test_evaluator_refuses_items_that_left_the_data(settings, own_tasks, live) -
     evaluator = HarnessEvaluator(objectives, own, manifest)
     with pytest.raises(EvaluationError, match=r"`tiny_shots` has no item .* its data changed"):
         evaluator.evaluate(live, manifest.items("search"))
+
+
+def test_prompts_hold_no_answers(objectives, settings, live) -> None:
+    suite = Suite(objectives, settings)
+    found = prompt_tokens(suite, live, "search")
+    assert {task: len(texts) for task, texts in found.items()} == dict.fromkeys(suite.tasks, 8)
+
+    def read(task: str) -> list[str]:
+        return [live.tokenizer.decode(ids) for ids in found[task]]
+
+    def documents(task: str) -> list[dict[str, object]]:
+        loaded = suite.tasks[task]
+        ids = suite.manifest.items("search")[task]
+        return [loaded.documents[loaded.indices[item]] for item in ids]
+
+    for task in ("tiny_text", "tiny_choice", "tiny_likelihood"):
+        assert read(task) == [document["prompt"] for document in documents(task)]
+    shots = zip(read("tiny_shots"), documents("tiny_shots"), strict=True)
+    assert all(text.endswith(str(document["prompt"])) for text, document in shots)
+    # A text that is scored as a whole has no other answer; it begins after the end token.
+    rolling = zip(read("tiny_rolling"), documents("tiny_rolling"), strict=True)
+    for text, document in rolling:
+        assert text.startswith("<|end|>")
+        assert str(document["long"]).startswith(text.removeprefix("<|end|>"))
 
 
 def test_evaluation_forgets_previous_weights(evaluator, live, model_directories) -> None:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from evaluators.scores import ObjectiveScore
-from optimizer.baselines import SCALES, BaselinePlan, label_of
+from optimizer.baselines import SCALES, Baseline, BaselinePlan, label_of
 from optimizer.candidate import Candidate, Observation
 
 NAMES = ("instruct", "code", "math")
@@ -39,8 +39,8 @@ def test_plan_holds_base_singles_soup_and_scales_once_each(plan):
     assert labels[:5] == [
         "base", "checkpoint instruct", "checkpoint code", "checkpoint math", "uniform soup",
     ]  # fmt: skip
-    assert labels[5:-2] == [f"task arithmetic {scale}" for scale in SCALES]
-    assert labels[-2:] == ["TIES", "DARE-TIES"]
+    assert labels[5:-3] == [f"task arithmetic {scale}" for scale in SCALES]
+    assert labels[-3:] == ["TIES", "DARE-TIES", "delta-guided fusion"]
 
 
 def test_greedy_soup_keeps_what_does_not_hurt(plan, space):
@@ -118,10 +118,15 @@ def test_what_a_search_learns_from_comes_first_and_the_rest_takes_turns(plan, sp
     late = [index for index, origin in enumerate(found) if origin != "x"][8:]
     assert late[0] == 20
     assert all(b - a == 13 for a, b in itertools.pairwise(late))
-    assert set(found) >= {"TIES", "DARE-TIES", *(f"task arithmetic {scale}" for scale in SCALES)}
+    assert set(found) >= {
+        "TIES",
+        "DARE-TIES",
+        "delta-guided fusion",
+        *(f"task arithmetic {scale}" for scale in SCALES),
+    }
 
 
-@pytest.mark.parametrize("budget", [16, 17, 20, 24, 40])
+@pytest.mark.parametrize("budget", [17, 18, 20, 24, 40])
 def test_all_baselines_fit_into_a_budget_that_has_room_for_them(plan, space, budget):
     found = origins_of_a_search(plan, space, budget)
     everything = {baseline.label for baseline in plan.fixed} | {"soup of instruct + code"}
@@ -131,3 +136,28 @@ def test_all_baselines_fit_into_a_budget_that_has_room_for_them(plan, space, bud
 
 def test_budget_that_is_too_small_is_spent_on_baselines(plan, space):
     assert "x" not in origins_of_a_search(plan, space, 10)
+
+
+def test_delta_guided_fusion_takes_all_checkpoints_alike(plan):
+    (found,) = [each for each in plan.fixed if each.label == "delta-guided fusion"]
+    assert found.recipe.method == "delta_guided"
+    assert found.recipe.weights == ((1.0,),) * 3
+    assert found.recipe.options == {"power": 1.0, "scale": 1.0}
+    assert not found.is_early
+
+
+def test_one_checkpoint_has_no_fusion(make_job, make_space):
+    job = make_job(models={"base": "zoo/base", "checkpoints": {"math": "zoo/math"}})
+    plan = BaselinePlan(make_space(job), ("math",), dict.fromkeys(NAMES, 1 / 3))
+    assert "delta-guided fusion" not in {each.label for each in plan.fixed}
+
+
+def test_baselines_of_the_job_come_before_its_own_proposals_and_once(space):
+    twice = space.recipe([[1 / 3]] * 3)
+    own = space.recipe([[0.25]] * 3)
+    given = [Baseline("mine", own, is_given=True), Baseline("soup", twice, is_given=True)]
+    plan = BaselinePlan(space, NAMES, dict.fromkeys(NAMES, 1 / 3), given)
+    found = origins_of_a_search(plan, space, 40)
+    assert found[8:10] == ["mine", "x"]
+    # It is the uniform soup, which every search has.
+    assert "soup" not in found

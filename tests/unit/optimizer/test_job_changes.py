@@ -26,12 +26,13 @@ def test_operational_keys_may_change() -> None:
     other = job(
         name="b",
         archive="y.sqlite",
+        baselines={"mine": "recipe.json"},
         budget={"evaluations": 7},
         workers={"count": 9, "device": "cuda", "gpus": 1},
         telemetry={"log_file": "log.jsonl", "metrics": False, "wandb": {}},
     )
     assert {
-        "name", "archive", "budget", "validation", "workers", "telemetry"
+        "name", "archive", "baselines", "budget", "validation", "workers", "telemetry"
     } == OPERATIONAL_KEYS  # fmt: skip
     assert job().digest == other.digest
     assert changed_keys(job(), other) == []

@@ -70,6 +70,32 @@ def test_files_of_a_job_are_sent_and_named_relative_to_the_directory(job, tmp_pa
     assert not list((tmp_path / "sent").rglob("__pycache__"))
 
 
+def test_learned_merges_are_sent_without_the_weights_beside_them(job, tmp_path):
+    for path in ("dam/recipe.json", "dam/merge/coefficients.safetensors", "dam/model.safetensors"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("{}")
+    Path("mine.json").write_text("{}")
+    here = job().model_copy(
+        update={
+            "baselines": {
+                "DAM": str(tmp_path / "dam"),
+                "mine": str(tmp_path / "mine.json"),
+                "there": "/cluster/dam",
+            }
+        }
+    )
+    sent = staged(here, tmp_path / "sent")
+    assert sent.baselines == {
+        "DAM": "files/baselines/DAM/recipe.json",
+        "mine": "files/baselines/mine/mine.json",
+        "there": "/cluster/dam",
+    }
+    home = tmp_path / "sent/files/baselines"
+    assert sorted(path.relative_to(home).as_posix() for path in home.rglob("*.*")) == [
+        "DAM/coefficients.safetensors", "DAM/recipe.json", "mine/mine.json",
+    ]  # fmt: skip
+
+
 def test_items_without_a_data_directory_are_sent_too(job, tmp_path):
     sent = staged(job("null"), tmp_path / "sent")
     (scorer,) = sent.objectives["pairs"].scorers

@@ -8,6 +8,7 @@ Prints one JSON object.
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 from configs.recipe import MergeRecipe
 from configs.schema import Models
+from workers.column_coefficients import recall_coefficients
 from workers.materialize import Materializer
 from workers.sources import Sources, resolve_sources
 
@@ -110,6 +112,8 @@ def main() -> None:
     )
     sources = resolve_sources(Models.model_validate_json(models))
     wanted = [MergeRecipe.model_validate(recipe) for recipe in json.loads(recipes)]
+    columns = [recipe.coefficients for recipe in wanted if recipe.coefficients is not None]
+    sources = replace(sources, coefficients=tuple(map(recall_coefficients, columns)))
     if mode == "pages":
         found = pages_read(sources, wanted, int(rank))
     else:

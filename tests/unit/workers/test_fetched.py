@@ -11,11 +11,13 @@ import pytest
 from configs.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from configs.load import job_of
 from configs.schema import Models
+from tests.learned_merges import write_learned
 from workers import fetched
+from workers.column_coefficients import COEFFICIENTS_FILE
 from workers.fetched import fetch
 from workers.job import WorkerSpec
 from workers.node_runner import on_this_node
-from workers.sources import missing_directories, resolve_sources
+from workers.sources import ResolvedSource, missing_directories, resolve_sources
 
 PATTERNS = ("*.safetensors", "*.json")
 
@@ -112,6 +114,24 @@ def test_node_of_a_cluster_must_have_the_same_tensors(tiny_job, tiny_pool, tmp_p
     shutil.copy(tiny_pool.checkpoints["math"] / "model.safetensors", copy)
     with pytest.raises(CorruptCheckpointError, match="`base` has other tensors on this node"):
         on_this_node(spec)
+
+
+def test_node_of_a_cluster_must_have_the_same_coefficients(tiny_job, tiny_pool, tmp_path):
+    home = tmp_path / "dam"
+    sources = resolve_sources(tiny_job().models)
+    recipe = write_learned(home, sources)
+    job = tiny_job(workers={"address": "10.0.0.1:6379"}, baselines={"learned": str(home)})
+    there = ResolvedSource("learned", Path("/of/the/head"), recipe.coefficients.digest)
+    spec = WorkerSpec(job=job, sources=replace(sources, coefficients=(there,)), manifest=None)
+    (found,) = on_this_node(spec).sources.coefficients
+    assert (found.directory / COEFFICIENTS_FILE).is_file()
+    # What is kept does not hide that the node's own directory holds something else.
+    write_learned(home, sources, seed=1)
+    with pytest.raises(CorruptCheckpointError, match="its coefficients have digest"):
+        on_this_node(spec)
+    # A job that does not name them any more has them from the search before.
+    silent = replace(spec, job=job.model_copy(update={"baselines": {}}))
+    assert on_this_node(silent).sources.coefficients == (found,)
 
 
 def test_worker_on_the_machine_of_its_driver_looks_for_nothing(tiny_job):

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from configs.recipe import MergeRecipe
 from configs.schema import Models
 from tests.conftest import TinyPool
+from tests.learned_merges import with_coefficients, write_learned
 from tests.small_models import recipe_of
 from workers.materialize import Materializer
 from workers.methods import get_method
@@ -76,8 +77,12 @@ def test_two_ranks_gather_to_the_bits_of_the_whole_merge(
     models = Models.model_validate(tiny_pool.models)
     sources = resolve_sources(models)
     linear = method_recipe(sources, "linear", [0.5, 0.25, 0.25])
+    learned = write_learned(tmp_path / "learned", sources)
+    sources = with_coefficients(sources, learned, tmp_path / "learned")
     recipes = [
         linear,
+        learned,
+        method_recipe(sources, "delta_guided", [1.0, 1.0, 1.0]),
         method_recipe(sources, "dare_linear", [0.7, -0.2, 0.9]),
         method_recipe(sources, "ties", [0.7, 0.2, 0.9]),
         method_recipe(sources, "della", [0.7, 0.2, 0.9]),
@@ -89,7 +94,7 @@ def test_two_ranks_gather_to_the_bits_of_the_whole_merge(
     for recipe in recipes:
         materializer.into(whole, recipe)
         expected.append(materializer.digest_of(whole))
-    assert len(set(expected)) == 4
+    assert len(set(expected)) == 6
     for found in run_ranks(mode, tmp_path, models, recipes):
         assert found["digests"] == expected
         assert "model.layers.1.mlp.up_proj.weight" in found["sharded"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM
 
 from configs.errors import IncompatibleCheckpointsError
@@ -14,9 +15,11 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig, Merge
 from evaluators.manifest import Manifest
 from tests.conftest import TinyPool
+from tests.learned_merges import with_coefficients, write_learned
 from tests.small_models import EMBEDDINGS, HEAD, pool_of, recipe_of, small_bert, write_words
 from tests.unit.workers.grown_models import ROWS, Grow
 from workers.checkpoint import CheckpointReader
+from workers.column_coefficients import check_coefficients
 from workers.compat import check_compatible
 from workers.job import WorkerSpec, load_live_model
 from workers.materialize import Materializer
@@ -265,6 +268,28 @@ def test_live_model_and_export_have_the_same_bits_and_tokenizer(
         assert loaded.generation_config.max_length == 99
     for tokenizer in (AutoTokenizer.from_pretrained(tmp_path / "out"), live.tokenizer):
         assert tokenizer("<b>", add_special_tokens=False)["input_ids"] == [260]
+
+
+def test_learned_merge_of_longer_tables_has_the_same_bits_live_and_exported(
+    tiny_pool: TinyPool, grow: Grow, tmp_path: Path
+) -> None:
+    sources = pool_of(
+        tiny_pool.base,
+        math=grow(tiny_pool.checkpoints["math"], rows=264),
+        code=tiny_pool.checkpoints["code"],
+    )
+    decided = decide_vocabulary(sources, "pad")
+    # Columns of a table are no tokens: their number is that of every model.
+    recipe = write_learned(tmp_path / "dam", sources, vocabulary=decided)
+    sources = with_coefficients(sources, recipe, tmp_path / "dam")
+    check_coefficients(recipe, sources)
+    tensors = merged(sources, recipe, tmp_path / "out")
+    assert tensors[EMBEDDINGS].shape == (264, 32)
+    numbers = load_file(tmp_path / "dam" / "coefficients.safetensors")
+    longer = table(sources.checkpoints[0].directory)[262] * numbers[f"0.{EMBEDDINGS}"]
+    # The row that only one has is its own in all of them.
+    longer = longer + table(sources.checkpoints[0].directory)[262] * numbers[f"1.{EMBEDDINGS}"]
+    assert torch.equal(tensors[EMBEDDINGS][262], longer)
 
 
 def test_materializer_goes_from_one_vocabulary_to_another_and_back(

@@ -17,8 +17,8 @@ from optimizer.cli import export_commands, options, read_commands
 from tests.unit.optimizer.synthetic_archive import Merge, build
 
 COMMANDS = (
-    "init", "doctor", "check", "noise", "run", "resume", "rival", "launch", "status", "logs",
-    "stop", "list", "serve", "front", "plot", "report", "export", "push", "merge", "recipe",
+    "init", "doctor", "check", "noise", "run", "resume", "rival", "learn", "launch", "status",
+    "logs", "stop", "list", "serve", "front", "plot", "report", "export", "push", "merge", "recipe",
     "archive",
 )  # fmt: skip
 MERGES = (

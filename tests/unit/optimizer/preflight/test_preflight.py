@@ -13,9 +13,10 @@ from configs.errors import (
     EvaluationError,
     SandboxUnavailableError,
 )
+from optimizer.preflight.checks import Checks
 from optimizer.preflight.estimate import format_bytes, format_count, format_seconds
 from optimizer.preflight.pool_view import cosine_table
-from optimizer.preflight.preflight import _Checks, announce_digests, prepare
+from optimizer.preflight.preflight import announce_digests, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from tests.unit.workers.sparse_checkpoint import llama_shapes, write_sparse
 from workers.similarity import Similarity
@@ -59,22 +60,23 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert file_bytes - 10_000 < cost.model_bytes < file_bytes
     assert cost.moved_bytes == 5 * cost.model_bytes
     assert cost.num_genes == 6
-    # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, 2 steps of the greedy soup
-    assert cost.num_baselines == 17
-    assert cost.evaluations == {"search": 40, "select": 8, "report": 18}
+    # base, 3 checkpoints, uniform soup, 8 scales, TIES, DARE-TIES, delta-guided fusion, 2 steps of
+    # the greedy soup
+    assert cost.num_baselines == 18
+    assert cost.evaluations == {"search": 40, "select": 8, "report": 19}
     assert cost.requests == {"search": 16, "select": 8, "report": 8}
     assert cost.generations == {"search": 8, "select": 4, "report": 4}
     assert cost.new_tokens == {"search": 48, "select": 24, "report": 24}
-    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 18
-    assert cost.total_moved_bytes == cost.moved_bytes * 66
+    assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 19
+    assert cost.total_moved_bytes == cost.moved_bytes * 67
 
 
 def test_estimate_counts_the_variants_that_are_left_out_on_request(tiny_job):
     prepared = prepare(tiny_job(validation={"leave_one_out": True}))
     # Each of 3 checkpoints, all drops, each of 3 drops.
     assert prepared.estimate.num_variants == 7
-    assert prepared.estimate.evaluations["report"] == 18 + 7
-    assert "up to 25 report (7 to leave out one by one)" in text_of(prepared)
+    assert prepared.estimate.evaluations["report"] == 19 + 7
+    assert "up to 26 report (7 to leave out one by one)" in text_of(prepared)
 
 
 def test_check_prints_pool_suites_and_cost(prepared):
@@ -84,7 +86,7 @@ def test_check_prints_pool_suites_and_cost(prepared):
         assert source.digest[:12] in text
     assert "exact_match,none" in text
     assert "moved per candidate" in text
-    assert "40 search (of them up to 17 baselines), 8 select, up to 18 report" in text
+    assert "40 search (of them up to 18 baselines), 8 select, up to 19 report" in text
 
 
 def test_check_prints_names_that_look_like_markup(tiny_job, tiny_pool, tmp_path):
@@ -158,7 +160,7 @@ def test_cluster_is_not_judged_by_this_machine(tiny_job, monkeypatch):
 
 
 def raised(*errors):
-    checks = _Checks()
+    checks = Checks()
     checks.errors.extend(errors)
     with pytest.raises(type(errors[0]).__mro__[0]) as caught:
         checks.raise_errors()
@@ -173,7 +175,7 @@ def test_single_error_is_raised_as_it_is():
 def test_several_errors_become_one_of_the_family_to_look_at_first():
     config = ConfigError("bad", [("seed", "must be a number")])
     checkpoint, suite = CheckpointNotFoundError("gone\nfor good"), EvaluationError("no suite")
-    checks = _Checks()
+    checks = Checks()
     checks.errors = [suite, checkpoint]
     with pytest.raises(CheckpointError) as caught:
         checks.raise_errors()

@@ -54,8 +54,8 @@ def test_a_search_of_baselines_only_is_none(tmp_path):
 def test_check_says_that_the_budget_is_smaller_than_the_baselines(tiny_job):
     prepared = prepare(tiny_job(budget={"evaluations": 10}))
     assert any("nothing may be left to search" in warning for warning in prepared.warnings)
-    prepared = prepare(tiny_job(budget={"evaluations": 20}))
-    assert any("leaves 3 proposals after 17 baselines" in text for text in prepared.warnings)
+    prepared = prepare(tiny_job(budget={"evaluations": 21}))
+    assert any("leaves 3 proposals after 18 baselines" in text for text in prepared.warnings)
     prepared = prepare(tiny_job(budget={"evaluations": 40}))
     assert prepared.warnings == ()
 
@@ -173,10 +173,10 @@ def test_search_by_companions_ends_where_no_score_says_anything(search, tiny_job
     # Random weights never say the answer, and there is no time to learn from anything.
     text = SCREENED["text"]
     prepared, report, printed = search(
-        tiny_job(objectives={"text": text}, budget={"evaluations": 17 + searched}, **SMALL)
+        tiny_job(objectives={"text": text}, budget={"evaluations": 18 + searched}, **SMALL)
     )
     assert any(f"leaves {searched} proposals" in warning for warning in prepared.warnings)
-    assert report.num_outcomes == 17 + searched
+    assert report.num_outcomes == 18 + searched
     assert "Objective text was 0 for all" in printed
     assert "No merge solved any item" in printed
     looked_at = report.savings.stopped["screened"]

@@ -100,6 +100,7 @@ def test_everything_that_reaches_outside_is_refused_at_once(validate, job, roots
             "allow_code_execution": True,
             "sandbox": "weak",
         },
+        baselines={"dam": "/home/somebody/dam", "inside": str(roots / "models" / "dam")},
         workers={"address": "ray://evil.example:10001", "threads": 100_000},
         telemetry={
             "log_file": "/home/somebody/.bashrc",
@@ -120,6 +121,7 @@ def test_everything_that_reaches_outside_is_refused_at_once(validate, job, roots
         "evaluation.data_dir",
         "evaluation.allow_code_execution",
         "evaluation.sandbox",
+        "baselines.dam",
         "workers.address",
         "workers.threads",
         "telemetry.log_file",
