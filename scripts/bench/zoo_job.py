@@ -1,10 +1,10 @@
 """The jobs of the search benchmark on real merges: which checkpoints, which items, which ranges."""
 
 from pathlib import Path
-from typing import Literal
 
 from configs.evaluation import SplitSizes
 from configs.schema import JobConfig
+from scripts.bench.merge_lab import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 SKILLS = ("instruct", "code", "math")
@@ -17,9 +17,6 @@ POOLS: dict[str, tuple[str, ...]] = {
 
 SPLITS = SplitSizes(search=64, select=128, report=128)
 COMPANION = "target_bits_per_byte"
-
-
-Kind = Literal["generate", "likelihood"]
 
 
 def zoo_job(

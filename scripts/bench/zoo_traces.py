@@ -15,7 +15,7 @@ from configs.evaluation import SplitSizes
 from scripts.bench.zoo_job import ROOT
 from scripts.bench.zoo_runs import VARIANTS, Trace
 
-_BENCH_FILES = ("zoo_job.py", "zoo_pool.py", "zoo_runs.py")
+_BENCH_FILES = ("merge_lab.py", "zoo_job.py", "zoo_pool.py", "zoo_runs.py")
 
 
 def code_version() -> str:

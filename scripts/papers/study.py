@@ -1,0 +1,150 @@
+"""What a study is: how one zoo is measured, which tables that gives, and what papers claim of it.
+
+A study returns records, plain rows of names and numbers, of one zoo at a time. Everything that is
+printed is computed from the records of all seeds, the verdict on each claim included, so no
+sentence can say more than they show.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pandas import DataFrame
+from scipy import stats
+
+if TYPE_CHECKING:
+    from scripts.papers.bench import Bench
+
+Record = dict[str, str | int | float]
+Verdict = Literal["holds", "does not hold", "not decided"]
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim of a paper as a number per seed that has to be larger than a margin.
+
+    Attributes:
+        key: Its name in ``--json`` and in tests.
+        text: What the paper says, one sentence, with its number.
+        measured: What the number is, with its unit.
+        value: Returns it from the records of one seed, all widths.
+        margin: What it must exceed for the claim to hold.
+        fast: What it must exceed in a ``--fast`` run of the first seed; None where so few items
+            cannot show it. Chosen from five seeds, with room.
+    """
+
+    key: str
+    text: str
+    measured: str
+    value: Callable[[DataFrame], float]
+    margin: float = 0.0
+    fast: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A claim and what the seeds say of it.
+
+    ``low`` and ``high`` bound the mean over seeds with 95 % confidence (Student's t over seeds);
+    they are NaN for a single seed, which decides nothing.
+    """
+
+    claim: Claim
+    by_seed: Mapping[int, float]
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the interval of the mean lies above the margin, below it, or around it."""
+        if self.low > self.claim.margin:
+            return "holds"
+        return "does not hold" if self.high < self.claim.margin else "not decided"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table over seeds: ``columns`` of records as rows and columns, mean ± sd in the cells."""
+
+    title: str
+    rows: Sequence[str]
+    column: str
+    value: str
+    digits: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Lines over a numeric column, one per combination of ``series``, a panel per ``panel``."""
+
+    name: str
+    title: str
+    x: str
+    value: str
+    series: str
+    panel: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One question to the zoos.
+
+    Attributes:
+        name: Of its module, records and options.
+        title: Headline.
+        papers: Author, title, arXiv number.
+        how: What is done, a paragraph; settings are named by their values. Line breaks in texts
+            are spaces.
+        measure: Returns the records of one zoo. What it trains or scores is kept, so a study that
+            was interrupted goes on where it stood.
+        checkpoints: Names of the tuned checkpoints that it needs (``scripts.papers.zoos``).
+        claims: What the papers say.
+        tables: Returns what is printed; of records with the columns of all of them.
+        widths: Of the models that it is measured on; the first alone with ``--fast``.
+        figures: Drawn from the same records.
+        notes: Returns sentences with numbers from the records, beyond the claims.
+    """
+
+    name: str
+    title: str
+    papers: tuple[str, ...]
+    how: str
+    measure: Callable[["Bench"], list[Record]]
+    checkpoints: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    tables: tuple[Table, ...]
+    widths: tuple[int, ...] = (128,)
+    figures: tuple[Figure, ...] = ()
+    notes: Callable[[DataFrame], Sequence[str]] = lambda _: ()
+
+
+def judge(claim: Claim, records: DataFrame) -> Judged:
+    """Work out a claim over all seeds of some records.
+
+    Raises:
+        ValueError: It is not a number in some seed.
+    """
+    by_seed = {int(seed): float(claim.value(part)) for seed, part in records.groupby("seed")}
+    if broken := [seed for seed, value in by_seed.items() if not math.isfinite(value)]:
+        raise ValueError(f"claim `{claim.key}` has no value in seeds {broken}")
+    values = np.array(list(by_seed.values()))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Judged(claim, by_seed, mean, math.nan, math.nan, math.nan)
+    sd = float(values.std(ddof=1))
+    half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return Judged(claim, by_seed, mean, sd, mean - half, mean + half)
+
+
+def mean_of(records: DataFrame, value: str = "score", **where: object) -> float:
+    """Return the mean of a column over the records that have these values; NaN where none has."""
+    chosen = records
+    for column, wanted in where.items():
+        chosen = chosen[chosen[column] == wanted]
+    return float(chosen[value].mean())

@@ -1,0 +1,156 @@
+"""Measure what papers on merging claim, on zoos of small models that are trained here.
+
+    python scripts/reproduce.py            # all studies, five seeds: hours
+    python scripts/reproduce.py --fast     # one seed, few items: minutes
+
+Everything is kept under --runs, so a run that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pandas import DataFrame
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    # Runs from any directory, installed or not.
+    sys.path.insert(0, str(ROOT))
+
+from scripts.papers.figures import draw  # noqa: E402 - the path comes first
+from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
+from scripts.papers.runner import Cell, Settings, cells_of, make_zoos, measure_all  # noqa: E402 - the path comes first
+from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
+from scripts.papers.zoos import SEEDS  # noqa: E402 - the path comes first
+
+RESULTS = ROOT / "scripts" / "bench" / "results"
+
+
+def main(
+    *,
+    fast: Annotated[bool, typer.Option("--fast", help="One seed and few items: minutes.")] = False,
+    study: Annotated[
+        list[str] | None, typer.Option(help=f"Only this one: {', '.join(STUDIES)}. Repeatable.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N - 1.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where zoos and scores are kept.")] = Path(
+        "runs/papers"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the page; --fast writes none without it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
+) -> None:
+    """Measure what papers on merging claim, and write the page of results."""
+    if unknown := [name for name in study or () if name not in STUDIES]:
+        raise typer.BadParameter(
+            f"`{unknown[0]}` is no study; there are {', '.join(STUDIES)}", param_hint="--study"
+        )
+    chosen = tuple(STUDIES[name] for name in dict.fromkeys(study or STUDIES))
+    count = seeds or (1 if fast else len(SEEDS))
+    settings = Settings(root=runs.resolve(), studies=chosen, seeds=tuple(range(count)), fast=fast)
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        _make_zoos(progress, settings)
+        records = _measure(progress, settings)
+    judged = judge_all(chosen, records)
+    if as_json:
+        report = {
+            key: {
+                "verdict": one.verdict,
+                "mean": one.mean,
+                "by_seed": one.by_seed,
+                "margin": one.claim.margin,
+                "fast_margin": one.claim.fast,
+            }
+            for key, one in judged.items()
+        }
+        print(json.dumps(report))
+    where = out or (None if fast or study else RESULTS)
+    if where is not None:
+        figures = {
+            one.name: [Path(FIGURES) / f"{figure.name}.svg" for figure in one.figures]
+            for one in chosen
+        }
+        for one in chosen:
+            for figure in one.figures:
+                draw(figure, records[one.name], where / FIGURES / f"{figure.name}.svg")
+        text = page(
+            chosen, records, command=_command(settings, study), machine=_machine(), figures=figures
+        )
+        (where / PAGE).write_text(text, encoding="utf-8")
+        console.print(f"{where / PAGE}", markup=False)
+    elif not as_json:
+        print(
+            page(chosen, records, command=_command(settings, study), machine=_machine(), figures={})
+        )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:>28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _make_zoos(progress: Progress, settings: Settings) -> None:
+    bars: dict[str, TaskID] = {}
+
+    def on_step(name: str, step: int) -> None:
+        if name not in bars:
+            bars[name] = progress.add_task(f"training {name}", total=None)
+        progress.update(bars[name], completed=step)
+
+    make_zoos(settings, on_step)
+    for bar in bars.values():
+        progress.remove_task(bar)
+
+
+def _measure(progress: Progress, settings: Settings) -> dict[str, DataFrame]:
+    bar = progress.add_task("measuring", total=len(cells_of(settings)))
+
+    def on_cell(cell: Cell, seconds: float) -> None:
+        progress.advance(bar)
+        if seconds:
+            progress.console.print(
+                f"{cell.study}, width {cell.width}, seed {cell.seed}: {seconds:.0f} s", markup=False
+            )
+
+    return measure_all(settings, on_cell)
+
+
+def _command(settings: Settings, study: list[str] | None) -> str:
+    parts = ["python scripts/reproduce.py", *(["--fast"] if settings.fast else [])]
+    parts += [f"--study {name}" for name in study or ()]
+    return " ".join([*parts, f"--seeds {len(settings.seeds)}"])
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
+    return (
+        f"{os.cpu_count()} processors ({platform.machine()}), Python {platform.python_version()}, "
+        f"{packages}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
