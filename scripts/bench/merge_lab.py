@@ -6,7 +6,7 @@ really made; ``scripts.bench.zoo_store`` keeps it by recipe and item.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from evaluators.blocks import block_name
 from evaluators.harness_suite import build_manifest
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
+from optimizer.given_baselines import resolve_baselines
 from optimizer.space import SearchSpace
 from scripts.bench.zoo_store import Remembered, ScoreStore, Signal
 from workers.job import JobRunner, WorkerSpec
@@ -64,6 +65,10 @@ class MergeLab:
             kind: build_manifest(job.objectives, job.evaluation) for kind, job in self.jobs.items()
         }
         self.space = SearchSpace(self.jobs["generate"], self.sources)
+        given = resolve_baselines(self.jobs["generate"], self.sources, self.space)
+        self.sources = replace(self.sources, coefficients=given.coefficients)
+        self.given = {one.label: one.recipe for one in given.baselines}
+        """The merges that the job names as baselines, and what they are as plain weights."""
         self._runners: dict[Kind, JobRunner] = {}
         self.paid: dict[Kind, Cost] = {kind: Cost() for kind in self.jobs}
         """What was asked for since the lab was made, whether it had to be scored or not."""

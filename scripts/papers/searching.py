@@ -1,0 +1,79 @@
+"""One search of a lab's pool by the project's own driver, as the command line would run it."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.evaluation import SplitName
+from configs.recipe import MergeRecipe
+from optimizer.archive.archive import Archive
+from optimizer.candidate import Observation
+from optimizer.driver import run_search
+from scripts.bench.zoo_pool import RememberingPool
+from scripts.papers.bench import Lab
+from workers.outcome import EvaluationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search left.
+
+    Attributes:
+        told: What the strategy was told, baselines included, in that order.
+        chosen: What the search chose on select items; None where it was ended before.
+    """
+
+    told: list[Observation]
+    chosen: MergeRecipe | None
+
+
+class _EndedError(Exception):
+    """The search has come to items that it was not to score."""
+
+
+class _Until(RememberingPool):
+    """Ends a search when it asks for items of a split."""
+
+    def __init__(self, lab: Lab, split: SplitName | None) -> None:
+        super().__init__(lab)
+        self._split = split
+
+    def submit(self, request: EvaluationRequest) -> None:
+        if request.key.split == self._split:
+            raise _EndedError
+        super().submit(request)
+
+
+def search(
+    lab: Lab,
+    *,
+    until: SplitName | None = "report",
+    read: Callable[[Archive], None] = lambda _: None,
+) -> Searched:
+    """Search a lab's pool by its own job, from the first baseline on.
+
+    Args:
+        lab: Its job says strategy, budget and seed; its archive is a temporary one.
+        until: The split at which to end: ``select`` is before anything is chosen, ``report``
+            before the choice and the baselines are scored once more, None is never.
+        read: Called with the archive when the search is over.
+    """
+    job = lab.jobs["generate"]
+    with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
+        path = Path(scratch) / "archive.sqlite"
+        archive = Archive.create(
+            path,
+            job=job.model_copy(update={"archive": str(path)}),
+            job_path=None,
+            sources=lab.sources,
+            manifest=lab.manifest,
+        )
+        with archive, _Until(lab, until) as pool:
+            with suppress(_EndedError):
+                run_search(archive, pool, lab.space)
+            read(archive)
+            choice = archive.choice()
+            chosen = None if choice is None else archive.candidate(choice).recipe
+            return Searched(archive.observations(), chosen)
