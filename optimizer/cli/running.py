@@ -114,14 +114,8 @@ def run_archived(
         ):
             if job.telemetry.metrics and (url := metrics_url()) is not None:
                 say(console, f"metrics {url}", style="dim")
-            result = run_search(
-                archive,
-                pool,
-                prepared.space,
-                job=job,
-                given=prepared.baselines,
-                on_event=on_event,
-            )
+            space, given = prepared.space, prepared.baselines
+            result = run_search(archive, pool, space, job=job, given=given, on_event=on_event)
         say(console, f"search ended: {result.reason}\n")
         report = render(report_of(archive))
         stdout_console().print(report)

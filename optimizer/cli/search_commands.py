@@ -196,14 +196,8 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
             pool,
         ):
             on_event = telemetry.beside(view.on_event)
-            run_search(
-                archive,
-                pool,
-                prepared.space,
-                job=job,
-                given=prepared.baselines,
-                on_event=on_event,
-            )
+            given = prepared.baselines
+            run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
         stdout_console().print(render(report_of(searched)))
 
 

@@ -83,7 +83,7 @@ def check_upload(directory: Path) -> Upload:
 
 def _sorted_out(directory: Path) -> tuple[list[str], list[str]]:
     """Return the files that are uploaded, and those that are not."""
-    folders = {"", str(Path(EXPORTED_FILE).parent), *module_directories(directory)}
+    folders = {"", *module_directories(directory)}
     files: list[str] = []
     left_out: list[str] = []
     for path in sorted(directory.rglob("*")):
@@ -91,7 +91,9 @@ def _sorted_out(directory: Path) -> tuple[list[str], list[str]]:
         folder = "" if path.parent == directory else path.parent.relative_to(directory).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
-        inside = folder in folders and not (directory / folder).is_symlink()
+        inside = (folder in folders or name == EXPORTED_FILE) and not (
+            directory / folder
+        ).is_symlink()
         (files if inside and _belongs(path) else left_out).append(name)
     return files, left_out
 

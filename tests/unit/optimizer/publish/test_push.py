@@ -158,6 +158,9 @@ def test_only_files_of_a_model_are_uploaded(model, tmp_path):
     (model / "notes.py").write_text("x = 1")
     (model / "inner").mkdir()
     (model / "inner" / "more.json").write_text("{}")
+    (model / "merge").mkdir()
+    for name in ("coefficients.safetensors", "other.json"):
+        (model / "merge" / name).write_text("{}")
     for name in ("archive.sqlite", "archive.json"):
         with sqlite3.connect(model / name) as connection:
             connection.execute("create table t (a)")
@@ -165,8 +168,10 @@ def test_only_files_of_a_model_are_uploaded(model, tmp_path):
     upload = check_upload(model)
     assert set(upload.left_out) == {
         "linked.json", "folder", ".hidden.json", "notes.py", "inner/more.json", "archive.sqlite",
-        "archive.json",
+        "archive.json", "merge/other.json",
     }  # fmt: skip
+    # What makes a learned merge again goes along.
+    assert "merge/coefficients.safetensors" in upload.files
     assert {"config.json", "README.md", "recipe.json", "tokenizer.json"} <= set(upload.files)
     assert upload.size_bytes == sum((model / name).stat().st_size for name in upload.files)
     done = CliRunner().invoke(cli.app, ["push", str(model), "merge", "--dry-run"])
