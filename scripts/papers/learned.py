@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pandas import DataFrame
 
+from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
 from optimizer.candidate import Observation
 from optimizer.learning.directory import write_learned
@@ -17,7 +18,7 @@ from scripts.papers.bench import Bench, Lab
 from scripts.papers.searching import search
 from scripts.papers.study import Claim, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
-from scripts.zoo.item import make_rng
+from scripts.zoo.item import SKILLS, make_rng
 from scripts.zoo.items import held_out_items, training_items
 
 TEXTS, FAST_TEXTS = 256, 48
@@ -60,7 +61,7 @@ def measure(bench: Bench) -> list[Record]:
 def write_texts(bench: Bench, out: Path) -> None:
     """Write prompts without answers for every skill, none of them held out."""
     count = FAST_TEXTS if bench.fast else TEXTS
-    for skill in SKILL_SPECIALISTS:
+    for skill in SKILLS:
         held_out = {item.prompt for item in held_out_items(skill, count=2048, seed=bench.seed)}
         items = training_items(
             {f"{skill}-full": 1.0},
@@ -123,9 +124,8 @@ def _best(lab: Lab, recipes: Sequence[MergeRecipe]) -> MergeRecipe:
     return max(recipes, key=lambda recipe: _mean(lab, recipe, "search"))
 
 
-def _mean(lab: Lab, recipe: MergeRecipe, split: str = "report") -> float:
-    wanted = "search" if split == "search" else "report"
-    return float(np.mean(list(lab.mean_scores(recipe, wanted).values())))
+def _mean(lab: Lab, recipe: MergeRecipe, split: SplitName = "report") -> float:
+    return float(np.mean(list(lab.mean_scores(recipe, split).values())))
 
 
 def _record(lab: Lab, name: str, recipe: MergeRecipe) -> Record:
