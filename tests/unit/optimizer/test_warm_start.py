@@ -127,12 +127,12 @@ def test_removed_checkpoint_with_hardly_any_weight_makes_it_nearly_the_same_merg
 
 def test_other_methods_and_failures_are_counted_with_their_reason(old, tmp_path):
     found = start(old, tmp_path)
-    assert found.left_out["another method, or other options of it"] == 2  # TIES, DARE-TIES
+    assert found.left_out["another method, or other options of it"] == 3  # and delta-guided
     failed = sum(seen.scores is None for seen in old.observations())
     assert found.left_out.get("it failed, or was stopped early", 0) == failed
     lines = describe(found)
     assert f"{len(found.seeds)} outcomes of" in lines[0]
-    assert "2 are not used: another method, or other options of it" in lines
+    assert "3 are not used: another method, or other options of it" in lines
 
 
 def test_other_items_make_scores_noisier(old, tmp_path):
