@@ -105,6 +105,8 @@ class MergeRecipe(_Part):
     ``weights[i][g]`` and ``drop_ratios[i][g]`` belong to ``checkpoints[i]`` and ``groups[g]``;
     weights are dimensionless and may be negative, drop ratios are in [0, 1). ``options`` are
     those of the method, complete. ``vocabulary`` is None where all models have equal shapes.
+    ``coefficients`` names a file with one number per input column, tensor and checkpoint
+    (``workers.column_coefficients``), for methods that take them; None for the others.
     """
 
     version: Literal[1] = 1
@@ -116,6 +118,8 @@ class MergeRecipe(_Part):
     drop_ratios: tuple[tuple[DropRatio, ...], ...]
     options: dict[str, Weight] = Field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    # Left out where there is none: older versions know no such field, and read all other recipes.
+    coefficients: Source | None = Field(default=None, exclude_if=lambda value: value is None)
     dtype: DtypeName
     mask_seed: int = Field(default=0, ge=0, lt=2**63)
     mask_version: Literal[1] = MASK_VERSION
@@ -149,6 +153,7 @@ class MergeRecipe(_Part):
         parts = [content["base"], *content["checkpoints"], *content["groups"]]
         if self.vocabulary is not None:
             parts.append(content["vocabulary"]["source"])
+        parts.append(content.get("coefficients"))
         for part in parts:
             if part is not None:
                 del part["name"]

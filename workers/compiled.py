@@ -90,6 +90,7 @@ class Operands(NamedTuple):
         weights: ``(c,)`` float32.
         scales: ``(c,)`` float32.
         drops: What is dropped; None keeps everything.
+        columns: c tensors that fit ``out``, or none: ``workers.methods.contract.Chunk``.
     """
 
     out: Tensor
@@ -98,6 +99,7 @@ class Operands(NamedTuple):
     weights: Tensor
     scales: Tensor
     drops: Drops | None
+    columns: Sequence[Tensor] = ()
 
 
 MergeChunk = Callable[[Combine, Options, Operands], None]
@@ -112,10 +114,11 @@ def merge_chunk(combine: Combine, options: Options, operands: Operands) -> None:
 
     ``combine`` is what the method does, on a :class:`workers.methods.contract.Chunk`.
     """
-    out, base, tuned, weights, scales, drops = operands
+    out, base, tuned, weights, scales, drops, columns = operands
     origin = None if base is None else base.float()
     words = None if drops is None else drops.position.words()
-    out.copy_(combine(Chunk(origin, tuned, weights, scales, dict(options), drops, words)))
+    chunk = Chunk(origin, tuned, weights, scales, dict(options), drops, words, columns)
+    out.copy_(combine(chunk))
 
 
 def fuse(combine: Combine, options: Options, operands: Operands) -> Step | None:
@@ -125,7 +128,7 @@ def fuse(combine: Combine, options: Options, operands: Operands) -> Step | None:
     checkpoints, their dtypes, width w, and whether anything is dropped; the number of rows is
     dynamic. A dynamic w costs a quarter of the speed.
     """
-    out, base, tuned, _, _, drops = operands
+    out, base, tuned, _, _, drops, _ = operands
     if out.numel() < _SMALLEST_CHUNK or out.shape[0] < _FEWEST_ROWS:
         return None
     dtypes = tuple(None if t is None else t.dtype for t in (out, base, *tuned))
@@ -199,7 +202,7 @@ def _processor() -> dict[str, str]:
 
 def _mark_rows_dynamic(operands: Operands) -> None:
     """Tell the compiler, before a graph's first call, that others will have more or fewer rows."""
-    out, base, tuned, _, _, drops = operands
+    out, base, tuned, _, _, drops, _ = operands
     by_rows = [out, *tuned, *([] if base is None else [base])]
     if drops is not None:
         by_rows += [drops.position.rows, *(drops.ratios if isinstance(drops, RankedDrops) else [])]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from workers.checkpoint import CheckpointReader
+from workers.shard_header import TensorEntry
 from workers.user_cache import user_cache
 
 if TYPE_CHECKING:
@@ -79,18 +80,28 @@ def source_digest(reader: CheckpointReader, *, cache: "DigestCache | None" = Non
     knows files of the same path, size and time of change.
     """
 
-    def line(name: str) -> str:
-        entry = reader.entries[name]
-        sha256 = hashlib.sha256(tensor_bytes(reader.tensor(name))).hexdigest()
-        return _line(name, entry.dtype, entry.shape, sha256)
-
     def digest() -> str:
-        # Hashing releases the interpreter lock.
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as executor:
-            lines = list(executor.map(line, reader.entries))
-        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+        return tensors_digest(reader.entries.values(), reader.tensor)
 
     return (cache or DigestCache()).find(reader.files, digest)
+
+
+def tensors_digest(entries: Collection[TensorEntry], tensor: Callable[[str], "Tensor"]) -> str:
+    """Return the SHA-256 that names some tensors, as 64 hexadecimal digits; reads every byte.
+
+    Args:
+        entries: Name, dtype and shape of each, in any order.
+        tensor: Returns the tensor of a name; called from several threads.
+    """
+
+    def line(entry: TensorEntry) -> str:
+        sha256 = hashlib.sha256(tensor_bytes(tensor(entry.name))).hexdigest()
+        return _line(entry.name, entry.dtype, entry.shape, sha256)
+
+    # Hashing releases the interpreter lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as executor:
+        lines = list(executor.map(line, entries))
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def undigested_bytes(readers: Iterable[CheckpointReader]) -> int:

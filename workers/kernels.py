@@ -7,7 +7,7 @@ nothing is contracted into fused multiply-add, and nothing depends on where a ch
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -45,6 +45,7 @@ def merge_flat(
     chunk_elements: int | None = None,
     row_length: int | None = None,
     statistics: StatisticsCache | None = None,
+    columns: Sequence[Tensor] = (),
 ) -> None:
     """Merge one tensor of all checkpoints.
 
@@ -55,10 +56,11 @@ def merge_flat(
         tuned: One ``(n,)`` tensor per checkpoint, same device; not read, and may be None, where
             its term does not contribute.
         backend: ``compiled`` fuses everything into one pass (``workers.compiled``) unless the
-            tensor is small.
+            tensor is small; not for methods that take columns.
         chunk_elements: Elements per chunk; None chooses by device. Does not change the bits.
         row_length: Elements of a row, for methods that rank in rows; None is one row.
         statistics: Where facts about the tensors are kept between calls.
+        columns: ``(row length,)`` float32 per checkpoint, for methods that take columns.
 
     Raises:
         ValueError: Shapes, dtypes, devices or drop ratios that do not fit the method.
@@ -67,6 +69,8 @@ def merge_flat(
     facts = whole_facts(
         plan, base, tuned, row_length=row_length, statistics=statistics or StatisticsCache()
     )
+    if plan.method.takes_columns:
+        facts = replace(facts, columns=tuple(columns[index] for index in plan.active))
     merge_window(plan, facts, out, base, tuned, backend=backend, chunk_elements=chunk_elements)
 
 
@@ -76,13 +80,15 @@ class TensorFacts:
 
     One entry per contributing checkpoint: ``scales`` where the method has coefficients,
     ``trims`` where it trims, ``ratios`` (``(n,)`` float32, of the whole tensor, or of consecutive
-    elements of it from index ``first_ratio``) where it ranks.
+    elements of it from index ``first_ratio``) where it ranks, ``columns`` (``(row length,)``
+    float32, where the tensors are) where it takes a number per column.
     """
 
     scales: tuple[float, ...]
     trims: tuple[Trim, ...] = ()
     ratios: tuple[Tensor, ...] = ()
     first_ratio: int = 0
+    columns: tuple[Tensor, ...] = ()
 
 
 def whole_facts(
@@ -172,7 +178,7 @@ def cut_sources(
     chunk_elements: int | None = None,
 ) -> Iterable[SourceTile]:
     """Cut what :func:`merge_window` reads into tiles of the size that suits a backend."""
-    compiles = backend == "compiled"
+    compiles = backend == "compiled" and not plan.method.takes_columns
     device = next((t.device for t in (base, *tuned) if t is not None), torch.device("cpu"))
     limit = chunk_elements or (COMPILED_CHUNK if compiles else _default_chunk(device))
     width = COMPILED_WIDTH if compiles else None
@@ -211,9 +217,29 @@ def merge_steps(
             yield partial(_copy, out_tile, base)
             continue
         drops = None if position is None else _drops(plan, facts, shared, tile, position)
-        operands = Operands(out_tile, base, tuned, shared.weights, shared.scales, drops)
-        fused = fuse(combine, options, operands) if backend == "compiled" else None
+        columns = tuple(_of_tile(part, tile) for part in facts.columns)
+        operands = Operands(out_tile, base, tuned, shared.weights, shared.scales, drops, columns)
+        compiles = backend == "compiled" and not columns
+        fused = fuse(combine, options, operands) if compiles else None
         yield fused or partial(merge_chunk, combine, options, operands)
+
+
+def _of_tile(columns: Tensor, tile: Tile) -> Tensor:
+    """Return what belongs to the columns of a tile, ``(width,)`` where all its rows have the same.
+
+    A tile of one row may go on over the rows of the tensor. Slices along the last of three axes
+    have rows that begin in different columns, and get ``(rows, width)``.
+    """
+    length = columns.numel()
+    first = tile.start % length
+    if tile.rows > 1 and tile.stride % length:
+        starts = torch.arange(tile.rows, device=columns.device) * tile.stride + first
+        lanes = torch.arange(tile.width, device=columns.device)
+        return columns[(starts[:, None] + lanes) % length]
+    missing = first + tile.width - length
+    if missing <= 0:
+        return columns[first : first + tile.width]
+    return columns.repeat(1 - (-missing // length))[first : first + tile.width]
 
 
 def _copy(out: Tensor, source: Tensor) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from configs.errors import ConfigError
 from configs.recipe import MergeRecipe
 from workers.mask import mask_threshold
 from workers.methods import MergeMethod, get_method
@@ -98,6 +99,25 @@ class TensorMerge:
         return any(self.terms[index].drop_ratio > 0.0 for index in self.active)
 
 
+def require_coefficients(recipe: MergeRecipe) -> None:
+    """Check that a recipe has column coefficients where its method takes them, and only there.
+
+    Raises:
+        ConfigError: It lacks them, or has too many; or its method is not known here.
+    """
+    takes = get_method(recipe.method).takes_columns
+    if takes and recipe.coefficients is None:
+        raise ConfigError.single(
+            "coefficients",
+            f"`{recipe.method}` needs one coefficient per input column, and the recipe names "
+            "none; `mergefront learn` makes such recipes",
+        )
+    if not takes and recipe.coefficients is not None:
+        raise ConfigError.single(
+            "coefficients", f"`{recipe.method}` takes none; remove them, or use the method `dam`"
+        )
+
+
 class RecipePlan:
     """How a recipe merges each tensor; what a group's tensors share is worked out once.
 
@@ -105,13 +125,15 @@ class RecipePlan:
         recipe: What is merged.
 
     Raises:
-        ConfigError: The recipe's method or its options are not known here.
+        ConfigError: The recipe's method or its options are not known here, or it has column
+            coefficients where the method takes none, or lacks them.
         ValueError: The recipe does not fit its method.
     """
 
     def __init__(self, recipe: MergeRecipe) -> None:
         self.recipe = recipe
         self._method = get_method(recipe.method)
+        require_coefficients(recipe)
         self._options = self._method.complete_options(recipe.options)
         self._base_digest = "" if recipe.base is None else recipe.base.digest
         columns = list(zip(recipe.checkpoints, recipe.weights, recipe.drop_ratios, strict=True))
@@ -148,6 +170,7 @@ class RecipePlan:
             recipe.groups,
             recipe.dtype,
             recipe.vocabulary,
+            recipe.coefficients,
             recipe.mask_seed,
             tuple((group.active, group.drops_any) for group in groups),
         )

@@ -126,8 +126,10 @@ class SourcePool:
         if not entry.is_floating:
             source = block.of(self.reference.tensor(name).reshape(-1))
             return partial(_copy, block.shape_like(out), source)
-        backend = self._backend.choose(out.device)
-        step = self._prepare(plan.tensor(name), out, block, backend)
+        tensor_plan = plan.tensor(name)
+        takes_columns = tensor_plan.method.takes_columns
+        backend = "eager" if takes_columns else self._backend.choose(out.device)
+        step = self._prepare(tensor_plan, out, block, backend)
         if backend == "eager" or not self._backend.may_fall_back:
             return step
         return partial(self._attempt, step, name, out, block)
@@ -278,6 +280,10 @@ class SourcePool:
 
     def _facts_of(self, plan: TensorMerge, device: torch.device) -> TensorFacts:
         """Return what holds for all of a tensor."""
+        if plan.method.takes_columns:
+            assert self._plan is not None  # noqa: S101 - `plan` is a part of it
+            columns = self._readers.columns(plan, self._plan.recipe, device)
+            return TensorFacts(plan.scales, columns=columns)
         name = plan.tensor_name
         block = whole(self.reference.entries[name].numel)
         return self._facts.find(

@@ -36,10 +36,15 @@ class ResolvedSource:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The resolved pool; checkpoints in the order of the job file. Small, and picklable."""
+    """The resolved pool; checkpoints in the order of the job file. Small, and picklable.
+
+    ``coefficients`` are directories with files of column coefficients, for the recipes that name
+    their digests (``workers.column_coefficients``); they are no models.
+    """
 
     base: ResolvedSource | None
     checkpoints: tuple[ResolvedSource, ...]
+    coefficients: tuple[ResolvedSource, ...] = ()
 
     @property
     def everything(self) -> tuple[ResolvedSource, ...]:

@@ -10,6 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from configs.errors import ConfigError
 from workers.methods.contract import Chunk, DropKind, MergeMethod, Option
+from workers.methods.dam import DAM
+from workers.methods.delta_guided import DELTA_GUIDED
 from workers.methods.linear import LINEAR
 from workers.methods.slerp import SLERP
 from workers.methods.task_vectors import DARE_LINEAR, DELLA_LINEAR, TASK_ARITHMETIC
@@ -38,6 +40,8 @@ _BUILT_IN = {
         DELLA,
         DELLA_LINEAR,
         SLERP,
+        DELTA_GUIDED,
+        DAM,
     )
 }
 

@@ -37,6 +37,8 @@ class Chunk(NamedTuple):
         options: Values of the method's options; constants of the compiled pass.
         drops: What is dropped; None keeps everything.
         words: What ``drops`` computes once for all checkpoints.
+        columns: c tensors ``(w,)`` or ``(r, w)`` float32 that belong to the columns of the chunk,
+            for methods that take them; empty for the others.
     """
 
     base: "Tensor | None"
@@ -46,6 +48,7 @@ class Chunk(NamedTuple):
     options: Mapping[str, float]
     drops: "Drops | None"
     words: "Tensor | None"
+    columns: "Sequence[Tensor]" = ()
 
     def delta(self, index: int) -> "Tensor":
         """Return the task vector of one checkpoint, ``(r, w)`` float32, with drops applied."""
@@ -73,6 +76,7 @@ class Option:
     """A parameter of a method that is part of the recipe and not searched.
 
     ``low`` and ``high`` are inclusive. A flag takes 0 or 1 (``false``, ``true`` in a job file).
+    A count takes whole numbers.
     """
 
     name: str
@@ -81,11 +85,14 @@ class Option:
     high: float
     meaning: str
     is_flag: bool = False
+    is_count: bool = False
 
     def problem_with(self, value: float) -> str | None:
         """Say why a value is not allowed, or None."""
         if self.is_flag and value not in (0.0, 1.0):
             return f"must be true or false, found {value}"
+        if self.is_count and not float(value).is_integer():
+            return f"must be a whole number, found {value}"
         if not self.low <= value <= self.high or not math.isfinite(value):
             return f"must be between {self.low:g} and {self.high:g}, found {value}"
         return None
@@ -106,6 +113,8 @@ class MergeMethod:
         options: Its parameters beside weights and drop ratios.
         num_checkpoints: How many checkpoints it merges; None is any number.
         coefficients: Factors per tensor that depend on the tensors' inner products.
+        takes_columns: It needs numbers per input column, which a recipe's file holds: it is made
+            outside of searches, which score it as it is. Such merges are not compiled.
     """
 
     name: str
@@ -116,6 +125,7 @@ class MergeMethod:
     options: tuple[Option, ...] = ()
     num_checkpoints: int | None = None
     coefficients: Coefficients | None = None
+    takes_columns: bool = False
 
     @property
     def uses_drop_ratios(self) -> bool:

@@ -45,6 +45,8 @@ def odd_pool(count: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
         ("ties", (torch.bfloat16,) * 4, [0.8, 0.5, 0.0]),
         ("dare_ties", (torch.float32,) * 4, [0.5, 0.9, 0.0]),
         ("della", (torch.bfloat16,) * 4, [0.5, 0.3, 0.0]),
+        ("delta_guided", (torch.bfloat16,) * 4, [0.0, 0.0, 0.0]),
+        ("delta_guided", (torch.float32,) * 4, [0.0, 0.0, 0.0]),
     ],
     ids=[
         "dare-float32",
@@ -54,6 +56,8 @@ def odd_pool(count: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
         "ties-bfloat16",
         "dare-ties-float32",
         "della-bfloat16",
+        "delta-guided-bfloat16",
+        "delta-guided-float32",
     ],
 )
 def test_compiled_merge_gives_the_eager_bits(

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -27,6 +28,13 @@ AVERAGE = MergeMethod(name="average", paper="here", needs_base=False, combine=ad
 
 def drops_for(name: str) -> list[float]:
     return [0.5, 0.8, 0.0] if get_method(name).uses_drop_ratios else [0.0] * 3
+
+
+def columns_for(name: str, width: int = COUNT) -> list[Tensor]:
+    """One coefficient per column and checkpoint, for methods that take them."""
+    draw = torch.Generator().manual_seed(1)
+    takes = get_method(name).takes_columns
+    return [torch.rand(width, generator=draw) for _ in range(3)] if takes else []
 
 
 @pytest.fixture
@@ -114,9 +122,10 @@ def test_result_does_not_depend_on_chunks(name: str, chunk: int) -> None:
     count = 2 if name == "slerp" else 3
     chosen = terms([0.7, -0.3, 1.1][:count], drops_for(name)[:count])
     operands = (base if get_method(name).needs_base else None, tuned[:count], chosen)
-    whole = merge(*operands, method=name, row_length=50)
-    if chunk >= 7 or name in ("ties", "dare_linear"):
-        merged = merge(*operands, method=name, row_length=50, chunk_elements=chunk)
+    how = {"method": name, "row_length": 50, "columns": columns_for(name, 50)}
+    whole = merge(*operands, **how)
+    if chunk >= 7 or name in ("ties", "dare_linear", "dam"):
+        merged = merge(*operands, **how, chunk_elements=chunk)
         assert same_bits(merged, whole)
 
 
@@ -128,7 +137,8 @@ def test_columns_of_a_matrix_get_the_bits_of_the_whole(name: str, columns: slice
     count = 2 if name == "slerp" else 3
     chosen = terms([0.7, -0.3, 1.1][:count], drops_for(name)[:count])
     needed = base if get_method(name).needs_base else None
-    whole = merge(needed, tuned[:count], chosen, method=name, row_length=width)
+    numbers = columns_for(name, width)
+    whole = merge(needed, tuned[:count], chosen, method=name, row_length=width, columns=numbers)
 
     def part(tensor: Tensor) -> Tensor:
         return tensor.view(rows, width)[:, columns]
@@ -137,6 +147,7 @@ def test_columns_of_a_matrix_get_the_bits_of_the_whole(name: str, columns: slice
     facts = whole_facts(
         tensor_plan, needed, tuned[:count], row_length=width, statistics=StatisticsCache()
     )
+    facts = replace(facts, columns=tuple(numbers))
     out = torch.full((rows, columns.stop - columns.start), torch.nan)
     merge_window(
         tensor_plan,
@@ -178,8 +189,8 @@ def test_ties_scale_multiplies_the_merged_task_vector() -> None:
     assert torch.allclose(doubled - base, 2 * (plain - base), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["ties", "dare_ties", "della"])
-def test_electing_signs_does_not_hide_a_broken_checkpoint(name: str) -> None:
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "delta_guided"])
+def test_choosing_by_element_does_not_hide_a_broken_checkpoint(name: str) -> None:
     base, tuned = pool(100)
     tuned[1][40] = torch.nan
     merged = merge(base, tuned, terms([1.0] * 3), method=name)
