@@ -21,7 +21,6 @@ from pandas import DataFrame
 
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers.bench import FAST_SPLITS, FULL_SPLITS, Bench
-from scripts.papers.studies import STUDIES
 from scripts.papers.study import Record, Study
 from scripts.papers.zoos import make_zoo, zoo_directory, zoo_recipe
 from scripts.zoo.build import OnStep
@@ -115,6 +114,7 @@ def _measured(
 ) -> Iterator[tuple[Cell, list[Record], float]]:
     if not cells:
         return
+    known = {study.name: study for study in settings.studies}
     # One thread per process, set before torch is loaded there.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
@@ -122,7 +122,10 @@ def _measured(
         min(settings.processes, len(cells)), mp_context=context, max_tasks_per_child=1
     ) as pool:
         jobs: dict[Future[tuple[list[Record], float]], Cell] = {
-            pool.submit(measure_cell, settings.root, cell, settings.fast): cell for cell in cells
+            pool.submit(
+                measure_cell, known[cell.study].measure, settings.root, cell, settings.fast
+            ): cell
+            for cell in cells
         }
         try:
             for job in as_completed(jobs):
@@ -133,7 +136,9 @@ def _measured(
             raise
 
 
-def measure_cell(root: Path, cell: Cell, fast: bool) -> tuple[list[Record], float]:
+def measure_cell(
+    measure: Callable[[Bench], list[Record]], root: Path, cell: Cell, fast: bool
+) -> tuple[list[Record], float]:
     """Measure one cell in this process; returns its records and the seconds that it took."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -148,7 +153,7 @@ def measure_cell(root: Path, cell: Cell, fast: bool) -> tuple[list[Record], floa
             store=store,
             splits=FAST_SPLITS if fast else FULL_SPLITS,
         )
-        records = STUDIES[cell.study].measure(bench)
+        records = measure(bench)
     return records, time.perf_counter() - started
 
 

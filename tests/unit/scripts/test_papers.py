@@ -1,0 +1,204 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pandas import DataFrame
+from safetensors.torch import load_file, save_file
+
+from scripts.papers.bench import Bench
+from scripts.papers.dare import delta_range, write_zeros
+from scripts.papers.figures import draw
+from scripts.papers.page import judge_all, page, table_lines
+from scripts.papers.runner import Cell, Settings, cells_of, measure_all, zoos_of
+from scripts.papers.study import Claim, Figure, Judged, Record, Study, Table, judge, mean_of
+from scripts.papers.zoos import zoo_recipe
+from scripts.zoo.recipe import Recipe
+
+CLAIM = Claim(
+    key="larger",
+    text="Scores are larger\n than one.",
+    measured="mean score minus 1",
+    value=lambda records: mean_of(records) - 1.0,
+)
+
+
+def frame(*scores_by_seed: float) -> DataFrame:
+    return DataFrame(
+        [
+            {"width": 128, "seed": seed, "how": "as it is", "p": 0.5, "score": score}
+            for seed, score in enumerate(scores_by_seed)
+        ]
+    )
+
+
+def judged(*scores_by_seed: float) -> Judged:
+    return judge(CLAIM, frame(*scores_by_seed))
+
+
+def test_interval_is_students_t_over_seeds() -> None:
+    found = judged(2.0, 3.0, 4.0)
+    # Mean 2 above the margin, sd 1, t(0.975, 2) = 4.3027: 2 -+ 4.3027 / sqrt(3).
+    assert found.mean == pytest.approx(2.0)
+    assert found.sd == pytest.approx(1.0)
+    assert found.low == pytest.approx(2.0 - 4.3027 / math.sqrt(3), abs=1e-3)
+    assert found.high == pytest.approx(2.0 + 4.3027 / math.sqrt(3), abs=1e-3)
+    assert found.verdict == "not decided"
+
+
+def test_verdict_needs_the_whole_interval() -> None:
+    assert judged(2.0, 2.1, 2.2).verdict == "holds"
+    assert judged(0.0, 0.1, 0.2).verdict == "does not hold"
+    assert judged(0.9, 1.1, 1.0).verdict == "not decided"
+
+
+def test_one_seed_decides_nothing() -> None:
+    assert judged(5.0).verdict == "not decided"
+
+
+def test_claim_without_a_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"`larger` has no value in seeds \[1\]"):
+        judged(2.0, math.nan)
+
+
+def test_table_shows_spread_over_seeds_not_over_records() -> None:
+    records = DataFrame(
+        [
+            {"seed": seed, "how": "x", "p": 0.5, "score": score}
+            for seed, score in ((0, 0.0), (0, 1.0), (1, 0.6), (1, 0.6))
+        ]
+    )
+    lines = list(table_lines(Table("Scores", ("how",), "p", "score"), records))
+    # Seed means are 0.5 and 0.6.
+    assert lines == [
+        "**Scores**",
+        "",
+        "| how | p 0.5 |",
+        "|---|---|",
+        "| x | 0.550 ± 0.071 |",
+    ]
+
+
+def measure_trivially(bench: Bench) -> list[Record]:
+    # Appended, so that a test sees how often it was called.
+    with (bench.root / "calls").open("a") as file:
+        file.write(f"{bench.width} {bench.seed} {bench.fast}\n")
+    return [{"how": "as it is", "p": 0.5, "score": 2.0 + bench.seed}]
+
+
+def trivial_study(name: str = "trivial", **changes: object) -> Study:
+    settings: dict[str, object] = {
+        "name": name,
+        "title": "A trivial study",
+        "papers": ("Nobody, Nothing",),
+        "how": "It is\n measured.",
+        "measure": measure_trivially,
+        "checkpoints": ("math", "code"),
+        "claims": (CLAIM,),
+        "tables": (Table("Scores", ("how",), "p", "score"),),
+    }
+    return Study(**(settings | changes))  # type: ignore[arg-type]  # a mapping of settings
+
+
+@pytest.mark.slow
+def test_cells_are_measured_once_and_come_out_again(tmp_path: Path) -> None:
+    settings = Settings(
+        root=tmp_path, studies=(trivial_study(),), seeds=(0, 1), fast=False, processes=1
+    )
+    told: list[tuple[Cell, float]] = []
+    first = measure_all(settings, lambda cell, seconds: told.append((cell, seconds)))
+    again = measure_all(settings, lambda cell, seconds: told.append((cell, seconds)))
+    assert first["trivial"].equals(again["trivial"])
+    assert sorted(first["trivial"]["score"]) == [2.0, 3.0]
+    assert (tmp_path / "calls").read_text().splitlines() == ["128 0 False", "128 1 False"]
+    assert [seconds > 0 for _, seconds in told] == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_fast_records_are_others_than_full_ones(tmp_path: Path) -> None:
+    for fast in (True, False):
+        settings = Settings(
+            root=tmp_path, studies=(trivial_study(),), seeds=(0,), fast=fast, processes=1
+        )
+        measure_all(settings, lambda *_: None)
+    assert (tmp_path / "calls").read_text().splitlines() == ["128 0 True", "128 0 False"]
+
+
+def test_zoos_hold_what_any_study_needs(tmp_path: Path) -> None:
+    studies = (
+        trivial_study(),
+        trivial_study("other", checkpoints=("math_longer",), widths=(128, 256)),
+    )
+    settings = Settings(root=tmp_path, studies=studies, seeds=(0,), fast=False)
+    assert zoos_of(settings) == {
+        (128, 0): ("math", "code", "math_longer"),
+        (256, 0): ("math_longer",),
+    }
+    fast = Settings(root=tmp_path, studies=studies, seeds=(0,), fast=True)
+    assert {cell.width for cell in cells_of(fast)} == {128}
+
+
+def test_narrow_zoo_is_the_quickstarts() -> None:
+    ours, theirs = zoo_recipe(128, ("math",)), Recipe()
+    assert ours.digest(ours.base) == theirs.digest(theirs.base)
+
+
+def test_page_says_what_the_records_say(tmp_path: Path) -> None:
+    study = trivial_study(notes=lambda records: [f"The mean is {records['score'].mean():g}."])
+    text = page(
+        (study,),
+        {"trivial": frame(2.0, 2.1, 2.2)},
+        command="python scripts/reproduce.py",
+        machine="2 processors",
+        figures={"trivial": [Path("papers/x.svg")]},
+    )
+    assert "| A trivial study | 1 | 0 | 0 |" in text
+    assert "Scores are larger than one." in text
+    assert "+1.000, +1.100, +1.200" in text
+    assert "**holds**" in text
+    assert "Seeds 0, 1, 2." in text
+    assert "- The mean is 2.1." in text
+    assert "![A trivial study](papers/x.svg)" in text
+
+
+def test_claims_about_widths_that_were_not_measured_are_left_out() -> None:
+    wide = Claim(
+        key="wide",
+        text="",
+        measured="",
+        value=lambda records: mean_of(records, width=256),
+    )
+    study = trivial_study(claims=(CLAIM, wide), widths=(128, 256))
+    assert set(judge_all((study,), {"trivial": frame(2.0, 2.1)})) == {"larger"}
+
+
+def test_figure_is_the_same_file_for_the_same_records(tmp_path: Path) -> None:
+    figure = Figure(
+        "one", "Title", x="p", value="score", series="how", panel="width", label="score"
+    )
+    records = frame(0.1, 0.2)
+    for name in ("a.svg", "b.svg"):
+        draw(figure, records, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def write_model(directory: Path, values: list[float]) -> None:
+    directory.mkdir()
+    save_file({"w": torch.tensor(values)}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+def test_delta_range_leaves_out_what_was_frozen(tmp_path: Path) -> None:
+    write_model(tmp_path / "base", [1.0, 1.0, 1.0, 1.0])
+    write_model(tmp_path / "math", [1.0, 1.5, 0.75, 2.0])
+    assert delta_range(tmp_path, "math") == {"delta_median": 0.5, "delta_p99": 1.0}
+
+
+def test_model_of_zeros_keeps_everything_but_weights(tmp_path: Path) -> None:
+    write_model(tmp_path / "base", [1.0, 2.0])
+    out = tmp_path / "zeros"
+    out.mkdir()
+    write_zeros(tmp_path / "base", out)
+    assert load_file(out / "model.safetensors")["w"].tolist() == [0.0, 0.0]
+    assert (out / "config.json").read_bytes() == (tmp_path / "base" / "config.json").read_bytes()
