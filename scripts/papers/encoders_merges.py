@@ -49,7 +49,7 @@ def classifier_lab(bench: Bench, made: Path, plan: EncoderPlan, *, budget: int) 
         ]
         for task in TASKS
     }
-    return _lab(bench, made, plan, tuple(TASKS), objectives, budget)
+    return _lab(bench, made, plan, names=tuple(TASKS), objectives=objectives, budget=budget)
 
 
 def single_lab(
@@ -64,7 +64,7 @@ def single_lab(
         "options": {"head": head},
         "per_item": True,
     }
-    return _lab(bench, made, plan, (task,), {task: [spec]}, 1, base=base)
+    return _lab(bench, made, plan, names=(task,), objectives={task: [spec]}, budget=1, base=base)
 
 
 def embedding_lab(
@@ -84,17 +84,17 @@ def embedding_lab(
         ]
         for name, scorer in EMBEDDED.items()
     }
-    return _lab(bench, made, plan, names, objectives, budget)
+    return _lab(bench, made, plan, names=names, objectives=objectives, budget=budget)
 
 
 def _lab(
     bench: Bench,
     made: Path,
     plan: EncoderPlan,
+    *,
     names: tuple[str, ...],
     objectives: Mapping[str, object],
     budget: int,
-    *,
     base: Path | None = None,
 ) -> Lab:
     return bench.lab(
@@ -147,13 +147,10 @@ def fusions(lab: Lab, *, fast: bool) -> Made:
             lab.recipe({both[0]: share, both[1]: 1.0 - share}, method="linear") for share in shares
         ],
         "average of both, scaled": [
-            lab.recipe(dict.fromkeys(both, scale / 2), method="task_arithmetic")
-            for scale in scales
+            lab.recipe(dict.fromkeys(both, scale / 2), method="task_arithmetic") for scale in scales
         ],
         "delta-guided of both, scaled": [
-            lab.recipe(
-                dict.fromkeys(both, 1.0), method="delta_guided", options={"scale": scale}
-            )
+            lab.recipe(dict.fromkeys(both, 1.0), method="delta_guided", options={"scale": scale})
             for scale in scales
         ],
     }

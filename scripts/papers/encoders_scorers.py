@@ -41,7 +41,9 @@ def accuracy(
         ``(n,)``: 1 where the label is right, else 0.
     """
     layer = load_file(head)
-    pooled = _in_batches(model, tokenizer, [item["text"] for item in items], batch_size, pooler=True)
+    pooled = _in_batches(
+        model, tokenizer, [item["text"] for item in items], batch_size, pooler=True
+    )
     predicted = (pooled @ layer["weight"].double().T + layer["bias"].double()).argmax(-1)
     labels = torch.tensor([item["label"] for item in items])
     return np.asarray((predicted == labels).double())

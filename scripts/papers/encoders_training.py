@@ -43,6 +43,7 @@ _LONGEST = 96
 _TEMPERATURE = 0.05
 _MASKED = 0.15
 _WARMUP = 0.1
+_SPLITS = SplitSizes(search=128, select=64, report=512)
 _BATCH = 32
 
 
@@ -69,7 +70,7 @@ class EncoderPlan:
     embed_steps: int = 300
     base_rate: float = 2e-3
     tuned_rate: float = 1e-3
-    splits: SplitSizes = SplitSizes(search=128, select=64, report=512)
+    splits: SplitSizes = _SPLITS
 
     @property
     def digest(self) -> str:
@@ -101,7 +102,9 @@ def make_encoders(out: Path, plan: EncoderPlan, *, seed: int) -> None:
         )
     for name in EMBEDDERS:
         base.load_state_dict(start)
-        for half, _ in enumerate(train_embedder(base, tokenizer, name, plan, seed, held_out)):
+        for half, _ in enumerate(
+            train_embedder(base, tokenizer, name, plan, seed=seed, held_out=held_out)
+        ):
             _save(base, tokenizer, out / (name if half else name + HALF))
 
 
@@ -222,6 +225,7 @@ def train_embedder(
     tokenizer: BertTokenizer,
     name: str,
     plan: EncoderPlan,
+    *,
     seed: int,
     held_out: frozenset[object],
 ) -> Iterable[None]:
