@@ -31,17 +31,17 @@ from scripts.papers.encoders_training import EncoderPlan, make_encoders
 from scripts.papers.study import Claim, Figure, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
 
-PLAN = EncoderPlan(base_steps=1500, class_steps=300, embed_steps=300)
+PLAN = EncoderPlan(base_steps=1500, class_steps=300, embed_steps=300, tuned_rate=5e-4)
 FAST_PLAN = EncoderPlan(
-    base_steps=400,
-    class_steps=100,
-    embed_steps=80,
-    splits=SplitSizes(search=64, select=32, report=192),
+    base_steps=320,
+    class_steps=80,
+    embed_steps=60,
+    splits=SplitSizes(search=48, select=16, report=128),
 )
 DROPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 FAST_DROPS = (0.0, 0.1, 0.5, 0.9)
 _MASKS = 3
-_BUDGET, _FAST_BUDGET = 48, 20
+_BUDGET, _FAST_BUDGET = 40, 14
 _AS_GOOD = -0.02
 _BEST, _SEARCHED = "the best of these by search items", "search"
 
@@ -300,7 +300,6 @@ default, {_BUDGET} evaluations of a job with these scorers.""",
             value=lambda r: (
                 _accuracy(r, "task arithmetic") - max(_accuracy(r, f"{t} alone") for t in TASKS)
             ),
-            fast=0.0,
         ),
         *(
             Claim(
