@@ -1,6 +1,7 @@
 """Encoders: classifiers whose heads are not merged, as in DARE, and embedding models (CoDiEmb)."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -306,7 +307,7 @@ default, {_BUDGET} evaluations of a job with these scorers.""",
                 key=f"encoders_dare_helps_{key}",
                 text=f"DARE before merging lessens interference (abstract): {way}.",
                 measured=f"mean accuracy over the tasks, {way} with DARE minus without",
-                value=lambda r, way=way: _gain_of_dare(r, way),  # type: ignore[misc]  # mypy knows no lambda with defaults as a callable
+                value=partial(_gain_of_dare, merge=way),
             )
             for key, way in (
                 ("average", "average"),

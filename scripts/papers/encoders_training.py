@@ -279,7 +279,8 @@ def correlation_loss(cosines: torch.Tensor, scores: torch.Tensor) -> torch.Tenso
     ``(n,)``; the scores must not all be equal.
     """
     x, y = cosines - cosines.mean(), scores - scores.mean()
-    return 1.0 - (x @ y) / (x.norm() * y.norm()).clamp_min(1e-8)
+    loss: torch.Tensor = 1.0 - (x @ y) / (x.norm() * y.norm()).clamp_min(1e-8)
+    return loss
 
 
 def _draw(draw: Callable[[], Item], key: str, held_out: frozenset[object]) -> list[Item]:
