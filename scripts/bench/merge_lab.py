@@ -14,9 +14,9 @@ import numpy as np
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.blocks import block_name
-from evaluators.harness_suite import build_manifest
 from evaluators.manifest import Manifest
 from evaluators.scores import Items, TaskScores
+from evaluators.suite import JobSuite
 from optimizer.given_baselines import resolve_baselines
 from optimizer.space import SearchSpace
 from scripts.bench.zoo_store import Remembered, ScoreStore, Signal
@@ -62,7 +62,8 @@ class MergeLab:
         self._store = store
         self.sources: Sources = resolve_sources(self.jobs["generate"].models)
         self.manifests: dict[Kind, Manifest] = {
-            kind: build_manifest(job.objectives, job.evaluation) for kind, job in self.jobs.items()
+            kind: JobSuite(job.objectives, job.evaluation).manifest
+            for kind, job in self.jobs.items()
         }
         self.space = SearchSpace(self.jobs["generate"], self.sources)
         given = resolve_baselines(self.jobs["generate"], self.sources, self.space)

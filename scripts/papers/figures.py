@@ -13,6 +13,8 @@ _PANEL_INCHES = 3.2
 
 def draw(figure: Figure, records: DataFrame, path: Path) -> None:
     """Draw one figure: a panel per value of ``panel``, a line per value of ``series``."""
+    # A study's other records have none of these columns.
+    records = records.dropna(subset=[figure.panel, figure.x, figure.value])
     panels = list(dict.fromkeys(records[figure.panel]))
     # The same records give the same file.
     with mpl.rc_context({"svg.hashsalt": figure.name, "font.size": 8}):
