@@ -6,9 +6,9 @@ coordinate per weight and one per density, in their own units and without bounds
 absolute value counts; the mean starts at weights 1/N and density 1, the step at 1/6, and the
 population has pycma's default size. Otherwise the coordinates are the genes, clipped to the cube.
 
-``search.l1`` is LoRAHub's penalty (Huang et al., arXiv:2307.13269, its Adapt stage): the weights w of
-N adapters minimize L + alpha sum_i |w_i|. As in the authors' code the sum is divided by N, so that
-alpha (there 0.05) does not depend on how many checkpoints there are: this maximizes
+``search.l1`` is LoRAHub's penalty (Huang et al., arXiv:2307.13269, its Adapt stage): the weights w
+of N adapters minimize L + alpha sum_i |w_i|. As in the authors' code the sum is divided by N, so
+that alpha (there 0.05) does not depend on how many checkpoints there are: this maximizes
 score - l1 (1/N) sum_i |w_i|.
 """
 

@@ -187,7 +187,7 @@ class TestScalarCmaWithL1(StrategyContract):
     def test_penalty_by_hand(self, make_job, make_space):
         space = make_space(make_job(merge={"weight": {"low": -1.5, "high": 1.5}}))
         recipe = space.recipe([[1.0], [-1.5], [0.5]])
-        # 0.05 (1 + 1.5 + 0.5) / 3
+        # Their absolute values add up to 3, of three weights.
         assert l1_penalty(0.05, recipe) == pytest.approx(0.05)
         assert l1_penalty(0.0, recipe) == 0.0
 
