@@ -178,6 +178,10 @@ class SearchSettings(Section):
     scalarization: Scalarization = "weighted_sum"
     """What ``scalar_cma`` maximizes: the preferred mean, or the weighted distance from the best
     seen in the objective that is furthest behind (Tchebycheff)."""
+    l1: float = Field(default=0.0, ge=0)
+    """What ``scalar_cma`` takes off what it maximizes per unit of the mean absolute weight, in
+    units of the score; other strategies refuse it. LoRAHub has 0.05, beside a loss in nats. Scores
+    in the archive stay what they are."""
     ask_ahead: int = Field(default=1, ge=0)
     """Proposals that are kept ready while workers are busy, so that one that becomes free starts
     at once; 0 asks when a worker is free, which then knows one outcome more. May change on

@@ -48,7 +48,7 @@ from optimizer.preflight.machine_check import (
 from optimizer.preflight.telemetry_check import check_telemetry
 from optimizer.results.findings import findings_before
 from optimizer.space import SearchSpace, check_method
-from optimizer.strategies.registry import strategy_factory
+from optimizer.strategies.registry import check_strategy
 from workers.architecture import architecture_of, is_causal, model_class
 from workers.checkpoint import CheckpointReader
 from workers.compat import PoolReport, check_compatible
@@ -125,7 +125,7 @@ def prepare(
 
     checks = Checks()
     warnings: list[str] = []
-    checks.attempt(lambda: strategy_factory(job.search.strategy))
+    checks.attempt(lambda: check_strategy(job))
     checks.attempt(lambda: check_method(job))
     sources = checks.attempt(lambda: resolve_sources(job.models, with_digests=False))
     if sources is not None and not headers_only:

@@ -39,6 +39,26 @@ def strategy_factory(name: str) -> StrategyFactory:
     return STRATEGIES[name]
 
 
+def check_strategy(job: JobConfig) -> None:
+    """Check that there is the job's strategy, and that it knows the settings that not all know.
+
+    Raises:
+        ConfigError: There is none of that name, or it has no use for ``search.l1``.
+    """
+    factory = strategy_factory(job.search.strategy)
+    if job.search.l1 and not _takes_l1(factory):
+        knowing = ", ".join(f"`{name}`" for name, one in STRATEGIES.items() if _takes_l1(one))
+        raise ConfigError.single(
+            "search.l1",
+            f"`{job.search.strategy}` cannot penalize weights (found l1: {job.search.l1:g}), since "
+            f"it does not maximize one number; take `l1` out, or use strategy {knowing}",
+        )
+
+
+def _takes_l1(factory: StrategyFactory) -> bool:
+    return bool(getattr(factory, "takes_l1", False))
+
+
 def can_choose(name: str) -> bool:
     """Whether a strategy can choose by companions which of several candidates is scored.
 
@@ -52,6 +72,7 @@ def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     """Build the strategy that the job names.
 
     Raises:
-        ConfigError: There is no strategy of that name.
+        ConfigError: As for :func:`check_strategy`.
     """
+    check_strategy(job)
     return strategy_factory(job.search.strategy)(job, space)

@@ -5,12 +5,18 @@ mergekit-evolve 0.1.x has (``mergekit/scripts/evolve.py``, ``mergekit/evo/genome
 coordinate per weight and one per density, in their own units and without bounds, of which the
 absolute value counts; the mean starts at weights 1/N and density 1, the step at 1/6, and the
 population has pycma's default size. Otherwise the coordinates are the genes, clipped to the cube.
+
+``search.l1`` is LoRAHub's penalty (Huang et al., arXiv:2307.13269, its Adapt stage): the weights w
+of N adapters minimize L + alpha sum_i |w_i|. As in the authors' code the sum is divided by N, so
+that alpha (there 0.05) does not depend on how many checkpoints there are: this maximizes
+score - l1 (1/N) sum_i |w_i|.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
 from optimizer.candidate import Candidate, Observation, without_nan
@@ -27,9 +33,13 @@ _SIGMA = 1 / 6
 class ScalarCmaStrategy:
     """Maximizes the preferred mean, or the weighted Tchebycheff distance from the best seen.
 
+    What it learns from is less by ``search.l1`` times the mean absolute weight; scores stay pure.
     It learns from its own candidates only, as mergekit does, a population at a time, in whatever
     order they finish. One that failed is worse than all others.
     """
+
+    takes_l1 = True
+    """``search.l1`` means something to it (``optimizer.strategies.registry.check_strategy``)."""
 
     def __init__(self, job: JobConfig, space: SearchSpace) -> None:
         self._space = space
@@ -37,6 +47,7 @@ class ScalarCmaStrategy:
         self._names = tuple(job.objectives)
         self._preference = np.array([job.preference[name] for name in self._names])
         self._scalarization = job.search.scalarization
+        self._l1 = job.search.l1
         self._low, self._high = job.merge.weight.low, job.merge.weight.high
         self._drop_low, self._drop_high = job.merge.drop_ratio.low, job.merge.drop_ratio.high
         self._folds = job.merge.parametrization == "free" and self._low >= 0
@@ -96,14 +107,15 @@ class ScalarCmaStrategy:
 
     def _fitness(self) -> FloatArray:
         """Fitness of the batch, to be minimized."""
-        scored = [seen.scores for seen in self._batch if seen.scores]
+        scored = [seen for seen in self._batch if seen.scores]
         if not scored:
             return np.zeros(len(self._batch))
-        values = score_matrix(scored, self._names)
+        values = score_matrix([seen.scores for seen in scored if seen.scores], self._names)
         if self._scalarization == "tchebycheff":
             losses = (self._preference * (self._ideal - values)).max(axis=1)
         else:
             losses = -(values @ self._preference)
+        losses = losses + [l1_penalty(self._l1, seen.candidate.recipe) for seen in scored]
         fitness = np.full(len(self._batch), losses.max() + 1.0)
         fitness[[seen.scores is not None for seen in self._batch]] = losses
         return fitness
@@ -144,3 +156,13 @@ class ScalarCmaStrategy:
             densities = np.minimum(np.abs(point[split:]), 1.0).reshape(self._space.shape)
             drops = np.clip(1.0 - densities, self._drop_low, self._drop_high)
         return self._space.encode(weights.tolist(), drops.tolist())
+
+
+def l1_penalty(strength: float, recipe: MergeRecipe) -> float:
+    """Return strength (1/N) sum_i |w_i| over the N weights of a recipe, all groups alike.
+
+    Args:
+        strength: In units of the score, >= 0.
+        recipe: Weights ``(checkpoints, groups)`` of any sign.
+    """
+    return strength * float(np.abs(np.array(recipe.weights)).mean())

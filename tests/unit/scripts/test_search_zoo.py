@@ -13,29 +13,13 @@ from configs.evaluation import SplitSizes
 from evaluators.blocks import block_name
 from optimizer.strategies.registry import STRATEGIES
 from scripts.bench.search_zoo import best_volume, report, runs_of
-from scripts.bench.zoo_job import SKILLS
 from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
 from scripts.bench.zoo_store import ScoreStore
-from scripts.zoo.items import held_out_items
-from tests.conftest import TinyPool
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 SPLITS = SplitSizes(search=4, select=4, report=4)
 BUDGET = 20
-
-
-@pytest.fixture(scope="module")
-def zoo(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pool as a zoo: its checkpoints have the specialists' names, the items are real."""
-    root = tmp_path_factory.mktemp("zoo")
-    for name, path in {"base": tiny_pool.base, **tiny_pool.checkpoints}.items():
-        (root / name).symlink_to(path)
-    (root / "items").mkdir()
-    for skill in SKILLS:
-        rows = [json.dumps(item.row()) for item in held_out_items(skill, count=16, seed=0)]
-        (root / "items" / f"zoo_{skill}.jsonl").write_text("\n".join(rows) + "\n")
-    return root
 
 
 @pytest.fixture

@@ -172,6 +172,16 @@ def test_single_error_is_raised_as_it_is():
     assert raised(error) is error
 
 
+def test_a_penalty_that_the_strategy_does_not_know_is_found_before_anything_runs(tiny_job):
+    wrong = tiny_job(search={"strategy": "sobol", "l1": 0.05}, merge={"method": "tie"})
+    with pytest.raises(ConfigError, match="parts of the job") as caught:
+        prepare(wrong)
+    paths = {problem.path for problem in caught.value.problems}
+    assert paths == {"search.l1", "merge.method"}
+    search = {"strategy": "scalar_cma", "l1": 0.05}
+    assert prepare(tiny_job(search=search)).space.size == 6
+
+
 def test_several_errors_become_one_of_the_family_to_look_at_first():
     config = ConfigError("bad", [("seed", "must be a number")])
     checkpoint, suite = CheckpointNotFoundError("gone\nfor good"), EvaluationError("no suite")

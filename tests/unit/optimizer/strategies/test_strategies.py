@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from configs.errors import ConfigError
+from configs.schema import JobConfig
 from evaluators.scores import ObjectiveScore
 from optimizer.candidate import Candidate, Observation
 from optimizer.strategies import surrogate
-from optimizer.strategies.cma import rank_fitness
+from optimizer.strategies.cma import Evolution, rank_fitness
 from optimizer.strategies.registry import STRATEGIES, make_strategy
+from optimizer.strategies.scalar_cma import l1_penalty
 from optimizer.surrogate.surrogate import Surrogate
 from scripts.bench.landscapes import Landscape
 from scripts.bench.search_closed import run_search
@@ -168,6 +170,66 @@ class TestScalarCma(StrategyContract):
         assert 0.1 < first_weight("tchebycheff") < 0.6
 
 
+class TestScalarCmaWithL1(StrategyContract):
+    """LoRAHub's setting: weights of both signs, and a penalty on their size."""
+
+    @pytest.fixture
+    def strategy_name(self) -> str:
+        return "scalar_cma"
+
+    @pytest.fixture
+    def job(self, make_job, strategy_name: str) -> JobConfig:
+        return make_job(
+            search={"strategy": strategy_name, "population_size": 5, "l1": 0.3},
+            merge={"method": "task_arithmetic", "weight": {"low": -1.5, "high": 1.5}},
+        )
+
+    def test_penalty_by_hand(self, make_job, make_space):
+        space = make_space(make_job(merge={"weight": {"low": -1.5, "high": 1.5}}))
+        recipe = space.recipe([[1.0], [-1.5], [0.5]])
+        # Their absolute values add up to 3, of three weights.
+        assert l1_penalty(0.05, recipe) == pytest.approx(0.05)
+        assert l1_penalty(0.0, recipe) == 0.0
+
+    @pytest.mark.parametrize("scalarization", ["weighted_sum", "tchebycheff"])
+    def test_what_is_minimized_by_hand(self, build, job, monkeypatch, scalarization):
+        """A population of four, one of them failed, told with weights of its own."""
+        search = {"population_size": 4, "l1": 0.3, "scalarization": scalarization}
+        strategy, space, names = build(search=job.search.model_copy(update=search))
+        minimized = []
+        monkeypatch.setattr(
+            Evolution, "update", lambda _self, _points, fitness: minimized.append(fitness)
+        )
+        weights = ([0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [-1.5, 1.5, 0.0], [0.3, 0.3, 0.3])
+        values = (0.5, 0.8, 0.8, None)
+        for index, (line, value) in enumerate(zip(weights, values, strict=True)):
+            recipe = space.recipe([[weight] for weight in line])
+            genotype = space.encode(recipe.weights)
+            candidate = Candidate(index, genotype, recipe, "strategy:scalar_cma", seen=index)
+            scores = value and dict.fromkeys(names, ObjectiveScore(value, 0.01, 64))
+            strategy.tell(Observation(candidate, scores))
+        # 0.3 times the mean of |w|: 0, 0.5 and 1.0; what failed is one worse than the worst.
+        if scalarization == "weighted_sum":
+            wanted = [-0.5, -0.8 + 0.15, -0.8 + 0.3, -0.5 + 1.0]
+        else:  # a third of the distance to the best seen, 0.8
+            wanted = [0.1, 0.15, 0.3, 1.3]
+        assert minimized[0] == pytest.approx(wanted)
+
+    def test_weights_that_gain_nothing_vanish(self, build):
+        def observe(candidate, names, _rng):
+            first = candidate.recipe.weights[0][0]
+            value = 1.0 - (first - 1.0) ** 2
+            return Observation(candidate, dict.fromkeys(names, ObjectiveScore(value, 0.0, 64)))
+
+        proposals, told = self.run(build, order_seed=0, num=200, observe=observe)
+        weights = np.array([candidate.recipe.weights for candidate in proposals[-30:]])[:, :, 0]
+        # The first where 2 (1 - w) = 0.3 / 3; the others cost, and give nothing.
+        assert weights.mean(axis=0) == pytest.approx([0.95, 0.0, 0.0], abs=0.03)
+        # What was told, and goes to the archive, is the score alone.
+        best = max(seen.scores["math"].value for seen in told)
+        assert best == pytest.approx(1.0, abs=0.01)
+
+
 class TestNsga2(StrategyContract):
     @pytest.fixture
     def strategy_name(self) -> str:
@@ -206,6 +268,19 @@ def test_make_strategy_suggests_the_nearest_name(make_job, make_space):
     job = make_job(search={"strategy": "cmaes"})
     with pytest.raises(ConfigError, match="unknown strategy `cmaes`; did you mean `cma`"):
         make_strategy(job, make_space(job))
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"scalar_cma"}))
+def test_l1_is_refused_where_no_one_number_is_maximized(make_job, make_space, name):
+    job = make_job(search={"strategy": name, "l1": 0.05})
+    with pytest.raises(ConfigError, match="take `l1` out, or use strategy `scalar_cma`") as raised:
+        make_strategy(job, make_space(job))
+    assert [problem.path for problem in raised.value.problems] == ["search.l1"]
+
+
+def test_l1_zero_is_every_strategys_default(make_job, make_space):
+    job = make_job(search={"strategy": "sobol", "l1": 0})
+    assert make_strategy(job, make_space(job)).stop() == {}
 
 
 def test_rank_fitness_prefers_front_members_then_nearness_to_it():
