@@ -159,8 +159,10 @@ def measure_cell(
 
 def _path(settings: Settings, study: Study, cell: Cell) -> Path:
     """Return the file of a cell; its name says which code and which zoo it is of."""
-    files = [import_module(study.measure.__module__).__file__, Path(__file__).with_name("bench.py")]
-    digest = hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files))
+    module = Path(str(import_module(study.measure.__module__).__file__))
+    helpers = sorted(module.parent.glob(f"{module.stem}_*.py"))
+    files = [module, *helpers, Path(__file__).with_name("bench.py")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     recipe = zoo_recipe(cell.width, study.checkpoints)
     digest.update("".join(recipe.digest(one) for one in recipe.checkpoints).encode())
     kind = "fast" if settings.fast else "full"
