@@ -88,8 +88,9 @@ class RememberingPool:
         scores = self._lab.scores(request.recipe, items)
         if isinstance(scores, Failed):
             return failed(scores.message, request.key)
-        companions = self._lab.scores(
-            request.recipe, beside if self._companion else {}, "likelihood"
+        # A lab may have no likelihoods at all.
+        companions = (
+            self._lab.scores(request.recipe, beside, "likelihood") if self._companion else {}
         )
         if isinstance(companions, Failed):
             return failed(companions.message, request.key)

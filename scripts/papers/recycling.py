@@ -34,6 +34,7 @@ WITHOUT_BAD = f"{CMA}, worst left out before"
 _EVALUATIONS, _FAST_EVALUATIONS = 120, 30
 _COPY_WORDS = (6, 14)
 _NONZERO = 0.01
+_SOUP = {"method": "linear", "parametrization": "simplex"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,9 @@ def measure(bench: Bench) -> list[Record]:
     copies = bench.made("copying", _COPY_WORDS, lambda out: write_copies(out, bench.seed))
     with ExitStack() as stack:
         labs = Labs(
-            soups=stack.enter_context(bench.lab(paths, **_soup(paths))),
+            soups=stack.enter_context(bench.lab(paths, models=_no_base(paths), merge=_SOUP)),
             scaled=stack.enter_context(bench.lab(paths)),
-            copies=stack.enter_context(bench.lab(paths, **_copying(bench, copies), **_soup(paths))),
+            copies=stack.enter_context(_copying_lab(bench, paths, copies)),
         )
         records = list(_of_singles(bench, labs))
         for tasks in ("two",) if bench.fast else TASKS:
@@ -86,23 +87,22 @@ def measure(bench: Bench) -> list[Record]:
     return records
 
 
-def _soup(paths: Mapping[str, Path]) -> dict[str, object]:
-    """Sections of a job of linear soups: theta = sum_i w_i theta_i, w on the simplex."""
-    return {
-        "models": {"checkpoints": {name: str(path) for name, path in paths.items()}},
-        "merge": {"method": "linear", "parametrization": "simplex"},
-    }
+def _no_base(paths: Mapping[str, Path]) -> dict[str, object]:
+    return {"checkpoints": {name: str(path) for name, path in paths.items()}}
 
 
-def _copying(bench: Bench, items: Path) -> dict[str, object]:
-    return {
-        "objectives": {COPY: [{"task": "zoo_copy", "metric": "exact_match"}]},
-        "evaluation": {
+def _copying_lab(bench: Bench, paths: Mapping[str, Path], items: Path) -> Lab:
+    return bench.lab(
+        paths,
+        models=_no_base(paths),
+        merge=_SOUP,
+        objectives={COPY: [{"task": "zoo_copy", "metric": "exact_match"}]},
+        evaluation={
             "include_path": [str(ROOT / "scripts/papers/tasks")],
             "data_dir": str(items),
             "splits": bench.splits,
         },
-    }
+    )
 
 
 def write_copies(out: Path, seed: int, *, count: int = 1024) -> None:
@@ -204,13 +204,15 @@ def search(bench: Bench, paths: Mapping[str, Path], skills: tuple[str, ...], how
     """
     with tempfile.TemporaryDirectory(prefix="mergefront-study-") as scratch:
         place = Path(scratch) / "archive.sqlite"
-        settings: dict[str, object] = {
-            **_soup(paths),
-            "search": {"strategy": how, "preference_share": 1.0, "racing": {"enabled": False}},
-            "budget": {"evaluations": _evaluations(bench)},
-            "archive": str(place),
-        }
-        with bench.lab(paths, skills=skills, **settings) as lab:
+        with bench.lab(
+            paths,
+            skills=skills,
+            models=_no_base(paths),
+            merge=_SOUP,
+            search={"strategy": how, "preference_share": 1.0, "racing": {"enabled": False}},
+            budget={"evaluations": _evaluations(bench)},
+            archive=str(place),
+        ) as lab:
             archive = Archive.create(
                 place,
                 job=lab.jobs["generate"],
@@ -227,14 +229,18 @@ def search(bench: Bench, paths: Mapping[str, Path], skills: tuple[str, ...], how
     return Searched(chosen, greedy)
 
 
-def _score(records: DataFrame, merge: str, of: str = "searched tasks", **where: object) -> float:
-    return mean_of(records, merge=merge, of=of, **where)
+def _score(records: DataFrame, merge: str, of: str = "searched tasks") -> float:
+    return mean_of(records, merge=merge, of=of)
+
+
+def _of_two(records: DataFrame) -> DataFrame:
+    return records[records["tasks"] == "two"]
 
 
 def _held_out(records: DataFrame, merge: str) -> float:
     """Return the mean of what no search saw: copying; with two tasks the third skill, too."""
     unseen = [COPY, *(skill for skill in SKILLS if skill not in TASKS["two"])]
-    return float(np.mean([_score(records, merge, of, tasks="two") for of in unseen]))
+    return float(np.mean([_score(_of_two(records), merge, of) for of in unseen]))
 
 
 def _gain(records: DataFrame, rival: str) -> float:
@@ -246,7 +252,7 @@ def _least_advantage(records: DataFrame) -> float:
 
     The smallest, over checkpoints, of its largest advantage over tasks.
     """
-    own = {task: _score(records, CMA, task, tasks="two") for task in TASKS["two"]}
+    own = {task: _score(_of_two(records), CMA, task) for task in TASKS["two"]}
     alone = records.dropna(subset=["alone"])
     return min(
         max(own[task] - mean_of(part, "alone", task=task) for task in own)
@@ -308,7 +314,7 @@ RECYCLING = Study(
         "Rafailov et al., Direct Preference Optimization, arXiv:2305.18290",
     ),
     how="""
-Twelve checkpoints of one base (six, trained for a quarter of the steps, with --fast): eight
+Twelve checkpoints of one base (five, trained for a quarter of the steps, with --fast): eight
 fine-tuned on mixes of the three skills, with other learning rates and numbers of steps, and four
 that preference optimization (DPO, beta 0.1, on right and wrong completions) made of them. Two or
 three of them are bad by design. Weights of a linear soup, theta = sum w_i theta_i on the simplex,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,13 @@ def _dpo(
     schedule = Schedule(
         steps=steps, learning_rate=learning_rate, warmup_steps=10, train_embeddings=False
     )
-    return Member(name=name, stage="DPO", schedule=schedule, mix=dict(skills), after=after)
+    return Member(
+        name=name,
+        stage="DPO",
+        schedule=schedule,
+        mix={str(skill): share for skill, share in skills.items()},
+        after=after,
+    )
 
 
 POOL = (
@@ -66,19 +73,19 @@ POOL = (
     _sft("sft_hot", 150, 4e-3, {"math": 0.5, "code": 0.5}),
     _sft("sft_narrow", 250, 1e-3, {"math": 1.0}, replay=0.02),
     _sft("sft_forgets", 250, 2e-3, {"instruct": 1.0}, replay=0.02),
-    _dpo("dpo_math", "sft_math", 100, 1e-4, {"math": 0.8, "code": 0.1, "instruct": 0.1}),
-    _dpo("dpo_code", "sft_code", 100, 1e-4, {"math": 0.1, "code": 0.8, "instruct": 0.1}),
-    _dpo("dpo_instruct", "sft_instruct", 100, 1e-4, {"math": 0.1, "code": 0.1, "instruct": 0.8}),
-    _dpo("dpo_hot", "sft_even", 100, 6e-4, {"math": 0.3, "code": 0.4, "instruct": 0.3}),
+    _dpo("dpo_math", "sft_math", 60, 3e-5, {"math": 0.8, "code": 0.1, "instruct": 0.1}),
+    _dpo("dpo_code", "sft_code", 60, 3e-5, {"math": 0.1, "code": 0.8, "instruct": 0.1}),
+    _dpo("dpo_instruct", "sft_instruct", 60, 3e-5, {"math": 0.1, "code": 0.1, "instruct": 0.8}),
+    _dpo("dpo_hot", "sft_even", 60, 3e-4, {"math": 0.3, "code": 0.4, "instruct": 0.3}),
 )
 """What was kept of a project's runs, the failed ones among them."""
 
-_FAST_NAMES = ("sft_math", "sft_code", "sft_instruct", "sft_hot", "sft_narrow", "dpo_code")
+_FAST_NAMES = ("sft_math", "sft_code", "sft_hot", "sft_narrow", "dpo_code")
 _FAST_FACTOR = 4
 
 
 def members_of(*, fast: bool) -> tuple[Member, ...]:
-    """Return the pool; ``fast`` returns half of it, trained for a quarter of the steps."""
+    """Return the pool; ``fast`` returns five of it, trained for a quarter of the steps."""
     return tuple(_shortened(one) for one in POOL if one.name in _FAST_NAMES) if fast else POOL
 
 
@@ -94,11 +101,8 @@ def make_pool(bench: Bench) -> dict[str, Path]:
     made: dict[str, Path] = {}
     for member in members_of(fast=bench.fast):
         start = made[member.after] if member.after else bench.zoo / "base"
-        made[member.name] = bench.made(
-            member.name,
-            (member, start.name),
-            lambda out, member=member, start=start: _train(member, start, out, seed=bench.seed),
-        )
+        train_it = partial(_train, member, start, seed=bench.seed)
+        made[member.name] = bench.made(member.name, (member, start.name), train_it)
     return made
 
 

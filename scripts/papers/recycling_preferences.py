@@ -6,6 +6,7 @@ Start at :func:`optimize_preferences`.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -22,6 +23,9 @@ from scripts.zoo.recipe import Schedule
 from scripts.zoo.training import encode, log_likelihoods, optimize
 
 BETA = 0.1
+_NUMBER = re.compile(r"\d+")
+# Share of wrong functions that differ in a number; another number may change nothing.
+_NEAR = 0.8
 
 
 def dpo_loss(
@@ -79,8 +83,8 @@ def is_right(skill: Skill, item: Item, completion: str) -> bool:
 def wrong_completion(skill: Skill, item: Item, rng: random.Random) -> str:
     """Draw a completion that looks like the right one and is not.
 
-    Math: the last sum is off by one or two. Code: another function of such an argument. Instruct:
-    other constraints on the same words.
+    Math: the last sum is off by one or two. Code: a number is larger by one or two, or it is
+    another function of such an argument. Instruct: other constraints on the same words.
     """
     while True:
         text = _altered(skill, item, rng)
@@ -96,6 +100,12 @@ def _altered(skill: Skill, item: Item, rng: random.Random) -> str:
     if skill == "instruct":
         constraints = cast(list[str], make_instruction(rng, "full").checks()["constraints"])
         return f" {respond(cast(list[str], item.checks()['words']), constraints)}"
+    numbers = list(_NUMBER.finditer(item.completion))
+    if numbers and rng.random() < _NEAR:
+        one = rng.choice(numbers)
+        # Larger, since a step of zero is an error.
+        wrong = int(one[0]) + rng.choice((1, 2))
+        return f"{item.completion[: one.start()]}{wrong}{item.completion[one.end() :]}"
     argument = item.prompt.partition("(")[2].partition(")")[0]
     while True:
         other = make_function(rng, "full")
