@@ -134,6 +134,7 @@ def _of_tasks(bench: Bench, labs: Labs, paths: Mapping[str, Path], tasks: str) -
     bad = order[: 1 if bench.fast else NUM_BAD]
     found = {how: search(bench, paths, skills, how) for how in (CMA, SURROGATE)}
     good = {name: path for name, path in paths.items() if name not in bad}
+    # As a recipe of the whole pool, with weights of zero, so that the same labs score it.
     rest = weights_of(search(bench, good, skills, CMA).chosen)
     merges = {
         "best single": _single(labs, order[-1]),
@@ -315,19 +316,20 @@ RECYCLING = Study(
     ),
     how="""
 Twelve checkpoints of one base (five, trained for a quarter of the steps, with --fast): eight
-fine-tuned on mixes of the three skills, with other learning rates and numbers of steps, and four
-that preference optimization (DPO, beta 0.1, on right and wrong completions) made of them. Two or
-three of them are bad by design. Weights of a linear soup, theta = sum w_i theta_i on the simplex,
-are searched to maximize the mean over two tasks (code, math) or all three, by CMA-ES on that
-number (scalar_cma) and by the project's default strategy (surrogate_cma, with all of its
-preference on that number), at equal evaluations; checkpoints alone, the uniform soup and the steps
-of the greedy soup count among them. A search scores its 8 most promising merges, baselines among
-them, on select items, and takes the best; the best single checkpoint and the one scale of task
-arithmetic are the best of 6 to 12 on search items. Shown are report items; copying (lines of 6 to
-14 words; training had 3 to 12) is searched by none, nor is instruct by those of two tasks. The
-worst are the three (one with --fast) with the lowest mean on search items: what the chosen merge
-loses without each, the other weights scaled up, and what a search without all of them finds. Unlike
-the paper's, our weights are projected onto the simplex, and can be exactly zero.""",
+fine-tuned on mixes of the three skills, with other learning rates and numbers of steps, and
+four that preference optimization (DPO, beta 0.1, on right and wrong completions) made of them.
+Some are bad by design: trained too fast, or on one skill with hardly any replay. Weights of a
+linear soup, theta = sum w_i theta_i on the simplex, are searched to maximize the mean over two
+tasks (code, math) or all three, by CMA-ES on that number (scalar_cma) and by the project's
+default strategy (surrogate_cma, with all of its preference on that number), at equal
+evaluations; checkpoints alone, the uniform soup and the steps of the greedy soup count among
+them. A search scores its 8 most promising merges, baselines among them, on select items, and
+takes the best; the best single checkpoint and the one scale of task arithmetic are the best of
+6 to 12 on search items. Shown are report items; copying (lines of 6 to 14 words; training had 3
+to 12) is searched by none, nor is instruct by those of two tasks. The worst are the three (one
+with --fast) with the lowest mean on search items: what the chosen merge loses without each, the
+other weights scaled up, and what a search without all of them finds. Unlike the paper's, our
+weights are projected onto the simplex, and can be exactly zero.""",
     measure=measure,
     checkpoints=(),
     claims=(
