@@ -59,7 +59,6 @@ class Labs:
         lab = self.soups if recipe.base is None else self.scaled
         scores = lab.mean_scores(recipe)
         found = {skill: scores[f"zoo_{skill}"] for skill in SKILLS}
-        # Both labs hold the same checkpoints, so either scores the other's recipes.
         return found | {COPY: self.copies.mean_scores(recipe)["zoo_copy"]}
 
 
@@ -92,10 +91,9 @@ def _no_base(paths: Mapping[str, Path]) -> dict[str, object]:
 
 
 def _copying_lab(bench: Bench, paths: Mapping[str, Path], items: Path) -> Lab:
+    # With the base, so that it scores recipes of both kinds.
     return bench.lab(
         paths,
-        models=_no_base(paths),
-        merge=_SOUP,
         objectives={COPY: [{"task": "zoo_copy", "metric": "exact_match"}]},
         evaluation={
             "include_path": [str(ROOT / "scripts/papers/tasks")],
