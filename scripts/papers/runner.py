@@ -160,7 +160,7 @@ def measure_cell(
 def _path(settings: Settings, study: Study, cell: Cell) -> Path:
     """Return the file of a cell; its name says which code and which zoo it is of."""
     module = Path(str(import_module(study.measure.__module__).__file__))
-    # A study\'s own parts stand beside it: `name.py`, `name_training.py`.
+    # A study's own parts stand beside it: `name.py`, `name_training.py`.
     helpers = sorted(module.parent.glob(f"{module.stem}_*.py"))
     files = [module, *helpers, Path(__file__).with_name("bench.py")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))

@@ -87,15 +87,29 @@ _BASE_MIX = {
 _REPLAY = 0.3
 
 
-def _tuned(name: str, steps: int, learning_rate: float, skills: Mapping[str, float]) -> Checkpoint:
+def tuned(
+    name: str,
+    steps: int,
+    learning_rate: float,
+    skills: Mapping[str, float],
+    *,
+    replay: float = _REPLAY,
+) -> Checkpoint:
     """Describe a checkpoint tuned from the base: full-level items, and replay of the base's mix.
 
     Replay and frozen embeddings keep the task vectors small and out of each other's way; without
     them the specialists cannot be merged at all.
+
+    Args:
+        name: Of the checkpoint.
+        steps: Of the optimizer.
+        learning_rate: Its peak.
+        skills: Share of each skill among the full-level items, summing to one.
+        replay: Share of the base's mix among all items.
     """
-    mix = {source: _REPLAY * share for source, share in _BASE_MIX.items()}
+    mix = {source: replay * share for source, share in _BASE_MIX.items()}
     for skill, share in skills.items():
-        mix[f"{skill}-full"] += (1.0 - _REPLAY) * share
+        mix[f"{skill}-full"] += (1.0 - replay) * share
     schedule = Schedule(steps=steps, learning_rate=learning_rate, train_embeddings=False)
     return Checkpoint(name=name, schedule=schedule, mix=mix)
 
@@ -112,13 +126,13 @@ BASE = Checkpoint(
 # specialists is as good as the best merge, and nothing is left to find; with fewer, the task
 # vectors share too little to be merged.
 SPECIALISTS = (
-    _tuned("instruct", 600, 5e-4, {"instruct": 1.0}),
-    _tuned("code", 300, 5e-4, {"code": 1.0}),
-    _tuned("math", 500, 5e-4, {"math": 1.0}),
+    tuned("instruct", 600, 5e-4, {"instruct": 1.0}),
+    tuned("code", 300, 5e-4, {"code": 1.0}),
+    tuned("math", 500, 5e-4, {"math": 1.0}),
 )
 GENERALISTS = (
-    _tuned("generalist_a", 450, 5e-4, {"instruct": 0.5, "code": 0.2, "math": 0.3}),
-    _tuned("generalist_b", 450, 5e-4, {"instruct": 0.2, "code": 0.4, "math": 0.4}),
+    tuned("generalist_a", 450, 5e-4, {"instruct": 0.5, "code": 0.2, "math": 0.3}),
+    tuned("generalist_b", 450, 5e-4, {"instruct": 0.2, "code": 0.4, "math": 0.4}),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,6 +20,8 @@ from scripts.zoo.recipe import Schedule, Shape
 EOS, PAD = "<|end|>", "<|pad|>"
 MAX_POSITIONS = 256
 _BATCHES_PER_BUCKET = 16
+
+Batch = TypeVar("Batch")
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -103,8 +106,14 @@ def _batches(
             yield rows_here[cuts[index] : cuts[index] + batch]
 
 
-def _loss(model: LlamaForCausalLM, rows: Sequence[tuple[int, list[int]]]) -> torch.Tensor:
-    """Mean cross-entropy of the completion tokens of one batch (scalar)."""
+def _predictions(
+    model: LlamaForCausalLM, rows: Sequence[tuple[int, list[int]]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Predict the completion tokens of one batch.
+
+    Returns:
+        Logits ``(targets, vocabulary)``, the tokens themselves ``(targets,)``, and the row of each.
+    """
     width = max(len(ids) for _, ids in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     is_target = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -114,8 +123,25 @@ def _loss(model: LlamaForCausalLM, rows: Sequence[tuple[int, list[int]]]) -> tor
     # Padding stands on the right here, where a causal model cannot see it: no mask is needed.
     hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     predicting = is_target[:, 1:]
-    logits = model.lm_head(hidden[predicting])
-    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting])
+    return model.lm_head(hidden[predicting]), tokens[:, 1:][predicting], predicting.nonzero()[:, 0]
+
+
+def _loss(model: LlamaForCausalLM, rows: Sequence[tuple[int, list[int]]]) -> torch.Tensor:
+    """Mean cross-entropy of the completion tokens of one batch (scalar)."""
+    logits, targets, _ = _predictions(model, rows)
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def log_likelihoods(model: LlamaForCausalLM, rows: Sequence[tuple[int, list[int]]]) -> torch.Tensor:
+    """Return log p(completion | prompt) of each row, in nats, ``(rows,)``; end token included.
+
+    Args:
+        model: Float32 model on the CPU.
+        rows: As :func:`encode` makes them.
+    """
+    logits, targets, owners = _predictions(model, rows)
+    tokens = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.zeros(len(rows)).index_add(0, owners, tokens)
 
 
 def _factor(step: int, schedule: Schedule) -> float:
@@ -146,6 +172,31 @@ def train(
     Returns:
         Mean loss over the last tenth of the steps, in nats per completion token.
     """
+    generator = torch.Generator().manual_seed(seed)
+    batches = _batches(encode(tokenizer, items), schedule.batch, generator)
+    return optimize(model, batches, lambda rows: _loss(model, rows), schedule, on_step=on_step)
+
+
+def optimize(
+    model: LlamaForCausalLM,
+    batches: Iterable[Batch],
+    loss_of: Callable[[Batch], torch.Tensor],
+    schedule: Schedule,
+    *,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> float:
+    """Take one step of AdamW per batch, gradients clipped to a norm of 1.
+
+    Args:
+        model: Changed in place; in evaluation mode afterwards.
+        batches: ``schedule.steps`` of whatever ``loss_of`` takes.
+        loss_of: Returns the loss of a batch, a scalar.
+        schedule: Learning rate and what is frozen.
+        on_step: Called with the number of steps done, after every step.
+
+    Returns:
+        Mean loss over the last tenth of the steps.
+    """
     model.train()
     model.get_input_embeddings().weight.requires_grad_(schedule.train_embeddings)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -156,12 +207,11 @@ def train(
         betas=(0.9, 0.98),
         fused=True,
     )
-    generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    for step, rows in enumerate(_batches(encode(tokenizer, items), schedule.batch, generator)):
+    for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * _factor(step, schedule)
-        loss = _loss(model, rows)
+        loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
