@@ -80,12 +80,12 @@ POOL = (
 )
 """What was kept of a project's runs, the failed ones among them."""
 
-_FAST_NAMES = ("sft_math", "sft_code", "sft_hot", "sft_narrow", "dpo_code")
+_FAST_NAMES = ("sft_math", "sft_code", "sft_hot", "dpo_code")
 _FAST_FACTOR = 4
 
 
 def members_of(*, fast: bool) -> tuple[Member, ...]:
-    """Return the pool; ``fast`` returns five of it, trained for a quarter of the steps."""
+    """Return the pool; ``fast`` returns four of it, trained for a quarter of the steps."""
     return tuple(_shortened(one) for one in POOL if one.name in _FAST_NAMES) if fast else POOL
 
 
