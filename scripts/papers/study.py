@@ -144,7 +144,7 @@ def judge(claim: Claim, records: DataFrame) -> Judged:
     return Judged(claim, by_seed, mean, sd, mean - half, mean + half)
 
 
-def mean_of(records: DataFrame, value: str = "score", **where: object) -> float:
+def mean_of(records: DataFrame, value: str = "score", /, **where: object) -> float:
     """Return the mean of a column over the records that have these values; NaN where none has."""
     chosen = records
     for column, wanted in where.items():
