@@ -215,7 +215,8 @@ one drop ratio per specialist, its baselines included. All have the same number 
 search items, the base's included. Of each, the front is what a search would return (by the
 posterior mean of the surrogate, at most {FRONT_SIZE} members that spread best, the first with the
 best mean), and its hypervolume is that of report items above {REFERENCE_SHARE} times the base's
-scores, as a share of what perfect scores would have. Best by skill is the best member's.""",
+scores, as a share of what perfect scores would have. Best by skill is the best member's. With
+`--fast` grids are coarser, and fronts have at most {_FAST_FRONT} members.""",
     measure=measure,
     checkpoints=SKILL_SPECIALISTS,
     claims=(

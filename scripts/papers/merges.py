@@ -54,7 +54,7 @@ class Grid:
 
 GRID = Grid(
     scales=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2),
-    elected_scales=(0.5, 0.75, 1.0, 1.5),
+    elected_scales=(0.5, 0.75, 1.0, 1.5, 2.0),
     drops=(0.2, 0.5, 0.8),
 )
 FAST_GRID = Grid(scales=(0.5, 0.7, 0.9), elected_scales=(0.75, 1.0), drops=(0.5,))
@@ -212,9 +212,9 @@ def _records(fixed: Record, scores: dict[str, float]) -> Iterator[Record]:
     yield {**fixed, "skill": "mean", "score": mean, "mean": mean}
 
 
-def _of(records: DataFrame, method: str, **where: object) -> float:
+def _of(records: DataFrame, method: str) -> float:
     """Return a method's mean over skills, averaged over what was merged."""
-    return mean_of(records, skill="mean", method=method, **where)
+    return mean_of(records, skill="mean", method=method)
 
 
 def _difference(first: str, second: str) -> Callable[[DataFrame], float]:
@@ -265,7 +265,8 @@ and the average its 1/n. Drops of TIES trim; with DARE they are random and take 
 trimming, and DELLA's depend on the rank. All three divide by the weights that agree in sign. SLERP
 is half way. Scores are of report items, the mean of {_MASKS} masks where drops are random. The best
 checkpoint is chosen on search items, too. The specialists differ in skill, while the soups of the
-paper differ in hyper-parameters.""",
+paper differ in hyper-parameters. With `--fast` all three alone are merged, with fewer settings and
+one mask.""",
     measure=measure,
     checkpoints=SKILL_SPECIALISTS,
     claims=(
