@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ from scripts.papers.figures import draw  # noqa: E402 - the path comes first
 from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
 from scripts.papers.runner import Cell, Settings, cells_of, make_zoos, measure_all  # noqa: E402 - the path comes first
 from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
+from scripts.papers.study import Judged  # noqa: E402 - the path comes first
 from scripts.papers.zoos import SEEDS  # noqa: E402 - the path comes first
 
 RESULTS = ROOT / "scripts" / "bench" / "results"
@@ -69,37 +71,43 @@ def main(
     with _progress(console) as progress:
         _make_zoos(progress, settings)
         records = _measure(progress, settings)
-    judged = judge_all(chosen, records)
     if as_json:
-        report = {
-            key: {
-                "verdict": one.verdict,
-                "mean": one.mean,
-                "by_seed": one.by_seed,
-                "margin": one.claim.margin,
-                "fast_margin": one.claim.fast,
-            }
-            for key, one in judged.items()
-        }
-        print(json.dumps(report))
+        _print_json(judge_all(chosen, records, fast=fast))
     where = out or (None if fast or study else RESULTS)
+    figures = {
+        one.name: [Path(FIGURES) / f"{figure.name}.svg" for figure in one.figures if where]
+        for one in chosen
+    }
+    text = page(
+        chosen,
+        records,
+        command=_command(settings, study),
+        machine=_machine(),
+        figures=figures,
+        fast=fast,
+    )
     if where is not None:
-        figures = {
-            one.name: [Path(FIGURES) / f"{figure.name}.svg" for figure in one.figures]
-            for one in chosen
-        }
         for one in chosen:
             for figure in one.figures:
                 draw(figure, records[one.name], where / FIGURES / f"{figure.name}.svg")
-        text = page(
-            chosen, records, command=_command(settings, study), machine=_machine(), figures=figures
-        )
         (where / PAGE).write_text(text, encoding="utf-8")
         console.print(f"{where / PAGE}", markup=False)
     elif not as_json:
-        print(
-            page(chosen, records, command=_command(settings, study), machine=_machine(), figures={})
-        )
+        print(text)
+
+
+def _print_json(judged: Mapping[str, Judged]) -> None:
+    report = {
+        key: {
+            "verdict": one.verdict,
+            "mean": one.mean,
+            "by_seed": one.by_seed,
+            "margin": one.claim.margin,
+            "fast_margin": one.claim.fast,
+        }
+        for key, one in judged.items()
+    }
+    print(json.dumps(report))
 
 
 def _progress(console: Console) -> Progress:

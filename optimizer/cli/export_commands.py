@@ -154,9 +154,11 @@ def dtype_of(text: str | None) -> DtypeName | None:
     Raises:
         ConfigError: Merges cannot have it.
     """
-    if text is not None and text not in get_args(DtypeName):
-        raise _wrong("--dtype", f"must be {', '.join(get_args(DtypeName))}; found `{text}`")
-    return text  # type: ignore[return-value]  # just looked up among the names
+    known: tuple[DtypeName, ...] = get_args(DtypeName)
+    found = next((name for name in known if name == text), None)
+    if found is None and text is not None:
+        raise _wrong("--dtype", f"must be {', '.join(known)}; found `{text}`")
+    return found
 
 
 def numbers(flag: str, text: str | None) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -53,12 +53,13 @@ def merge(
             sys.stderr.write(f"note: {done.licence_warning}\n")
         if not as_json:
             sys.stdout.write(f"{done.weights_digest}  {done.directory}\n")
+    reads = {
+        str(source.directory): source.digest
+        for source in (*plan.file.sources.everything, *plan.file.sources.coefficients)
+    }
     record |= {
         "recipe": recipe.model_dump(mode="json"),
-        "reads": {
-            str(source.directory): source.digest
-            for source in (*plan.file.sources.everything, *plan.file.sources.coefficients)
-        },
+        "reads": reads,
         "bytes_read": pool.bytes_read,
         "bytes_written": pool.bytes_written,
         "notes": list(plan.notes),
@@ -66,10 +67,12 @@ def merge(
     if as_json:
         print_json(record)
     elif dry_run:
-        _print_plan(recipe, record)
+        _print_plan(recipe, record, reads)
 
 
-def _print_plan(recipe: MergeRecipe, record: dict[str, object]) -> None:
+def _print_plan(
+    recipe: MergeRecipe, record: Mapping[str, object], reads: Mapping[str, str]
+) -> None:
     from optimizer.publish.merge_file import recipe_rows
 
     console = stdout_console()
@@ -79,8 +82,6 @@ def _print_plan(recipe: MergeRecipe, record: dict[str, object]) -> None:
     for row in recipe_rows(recipe):
         table.add_row(*row)
     console.print(table)
-    reads = record["reads"]
-    assert isinstance(reads, dict)  # noqa: S101 - tells the type checker
     for place, digest in reads.items():
         console.print(f"reads  {place} ({digest[:12]})", markup=False, soft_wrap=True)
     megabytes = [round(int(str(record[key])) / 1e6, 1) for key in ("bytes_read", "bytes_written")]

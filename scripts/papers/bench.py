@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from evaluators.scores import FloatArray, Items
 from scripts.bench.merge_lab import MergeLab
 from scripts.bench.zoo_job import METRICS, ROOT, SKILLS
 from scripts.bench.zoo_store import ScoreStore
+from workers.methods import get_method
 from workers.outcome import Failed
 
 FULL_SPLITS = SplitSizes(search=64, select=128, report=256)
@@ -52,6 +53,40 @@ class Lab(MergeLab):
         return {
             task: float(values.mean()) for task, values in self.item_scores(recipe, items).items()
         }
+
+    def report(self, recipe: MergeRecipe, *, masks: int = 1) -> dict[str, float]:
+        """Return task -> mean score on report items.
+
+        Args:
+            recipe: What to score.
+            masks: How many masks to take the mean of, where they are random.
+        """
+        is_random = get_method(recipe.method).drop in ("random", "ranked")
+        drops = is_random and any(map(any, recipe.drop_ratios))
+        found = [
+            self.mean_scores(recipe.model_copy(update={"mask_seed": seed}))
+            for seed in range(masks if drops else 1)
+        ]
+        return {task: float(np.mean([scores[task] for scores in found])) for task in found[0]}
+
+    def mean(self, recipe: MergeRecipe, split: SplitName = "report") -> float:
+        """Return the mean over tasks of the scores on a split."""
+        return float(np.mean(list(self.mean_scores(recipe, split).values())))
+
+    def best(self, recipes: Sequence[MergeRecipe]) -> MergeRecipe:
+        """Return the merge with the best mean on search items; the first of equals.
+
+        One alone is not scored.
+        """
+        if len(recipes) == 1:
+            return recipes[0]
+        return max(recipes, key=lambda recipe: self.mean(recipe, "search"))
+
+    def dropped(self, name: str, drop_ratio: float, *, rescale: bool = True) -> MergeRecipe:
+        """Return a checkpoint with a share of its task vector dropped at random."""
+        # What is kept is divided by 1 - p; a weight of 1 - p undoes that.
+        weight = 1.0 if rescale else 1.0 - drop_ratio
+        return self.recipe({name: weight}, method="dare_linear", drop_ratio=drop_ratio)
 
     def item_scores(self, recipe: MergeRecipe, items: Items) -> dict[str, FloatArray]:
         """Return task -> scores, ``(n,)`` in the order of the items; zeros for a failed merge."""

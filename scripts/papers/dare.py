@@ -1,9 +1,9 @@
 """DARE on single specialists: how much of a task vector can be dropped, and what rescaling does."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from pandas import DataFrame
 from safetensors.torch import load_file, save_file
@@ -14,7 +14,7 @@ from scripts.papers.zoos import LONGER, NARROW, SKILL_SPECIALISTS, WIDE
 
 DROPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 FAST_DROPS = (0.0, 0.5, 0.9)
-_MASKS = 3
+MASKS = 3
 
 
 def measure(bench: Bench) -> list[Record]:
@@ -33,42 +33,30 @@ def _of_checkpoint(bench: Bench, name: str, skill: str) -> Iterator[Record]:
     with bench.lab((name,), skills=(skill,)) as lab:
         base = lab.mean_scores(lab.recipe({}))[task]
         tuned = lab.mean_scores(lab.recipe({name: 1.0}))[task]
-        for how in ("rescaled", "not rescaled", "by magnitude"):
-            for drop in drops:
-                score = float(np.mean([s[task] for s in _scores(lab, name, how, drop, bench.fast)]))
-                yield {**fixed, "how": how, "p": drop, "score": score, "base": base, "tuned": tuned}
+        for how, drop in product(("rescaled", "not rescaled", "by magnitude"), drops):
+            score = _score(lab, name, how, drop, fast=bench.fast)
+            yield {**fixed, "how": how, "p": drop, "score": score, "base": base, "tuned": tuned}
     zeros = bench.made("zeros", "base with zeros", lambda out: write_zeros(bench.zoo / "base", out))
     with bench.lab((name,), base=zeros, skills=(skill,)) as lab:
+        how = "weights dropped"
         for drop in drops:
-            score = float(
-                np.mean([s[task] for s in _scores(lab, name, "rescaled", drop, bench.fast)])
-            )
-            yield {
-                **fixed,
-                "how": "weights dropped",
-                "p": drop,
-                "score": score,
-                "base": base,
-                "tuned": tuned,
-            }
+            score = _score(lab, name, "rescaled", drop, fast=bench.fast)
+            yield {**fixed, "how": how, "p": drop, "score": score, "base": base, "tuned": tuned}
 
 
-def _scores(lab: Lab, name: str, how: str, drop: float, fast: bool) -> Iterator[dict[str, float]]:
-    """Yield the scores of a checkpoint with a share dropped; of several masks, where random."""
+def _score(lab: Lab, name: str, how: str, drop: float, *, fast: bool) -> float:
+    """Return the score of a checkpoint with a share dropped, the mean over random masks."""
     if how == "by magnitude":
         # TIES of one checkpoint: the smallest magnitudes are trimmed, and nothing is left to elect.
         recipe = lab.recipe({name: 1.0}, method="ties", drop_ratio=drop)
-        yield lab.mean_scores(recipe)
-        return
-    # What is kept is divided by 1 - p; a weight of 1 - p undoes that.
-    weight = 1.0 if how == "rescaled" else 1.0 - drop
-    recipe = lab.recipe({name: weight}, method="dare_linear", drop_ratio=drop)
-    for seed in range(1 if drop == 0.0 or fast else _MASKS):
-        yield lab.mean_scores(recipe.model_copy(update={"mask_seed": seed}))
+    else:
+        recipe = lab.dropped(name, drop, rescale=how == "rescaled")
+    (score,) = lab.report(recipe, masks=1 if fast else MASKS).values()
+    return score
 
 
 def delta_range(zoo: Path, name: str) -> dict[str, float]:
-    """Return ``delta_median`` and ``delta_p99``: of |tuned - base| over all elements."""
+    """Return ``delta_median`` and ``delta_p99``: of |tuned - base| where it is not 0."""
     base = load_file(zoo / "base" / "model.safetensors")
     tuned = load_file(zoo / name / "model.safetensors")
     deltas = torch.cat([(tuned[key] - base[key]).abs().flatten() for key in base])
@@ -93,7 +81,7 @@ def write_zeros(model: Path, out: Path) -> None:
     )
 
 
-def _kept(records: DataFrame, **where: object) -> float:
+def kept(records: DataFrame, **where: object) -> float:
     """Return the mean share of what tuning gained that is left: (score - base) / (tuned - base)."""
     chosen = records
     for column, wanted in where.items():
@@ -148,7 +136,7 @@ where masks are random. The share of the gain that is kept is (score - base) / (
             text="""Dropping 90 % of the deltas of a fine-tuned checkpoint at random, with
             rescaling, hardly changes its scores (section 4.2).""",
             measured="share of the gain kept at p = 0.9, rescaled, minus 0.9",
-            value=lambda r: _kept(_narrow(r), how="rescaled", p=0.9) - 0.9,
+            value=lambda r: kept(_narrow(r), how="rescaled", p=0.9) - 0.9,
         ),
         Claim(
             key="rescaling_needed",
@@ -178,18 +166,19 @@ where masks are random. The share of the gain that is kept is (score - base) / (
             measured="""share of the gain kept at p = 0.9, math specialist minus the checkpoint that
             was pre-trained further""",
             value=lambda r: (
-                _kept(_of_width(r, NARROW), checkpoint="math", how="rescaled", p=0.9)
-                - _kept(_of_width(r, NARROW), checkpoint=LONGER.name, how="rescaled", p=0.9)
+                kept(_of_width(r, NARROW), checkpoint="math", how="rescaled", p=0.9)
+                - kept(_of_width(r, NARROW), checkpoint=LONGER.name, how="rescaled", p=0.9)
             ),
             fast=0.0,
         ),
         Claim(
             key="wider_tolerates_more",
+            full_only=True,
             text="Larger models tolerate larger drop ratios (section 4.2).",
             measured="share of the gain kept at p = 0.99, rescaled, width 256 minus width 128",
             value=lambda r: (
-                _kept(_specialists(_of_width(r, WIDE)), how="rescaled", p=0.99)
-                - _kept(_narrow(r), how="rescaled", p=0.99)
+                kept(_specialists(_of_width(r, WIDE)), how="rescaled", p=0.99)
+                - kept(_narrow(r), how="rescaled", p=0.99)
             ),
         ),
     ),

@@ -11,24 +11,21 @@ from safetensors import safe_open
 from configs.evaluation import SplitSizes
 from configs.recipe import MergeRecipe
 from scripts.papers.bench import Bench, Lab
-from scripts.papers.dare import delta_range, write_zeros
+from scripts.papers.dare import MASKS, delta_range, kept, write_zeros
 from scripts.papers.encoders_merges import (
     EMBEDDED,
     POOLS,
-    choose,
     classifier_lab,
     classifier_merges,
     embedders,
     embedding_lab,
     fusions,
-    masks,
-    mean_score,
-    searched,
     single_lab,
     with_dare,
 )
 from scripts.papers.encoders_texts import TASKS
 from scripts.papers.encoders_training import EncoderPlan, make_encoders
+from scripts.papers.searching import search
 from scripts.papers.study import Claim, Figure, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
 
@@ -41,7 +38,6 @@ FAST_PLAN = EncoderPlan(
 )
 DROPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 FAST_DROPS = (0.0, 0.1, 0.5, 0.9)
-_MASKS = 3
 _BUDGET, _FAST_BUDGET = 40, 14
 _AS_GOOD = -0.02
 _BEST, _SEARCHED = "the best of these by search items", "search"
@@ -72,8 +68,8 @@ def _drops(bench: Bench, made: Path, plan: EncoderPlan, task: str) -> Iterator[R
         **delta_range(made, task),
     }
     with single_lab(bench, made, plan, task) as lab:
-        fixed["base"] = _report(lab, lab.recipe({}))[task]
-        fixed["tuned"] = _report(lab, lab.recipe({task: 1.0}))[task]
+        fixed["base"] = lab.mean_scores(lab.recipe({}))[task]
+        fixed["tuned"] = lab.mean_scores(lab.recipe({task: 1.0}))[task]
         for how in ("rescaled", "not rescaled"):
             for drop in drops:
                 yield {
@@ -92,8 +88,8 @@ def _decoders(bench: Bench) -> Iterator[Record]:
     """Score the zoo's specialists with 90 % of their deltas dropped: decoders to compare with."""
     for name in SKILL_SPECIALISTS[-1:] if bench.fast else SKILL_SPECIALISTS:
         with bench.lab((name,), skills=(name,)) as lab:
-            base = _report(lab, lab.recipe({}))[f"zoo_{name}"]
-            tuned = _report(lab, lab.recipe({name: 1.0}))[f"zoo_{name}"]
+            base = lab.mean_scores(lab.recipe({}))[f"zoo_{name}"]
+            tuned = lab.mean_scores(lab.recipe({name: 1.0}))[f"zoo_{name}"]
             score = _dropped(lab, name, "rescaled", 0.9, fast=bench.fast, task=f"zoo_{name}")
             yield {
                 "decoder": name,
@@ -106,7 +102,7 @@ def _merges(bench: Bench, made: Path, plan: EncoderPlan) -> Iterator[Record]:
     """Score every way to merge the three bodies, each task with its own head."""
 
     def rows(name: str, recipe: MergeRecipe) -> Iterator[Record]:
-        for task, score in _report(lab, recipe, 1 if bench.fast else _MASKS).items():
+        for task, score in lab.report(recipe, masks=1 if bench.fast else MASKS).items():
             yield {"merge": name, "task": task, "accuracy": score}
 
     budget = _FAST_BUDGET if bench.fast else _BUDGET
@@ -115,60 +111,45 @@ def _merges(bench: Bench, made: Path, plan: EncoderPlan) -> Iterator[Record]:
         for task in TASKS:
             yield from rows(f"{task} alone", lab.recipe({task: 1.0}))
         for name, recipes in classifier_merges(lab, fast=bench.fast).items():
-            chosen = choose(lab, recipes)
+            chosen = lab.best(recipes)
             yield from rows(name, chosen)
-            sparse = choose(lab, with_dare(lab, name, chosen, fast=bench.fast))
+            sparse = lab.best(with_dare(lab, name, chosen, fast=bench.fast))
             yield from rows(f"{name}, DARE", sparse)
-        yield from rows(_SEARCHED, searched(lab))
+        yield from rows(_SEARCHED, search(lab).chosen)
 
 
 def _fused(bench: Bench, made: Path, plan: EncoderPlan) -> Iterator[Record]:
     """Score the embedding models and every fusion of them on both objectives."""
 
     def rows(name: str, recipe: MergeRecipe) -> Iterator[Record]:
-        for objective, score in _report(lab, recipe).items():
+        for objective, score in lab.mean_scores(recipe).items():
             yield {"fusion": name, "objective": objective, "fused": score}
 
     with embedding_lab(bench, made, plan, embedders()) as lab:
         yield from rows("base", lab.recipe({}))
         for name in embedders():
             yield from rows(f"{name} alone", lab.recipe({name: 1.0}))
-        ways = {name: choose(lab, some) for name, some in fusions(lab, fast=bench.fast).items()}
+        ways = {name: lab.best(some) for name, some in fusions(lab, fast=bench.fast).items()}
         for name, recipe in ways.items():
             yield from rows(name, recipe)
-        yield from rows(_BEST, max(ways.values(), key=lambda recipe: mean_score(lab, recipe)))
+        yield from rows(_BEST, lab.best(list(ways.values())))
     pool = POOLS["of both and the joint one"]
     budget = _FAST_BUDGET if bench.fast else _BUDGET
     with embedding_lab(bench, made, plan, pool, budget=budget) as lab:
-        yield from rows(_SEARCHED, searched(lab))
-
-
-def _report(lab: Lab, recipe: MergeRecipe, count: int = 1) -> dict[str, float]:
-    """Return task -> score on report items, the mean over random masks."""
-    found = [lab.mean_scores(one) for one in masks(recipe, count)]
-    return {task: float(np.mean([scores[task] for scores in found])) for task in found[0]}
+        yield from rows(_SEARCHED, search(lab).chosen)
 
 
 def _dropped(
     lab: Lab, name: str, how: str, drop: float, *, fast: bool, task: str | None = None
 ) -> float:
     """Return the score of a checkpoint with a share of its task vector dropped at random."""
-    # What is kept is divided by 1 - p; a weight of 1 - p undoes that.
-    weight = 1.0 - drop if how == "not rescaled" else 1.0
-    recipe = lab.recipe({name: weight}, method="dare_linear", drop_ratio=drop)
-    return _report(lab, recipe, 1 if fast else _MASKS)[task or name]
+    recipe = lab.dropped(name, drop, rescale=how != "not rescaled")
+    return lab.report(recipe, masks=1 if fast else MASKS)[task or name]
 
 
 def _num_parameters(model: Path) -> int:
     with safe_open(model / "model.safetensors", framework="pt") as file:
         return sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118 - not a mapping
-
-
-def _kept(records: DataFrame, p: float) -> float:
-    """Return the mean share of what tuning gained that is left of each classifier, rescaled."""
-    chosen = records[(records["how"] == "rescaled") & (records["p"] == p)]
-    gained = chosen["tuned"] - chosen["base"]
-    return float(((chosen["score"] - chosen["base"]) / gained).mean())
 
 
 def _drop_score(records: DataFrame, how: str, p: float) -> float:
@@ -220,8 +201,9 @@ def _notes(records: DataFrame) -> Sequence[str]:
             f"{part['delta_p99'].mean():.4f}; accuracy {part['tuned'].mean():.3f}, "
             f"{part['base'].mean():.3f} with the base's body."
         )
+    left = kept(records, how="rescaled", p=0.9)
     lines.append(
-        f"Of the gain, {_kept(records, 0.9):.2f} is left at p = 0.9 of the encoders, of "
+        f"Of the gain, {left:.2f} is left at p = 0.9 of the encoders, of "
         f"{records['parameters'].mean() / 1e6:.2f} million parameters, and "
         f"{records['decoder_kept'].mean():.2f} of the decoders of "
         f"{records['decoder_parameters'].mean() / 1e6:.2f} million, on tasks of their own."
@@ -261,7 +243,7 @@ default, {_BUDGET} evaluations of a job with these scorers.""",
             key="encoders_small_drops_kept",
             text="Encoders lose hardly anything when few of their deltas are dropped.",
             measured="share of the gain kept at p = 0.1, rescaled, minus 0.95",
-            value=lambda r: _kept(r, 0.1) - 0.95,
+            value=lambda r: kept(r, how="rescaled", p=0.1) - 0.95,
             fast=-0.1,
         ),
         Claim(
@@ -269,7 +251,7 @@ default, {_BUDGET} evaluations of a job with these scorers.""",
             text="""DARE can eliminate 90 % of the deltas of fine-tuned models, encoders among them
             (abstract).""",
             measured="share of the gain kept at p = 0.9, rescaled, minus 0.9",
-            value=lambda r: _kept(r, 0.9) - 0.9,
+            value=lambda r: kept(r, how="rescaled", p=0.9) - 0.9,
         ),
         Claim(
             key="encoders_rescaling_needed",
@@ -291,7 +273,7 @@ default, {_BUDGET} evaluations of a job with these scorers.""",
             text="""Larger models tolerate larger drop ratios (abstract of version 1): here decoders
             that are larger than the encoders.""",
             measured="share of the gain kept at p = 0.9, decoders minus encoders",
-            value=lambda r: float(r["decoder_kept"].mean()) - _kept(r, 0.9),
+            value=lambda r: float(r["decoder_kept"].mean()) - kept(r, how="rescaled", p=0.9),
         ),
         Claim(
             key="encoders_merge_is_diverse",

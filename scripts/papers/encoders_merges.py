@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from configs.recipe import MergeRecipe
-from optimizer.archive.archive import Archive
-from optimizer.driver import run_search
-from scripts.bench.zoo_pool import RememberingPool
 from scripts.papers.bench import Bench, Lab
 from scripts.papers.encoders_texts import TASKS
 from scripts.papers.encoders_training import EMBEDDERS, HALF, EncoderPlan
@@ -167,37 +161,3 @@ def fusions(lab: Lab, *, fast: bool) -> Made:
 def embedders() -> tuple[str, ...]:
     """Return the names of all checkpoints of embedding models."""
     return tuple(name + half for name in EMBEDDERS for half in (HALF, ""))
-
-
-def choose(lab: Lab, recipes: Sequence[MergeRecipe]) -> MergeRecipe:
-    """Return the merge with the best mean score on search items; of equal ones the first."""
-    if len(recipes) == 1:
-        return recipes[0]
-    return max(recipes, key=lambda recipe: mean_score(lab, recipe))
-
-
-def mean_score(lab: Lab, recipe: MergeRecipe) -> float:
-    """Return the mean over tasks of a merge's scores on search items."""
-    return float(np.mean(list(lab.mean_scores(recipe, "search").values())))
-
-
-def masks(recipe: MergeRecipe, count: int) -> Iterator[MergeRecipe]:
-    """Yield a recipe with other random masks; once where nothing is dropped at random."""
-    random = recipe.method.startswith("dare") and any(map(any, recipe.drop_ratios))
-    for seed in range(count if random else 1):
-        yield recipe.model_copy(update={"mask_seed": seed}) if random else recipe
-
-
-def searched(lab: Lab) -> MergeRecipe:
-    """Search a lab's pool by its own job, as the command line would; returns the chosen merge."""
-    with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
-        archive = Archive.create(
-            Path(scratch) / "archive.sqlite",
-            job=lab.jobs["generate"],
-            job_path=None,
-            sources=lab.sources,
-            manifest=lab.manifest,
-        )
-        with archive, RememberingPool(lab) as pool:
-            result = run_search(archive, pool, lab.space)
-            return archive.candidate(result.chosen).recipe

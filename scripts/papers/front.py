@@ -6,26 +6,21 @@ With d_i = C_i - B that is B + sum_i l_i d_i; scaled interpolations here are B +
 """
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from pandas import DataFrame
 
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray, aggregate
-from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
-from optimizer.driver import run_search
 from optimizer.pareto import hypervolume
-from scripts.bench.zoo_pool import RememberingPool
 from scripts.bench.zoo_runs import FRONT_SIZE, REFERENCE_SHARE, returned_front
 from scripts.papers.bench import Bench, Lab
+from scripts.papers.searching import search
 from scripts.papers.study import Claim, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
-from workers.outcome import EvaluationRequest, Failed
+from workers.outcome import Failed
 
 INTERPOLATED, SCALED, SEARCHED = "interpolations", "scaled interpolations", "search"
 SCALES = (1.0, 1.5, 2.0)
@@ -87,12 +82,13 @@ def measure(bench: Bench) -> list[Record]:
     grid = simplex_grid(count, steps)
     scaled = scaled_grid(count, FAST_SCALED_STEPS if bench.fast else SCALED_STEPS)
     size = _FAST_FRONT if bench.fast else FRONT_SIZE
-    with bench.lab(SKILL_SPECIALISTS) as lab:
+    # The base is scored beside the grid, and is one of the search's baselines.
+    budget = {"evaluations": len(grid) + 1}
+    with bench.lab(SKILL_SPECIALISTS, search=_SEARCH, budget=budget) as lab:
         interpolated = told_of(lab, grid)
         records = [*_of_front(lab, INTERPOLATED, interpolated, size)]
         records += _of_front(lab, SCALED, told_of(lab, scaled), size)
-        # The base is scored beside the grid, and is one of the search's baselines.
-        records += _of_front(lab, SEARCHED, _search(bench, lab, len(grid) + 1), size)
+        records += _of_front(lab, SEARCHED, search(lab, until="select").told, size)
         scores = _matrix(interpolated[1:])
         gain = interpolation_gain(np.array(grid), scores)
     records.append({"front": INTERPOLATED, "number": "gain", "gain": gain})
@@ -112,38 +108,6 @@ def told_of(lab: Lab, weights: Sequence[Point]) -> list[Observation]:
         genotype = lab.space.encode(recipe.weights)
         told.append(Observation(Candidate(index, genotype, recipe, origin, index), scores))
     return told
-
-
-class _ExploredError(Exception):
-    """The search is over; what follows would score its choice on other items."""
-
-
-class _SearchItemsOnly(RememberingPool):
-    """Ends a search once it asks for other items than those it searches with."""
-
-    def submit(self, request: EvaluationRequest) -> None:
-        if request.key.split != "search":
-            raise _ExploredError
-        super().submit(request)
-
-
-def _search(bench: Bench, lab: Lab, evaluations: int) -> list[Observation]:
-    """Search weights and drops, baselines included; returns what the strategy was told."""
-    with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
-        path = Path(scratch) / "archive.sqlite"
-        job = bench.job(
-            SKILL_SPECIALISTS,
-            search=_SEARCH,
-            budget={"evaluations": evaluations},
-            archive=str(path),
-        )
-        archive = Archive.create(
-            path, job=job, job_path=None, sources=lab.sources, manifest=lab.manifest
-        )
-        with archive, _SearchItemsOnly(lab) as pool:
-            with suppress(_ExploredError):
-                run_search(archive, pool, lab.space)
-            return archive.observations()
 
 
 def _of_front(lab: Lab, front: str, told: Sequence[Observation], size: int) -> Iterator[Record]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from pandas import DataFrame
 
-from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
 from optimizer.candidate import Observation
 from optimizer.learning.directory import write_learned
@@ -112,20 +111,12 @@ def _merges(lab: Lab) -> dict[str, MergeRecipe]:
     return {
         "average": lab.recipe(thirds),
         "task arithmetic, 0.3": lab.recipe(dict.fromkeys(SKILL_SPECIALISTS, 0.3)),
-        "task arithmetic, tuned": _best(
-            lab, [lab.recipe(dict.fromkeys(SKILL_SPECIALISTS, scale)) for scale in _SCALES]
+        "task arithmetic, tuned": lab.best(
+            [lab.recipe(dict.fromkeys(SKILL_SPECIALISTS, scale)) for scale in _SCALES]
         ),
         "delta-guided": fused(1.0, 1.0),
-        "delta-guided, tuned": _best(lab, [fused(s, p) for s in (*_SCALES, 1.5) for p in _POWERS]),
+        "delta-guided, tuned": lab.best([fused(s, p) for s in (*_SCALES, 1.5) for p in _POWERS]),
     }
-
-
-def _best(lab: Lab, recipes: Sequence[MergeRecipe]) -> MergeRecipe:
-    return max(recipes, key=lambda recipe: _mean(lab, recipe, "search"))
-
-
-def _mean(lab: Lab, recipe: MergeRecipe, split: SplitName = "report") -> float:
-    return float(np.mean(list(lab.mean_scores(recipe, split).values())))
 
 
 def _record(lab: Lab, name: str, recipe: MergeRecipe) -> Record:
@@ -140,7 +131,7 @@ def _searched(lab: Lab, rivals: Mapping[str, float]) -> Iterator[Record]:
     seconds = (lab.paid["generate"].seconds - before) / len(told)
     best = incumbents(told)
     yield _record(lab, _SEARCH, best[-1]) | {"seconds": seconds * len(told)}
-    means = [_mean(lab, recipe) for recipe in best]
+    means = [lab.mean(recipe) for recipe in best]
     for name in LEARNED:
         matched = next((i + 1 for i, mean in enumerate(means) if mean >= rivals[name]), None)
         yield {

@@ -29,16 +29,15 @@ from evaluators.scores import aggregate
 from optimizer.baselines import BaselinePlan
 from optimizer.candidate import Candidate, Observation
 from scripts.papers.bench import Bench, Lab
+from scripts.papers.dare import MASKS
 from scripts.papers.study import Claim, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
-from workers.methods import get_method
 from workers.outcome import Failed
 
 BEST, OWN = "best checkpoint", "each on its own skill"
 AVERAGE, GREEDY, TASK, TIES = "average", "greedy soup", "task arithmetic", "TIES"
 DELLA, SLERP = "DELLA", "SLERP"
 WITH_DARE = " + DARE"
-_MASKS = 3
 _HALF_WAY = 0.5
 _PAIR = 2
 
@@ -90,7 +89,7 @@ def measure(bench: Bench) -> list[Record]:
             own = {name: _own_score(lab, name) for name in names}
             records += _records({**fixed, "method": OWN}, own)
             for method, setting in chosen_settings(lab, names, grid):
-                scores = _report(lab, setting.recipe, 1 if bench.fast else _MASKS)
+                scores = _skills(lab.report(setting.recipe, masks=1 if bench.fast else MASKS))
                 records += _records({**fixed, "method": method, **_set_to(setting)}, scores)
     return records
 
@@ -99,7 +98,7 @@ def chosen_settings(lab: Lab, names: Sequence[str], grid: Grid) -> Iterator[tupl
     """Yield every method with the setting that is best on search items."""
 
     def pick(settings: Sequence[Setting]) -> Setting:
-        return choose(settings, lambda recipe: _mean(_by_skill(lab, recipe, search=True)))
+        return choose(settings, lambda recipe: lab.mean(recipe, "search"))
 
     def merge(scale: float, drop: float | None = None) -> Setting:
         # Without drops that is task arithmetic, bit for bit.
@@ -178,21 +177,9 @@ def _own_score(lab: Lab, name: str) -> float:
     return float(lab.item_scores(single(lab, name), items)[task].mean())
 
 
-def _by_skill(lab: Lab, recipe: MergeRecipe, *, search: bool = False) -> dict[str, float]:
-    """Return skill -> mean score on report items, or on search items."""
-    scores = lab.mean_scores(recipe, "search" if search else "report")
+def _skills(scores: dict[str, float]) -> dict[str, float]:
+    """Return skill -> score, of scores by task."""
     return {task.removeprefix("zoo_"): score for task, score in scores.items()}
-
-
-def _report(lab: Lab, recipe: MergeRecipe, masks: int) -> dict[str, float]:
-    """Return skill -> score on report items; the mean of several masks, where masks are random."""
-    is_random = get_method(recipe.method).drop in ("random", "ranked")
-    drops = is_random and any(any(row) for row in recipe.drop_ratios)
-    found = [
-        _by_skill(lab, recipe.model_copy(update={"mask_seed": seed}))
-        for seed in range(masks if drops else 1)
-    ]
-    return {skill: float(np.mean([scores[skill] for scores in found])) for skill in found[0]}
 
 
 def _mean(scores: dict[str, float]) -> float:
@@ -263,7 +250,7 @@ Settings are those with the best mean on search items, of {_SETTINGS}: every pai
 TIES, TIES with DARE and DELLA; with DARE, task arithmetic keeps the scale that is best without it,
 and the average its 1/n. Drops of TIES trim; with DARE they are random and take the place of
 trimming, and DELLA's depend on the rank. All three divide by the weights that agree in sign. SLERP
-is half way. Scores are of report items, the mean of {_MASKS} masks where drops are random. The best
+is half way. Scores are of report items, the mean of {MASKS} masks where drops are random. The best
 checkpoint is chosen on search items, too. The specialists differ in skill, while the soups of the
 paper differ in hyper-parameters. With `--fast` all three alone are merged, with fewer settings and
 one mask.""",

@@ -1,117 +1,53 @@
 """Recycling: a linear merge of many generalist checkpoints, some bad, with searched weights."""
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from pandas import DataFrame
 
 from configs.recipe import MergeRecipe
-from optimizer.archive.archive import Archive
-from optimizer.baselines import baseline_plan
-from optimizer.candidate import Observation
-from optimizer.driver import run_search
-from optimizer.events import Event, PhaseChanged
 from optimizer.results.attribution import variants_of
-from optimizer.validation import validation_candidates
-from scripts.bench.zoo_job import ROOT, SKILLS
-from scripts.bench.zoo_pool import RememberingPool
-from scripts.papers.bench import Bench, Lab
+from scripts.bench.zoo_job import SKILLS
+from scripts.papers.bench import Bench
 from scripts.papers.recycling_pool import make_pool, members_of
+from scripts.papers.recycling_soups import (
+    COPY,
+    COPY_WORDS,
+    Labs,
+    copying_lab,
+    num_evaluations,
+    search_soup,
+    tuned_scale,
+    weights_of,
+    write_copies,
+)
 from scripts.papers.study import Claim, Record, Study, Table, mean_of
-from scripts.zoo.instructions import WORDS
-from scripts.zoo.item import Item, make_rng
 
 CMA, SURROGATE = "scalar_cma", "surrogate_cma"
 TASKS: dict[str, tuple[str, ...]] = {"two": ("code", "math"), "three": SKILLS}
 """How many tasks a search maximizes the mean of -> which."""
-TOTALS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Sums of the weights of task arithmetic that are tried; each of N checkpoints gets total / N."""
 NUM_BAD = 3
-COPY = "copy"
 WITHOUT_BAD = f"{CMA}, worst left out before"
-_EVALUATIONS, _FAST_EVALUATIONS = 120, 24
-_VALIDATED, _FAST_VALIDATED = 8, 4
-_COPY_WORDS = (6, 14)
 _NONZERO = 0.01
 # What is less is an error of rounding.
 _TINY = 1e-9
-_SOUP = {"method": "linear", "parametrization": "simplex"}
-
-
-@dataclass(frozen=True, slots=True)
-class Labs:
-    """Where merges of the pool are scored: on skills, and on copying, which no search sees."""
-
-    skills: Lab
-    copies: Lab
-
-    def soup(self, weights: Mapping[str, float]) -> MergeRecipe:
-        """Return a linear soup as the search has it: without a base."""
-        return self.skills.recipe(weights, method="linear").model_copy(update={"base": None})
-
-    def searched(self, recipe: MergeRecipe, skills: Sequence[str]) -> float:
-        """Return the mean over the searched tasks, on search items."""
-        tasks = {f"zoo_{skill}" for skill in skills}
-        every = self.skills.manifest.items("search")
-        found = self.skills.item_scores(recipe, {task: every[task] for task in tasks})
-        return float(np.mean([values.mean() for values in found.values()]))
-
-    def reported(self, recipe: MergeRecipe) -> dict[str, float]:
-        """Return the score of every skill and of copying, on report items."""
-        scores = self.skills.mean_scores(recipe)
-        found = {skill: scores[f"zoo_{skill}"] for skill in SKILLS}
-        return found | {COPY: self.copies.mean_scores(recipe)["zoo_copy"]}
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """What a search left: the merge that it chose, and its greedy soup."""
-
-    chosen: MergeRecipe
-    greedy: MergeRecipe
 
 
 def measure(bench: Bench) -> list[Record]:
     """Train the pool, search it for two tasks (and three), and score what comes of it."""
     paths = make_pool(bench)
-    copies = bench.made("copying", _COPY_WORDS, lambda out: write_copies(out, bench.seed))
+    copies = bench.made("copying", COPY_WORDS, lambda out: write_copies(out, bench.seed))
     with ExitStack() as stack:
         labs = Labs(
             skills=stack.enter_context(bench.lab(paths)),
-            copies=stack.enter_context(_copying_lab(bench, paths, copies)),
+            copies=stack.enter_context(copying_lab(bench, paths, copies)),
         )
         records = list(_of_singles(bench, labs))
         for tasks in ("two",) if bench.fast else TASKS:
             records += _of_tasks(bench, labs, paths, tasks)
     return records
-
-
-def _copying_lab(bench: Bench, paths: Mapping[str, Path], items: Path) -> Lab:
-    return bench.lab(
-        paths,
-        objectives={COPY: [{"task": "zoo_copy", "metric": "exact_match"}]},
-        evaluation={
-            "include_path": [str(ROOT / "scripts/papers/tasks")],
-            "data_dir": str(items),
-            "splits": bench.splits,
-        },
-    )
-
-
-def write_copies(out: Path, seed: int, *, count: int = 1024) -> None:
-    """Write items of copying, some longer than any that the models were trained on."""
-    rng = make_rng(seed, "recycling", COPY)
-    rows: dict[str, str] = {}
-    while len(rows) < count:
-        line = " ".join(rng.choice(WORDS) for _ in range(rng.randint(*_COPY_WORDS)))
-        rows[line] = json.dumps(Item(f"Copy: {line}\nCopied:", f" {line}").row())
-    (out / "items").mkdir()
-    (out / "items" / "zoo_copy.jsonl").write_text("\n".join(rows.values()) + "\n")
 
 
 def _of_singles(bench: Bench, labs: Labs) -> Iterator[Record]:
@@ -130,22 +66,22 @@ def _of_tasks(bench: Bench, labs: Labs, paths: Mapping[str, Path], tasks: str) -
     skills = TASKS[tasks]
     order = sorted(paths, key=lambda name: labs.searched(_single(labs, name), skills))
     bad = order[: 1 if bench.fast else NUM_BAD]
-    found = {how: search(bench, paths, skills, how) for how in (CMA, SURROGATE)}
+    found = {how: search_soup(bench, paths, skills, how) for how in (CMA, SURROGATE)}
     good = {name: path for name, path in paths.items() if name not in bad}
     # As a recipe of the whole pool, with weights of zero, so that the same labs score it.
-    rest = weights_of(search(bench, good, skills, CMA).chosen)
+    rest = weights_of(search_soup(bench, good, skills, CMA).chosen)
     merges = {
         "best single": _single(labs, order[-1]),
         "uniform soup": labs.soup(dict.fromkeys(paths, 1.0 / len(paths))),
         "greedy soup": found[CMA].greedy,
-        "one tuned scale": _tuned_scale(labs, tuple(paths), skills),
+        "one tuned scale": tuned_scale(labs, tuple(paths), skills),
         **{how: one.chosen for how, one in found.items()},
         WITHOUT_BAD: labs.soup(rest),
     }
     for merge, recipe in merges.items():
         reported = labs.reported(recipe)
         mean = float(np.mean([reported[skill] for skill in skills]))
-        fixed: Record = {"tasks": tasks, "merge": merge, "evaluations": _evaluations(bench)}
+        fixed: Record = {"tasks": tasks, "merge": merge, "evaluations": num_evaluations(bench)}
         yield {**fixed, "of": "searched tasks", "score": mean}
         yield from ({**fixed, "of": task, "score": value} for task, value in reported.items())
     for how, one in found.items():
@@ -166,90 +102,6 @@ def _left_out(
         less = labs.reported(variants.get(name, recipe))
         lost = float(np.mean([whole[skill] - less[skill] for skill in skills]))
         yield {"left_out": name, "rank": f"worst {rank + 1}", "lost": lost}
-
-
-def weights_of(recipe: MergeRecipe) -> dict[str, float]:
-    """Return name -> weight, of a recipe of one group."""
-    rows = zip(recipe.checkpoints, recipe.weights, strict=True)
-    return {source.name: row[0] for source, row in rows}
-
-
-def _tuned_scale(labs: Labs, names: Sequence[str], skills: Sequence[str]) -> MergeRecipe:
-    """Return task arithmetic with the scale that is best on search items.
-
-    theta = base + s sum_i (theta_i - base), Ilharco et al., arXiv:2212.04089.
-    """
-    recipes = [labs.skills.recipe(dict.fromkeys(names, total / len(names))) for total in TOTALS]
-    return max(recipes, key=lambda recipe: labs.searched(recipe, skills))
-
-
-def _evaluations(bench: Bench) -> int:
-    return _FAST_EVALUATIONS if bench.fast else _EVALUATIONS
-
-
-def search(bench: Bench, paths: Mapping[str, Path], skills: tuple[str, ...], how: str) -> Searched:
-    """Search the weights of a soup of checkpoints by the project's driver.
-
-    Maximizes the mean over tasks s_t(theta), theta = sum_i w_i theta_i, w_i >= 0, sum_i w_i = 1:
-    the macro average and the linear soup of Khalifa et al. (arXiv:2412.04144). Weights are
-    projected onto the simplex, so they can be zero. The driver's baselines (each checkpoint alone,
-    the uniform soup and the steps of the greedy one) count as evaluations.
-
-    Args:
-        bench: Gives the seed, the items and the number of evaluations.
-        paths: Checkpoints.
-        skills: What to maximize the mean of.
-        how: The strategy.
-    """
-    with tempfile.TemporaryDirectory(prefix="mergefront-study-") as scratch:
-        place = Path(scratch) / "archive.sqlite"
-        with bench.lab(
-            paths,
-            skills=skills,
-            models={"checkpoints": {name: str(path) for name, path in paths.items()}},
-            merge=_SOUP,
-            search={"strategy": how, "preference_share": 1.0, "racing": {"enabled": False}},
-            budget={"evaluations": _evaluations(bench)},
-            archive=str(place),
-        ) as lab:
-            archive = Archive.create(
-                place,
-                job=lab.jobs["generate"],
-                job_path=None,
-                sources=lab.sources,
-                manifest=lab.manifest,
-            )
-            with archive, RememberingPool(lab) as pool:
-                with suppress(_ExploredError):
-                    run_search(archive, pool, lab.space, on_event=_until_explored)
-                observations = archive.observations()
-                greedy = baseline_plan(archive, lab.space).greedy_soup(observations)
-            if greedy is None:
-                raise ValueError("the evaluations did not suffice for the steps of the greedy soup")
-            return Searched(_chosen(bench, lab, observations), greedy)
-
-
-class _ExploredError(Exception):
-    """The budget is spent; baselines need no scores on held-out items here."""
-
-
-def _until_explored(event: Event) -> None:
-    if isinstance(event, PhaseChanged) and event.phase == "select":
-        raise _ExploredError
-
-
-def _chosen(bench: Bench, lab: Lab, observations: Sequence[Observation]) -> MergeRecipe:
-    """Return what is best on select items, of the most promising proposals that are no baselines.
-
-    Which are promising is the driver's rule.
-    """
-    job = lab.jobs["generate"]
-    own = [seen for seen in observations if not seen.candidate.is_baseline]
-    others = [seen for seen in observations if seen.candidate.is_baseline]
-    size = _FAST_VALIDATED if bench.fast else _VALIDATED
-    promising = validation_candidates(own, job.preference, size, space=lab.space, seeds=others)
-    recipes = [seen.candidate.recipe for seen in own if seen.candidate.index in promising]
-    return max(recipes, key=lambda one: np.mean(list(lab.mean_scores(one, "select").values())))
 
 
 def _score(records: DataFrame, merge: str, of: str = "searched tasks") -> float:

@@ -1,8 +1,6 @@
 """mergekit-evolve and mergenetic beside this project's search, at equal numbers of evaluations."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +9,10 @@ from pandas import DataFrame
 from safetensors.torch import load_file
 
 from configs.recipe import MergeRecipe
-from optimizer.archive.archive import Archive
 from optimizer.candidate import Observation
-from optimizer.driver import run_search
 from optimizer.pareto import hypervolume
 from optimizer.space import SearchSpace
 from scripts.bench.zoo_job import SKILLS
-from scripts.bench.zoo_pool import RememberingPool
 from scripts.bench.zoo_runs import REFERENCE_SHARE, returned_front
 from scripts.papers.bench import Bench, Lab
 from scripts.papers.rivals_schedules import (
@@ -36,10 +31,10 @@ from scripts.papers.rivals_schedules import (
     sample_items,
     scorer,
 )
+from scripts.papers.searching import search
 from scripts.papers.study import Claim, Record, Study, Table, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
 from workers.mask import keep_mask
-from workers.outcome import EvaluationRequest
 
 EVALUATIONS, FAST_EVALUATIONS = 100, 25
 OURS = "mergefront"
@@ -54,25 +49,12 @@ _DROPPED = 0.5
 _FAST_FRONT = 4
 
 
-class _ChosenError(Exception):
-    """The search has chosen; what follows scores what the study scores itself."""
-
-
-class _UntilChosen(RememberingPool):
-    """Ends a search once it has chosen: baselines' report scores would cost more than it did."""
-
-    def submit(self, request: EvaluationRequest) -> None:
-        if request.key.split == "report":
-            raise _ChosenError
-        super().submit(request)
-
-
 def measure(bench: Bench) -> list[Record]:
     """Search with every tool, and score on report items what each would hand over."""
     evaluations = FAST_EVALUATIONS if bench.fast else EVALUATIONS
-    with bench.lab(SKILL_SPECIALISTS) as lab:
+    with bench.lab(SKILL_SPECIALISTS, budget={"evaluations": evaluations}) as lab:
         judge = _Judge(lab, FRONT_SIZE if not bench.fast else _FAST_FRONT)
-        records = list(_ours(bench, lab, judge, evaluations))
+        records = list(_ours(lab, judge))
         for run in _rivals(bench, lab, evaluations):
             found = run.found
             records += judge.records(run.name, found, run.score)
@@ -177,31 +159,22 @@ def _rivals(bench: Bench, lab: Lab, evaluations: int) -> Iterator[_Run]:
         yield _Run(name, found, score, items)
 
 
-def _ours(bench: Bench, lab: Lab, judge: _Judge, evaluations: int) -> Iterator[Record]:
+def _ours(lab: Lab, judge: _Judge) -> Iterator[Record]:
     """Search with the defaults of a job; yields what it chose, and the best of its baselines."""
     paid, score = lab.paid["generate"].items, scorer(lab, lab.manifest.items("search"))
-    with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
-        path = Path(scratch) / "archive.sqlite"
-        job = bench.job(SKILL_SPECIALISTS, budget={"evaluations": evaluations}, archive=str(path))
-        archive = Archive.create(
-            path, job=job, job_path=None, sources=lab.sources, manifest=lab.manifest
-        )
-        with archive, _UntilChosen(lab) as pool:
-            with suppress(_ChosenError):
-                run_search(archive, pool, lab.space)
-            told, choice = archive.observations(), archive.choice() or 0
-            select = archive.scores("select")[choice]
+    found = search(lab)
     paid = lab.paid["generate"].items - paid
-    tried = {seen.candidate.index: _tried(seen) for seen in told if seen.is_complete}
-    yield from judge.records(OURS, Found(list(tried.values()), [tried[choice]]), score)
-    believed = [one.recipe for one in returned_front(job, lab.space, told)]
+    tried = {seen.candidate.index: _tried(seen) for seen in found.told if seen.is_complete}
+    own = Tried(found.chosen, score(found.chosen))
+    yield from judge.records(OURS, Found(list(tried.values()), [own]), score)
+    believed = [one.recipe for one in returned_front(lab.jobs["generate"], lab.space, found.told)]
     yield _record(OURS, "hypervolume, own rule", judge.volume(believed))
-    chosen_for = float(np.mean([one.value for one in select.values()]))
+    chosen_for = lab.mean(found.chosen, "select")
     left = judge.harder(scorer(lab, lab.manifest.items("select")))
-    report = judge.report(tried[choice].recipe)
+    report = judge.report(found.chosen)
     yield _record(OURS, "luck on select items", chosen_for - report - left)
-    yield from _costs(OURS, evaluations=len(told), items=paid)
-    fixed = [tried[seen.candidate.index] for seen in told if seen.candidate.is_baseline]
+    yield from _costs(OURS, evaluations=len(found.told), items=paid)
+    fixed = [tried[seen.candidate.index] for seen in found.told if seen.candidate.is_baseline]
     best = max(fixed, key=lambda one: float(one.scores.mean()))
     yield from judge.records(BASELINE, Found(fixed, [best]), score)
 

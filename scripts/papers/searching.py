@@ -1,10 +1,10 @@
 """One search of a lab's pool by the project's own driver, as the command line would run it."""
 
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
@@ -22,11 +22,24 @@ class Searched:
 
     Attributes:
         told: What the strategy was told, baselines included, in that order.
-        chosen: What the search chose on select items; None where it was ended before.
+        choice: Index of the candidate that was chosen on select items; None where the search was
+            ended before.
     """
 
     told: list[Observation]
-    chosen: MergeRecipe | None
+    choice: int | None
+
+    @property
+    def chosen(self) -> MergeRecipe:
+        """The merge that was chosen.
+
+        Raises:
+            ValueError: The search was ended before.
+        """
+        for seen in self.told:
+            if seen.candidate.index == self.choice:
+                return seen.candidate.recipe
+        raise ValueError("nothing was chosen; search until `report`")
 
 
 class _EndedError(Exception):
@@ -36,7 +49,7 @@ class _EndedError(Exception):
 class _Until(RememberingPool):
     """Ends a search when it asks for items of a split."""
 
-    def __init__(self, lab: Lab, split: SplitName | None) -> None:
+    def __init__(self, lab: Lab, split: SplitName) -> None:
         super().__init__(lab)
         self._split = split
 
@@ -46,19 +59,13 @@ class _Until(RememberingPool):
         super().submit(request)
 
 
-def search(
-    lab: Lab,
-    *,
-    until: SplitName | None = "report",
-    read: Callable[[Archive], None] = lambda _: None,
-) -> Searched:
+def search(lab: Lab, *, until: Literal["select", "report"] = "report") -> Searched:
     """Search a lab's pool by its own job, from the first baseline on.
 
     Args:
         lab: Its job says strategy, budget and seed; its archive is a temporary one.
         until: The split at which to end: ``select`` is before anything is chosen, ``report``
-            before the choice and the baselines are scored once more, None is never.
-        read: Called with the archive when the search is over.
+            before the choice and the baselines are scored on what a study scores itself.
     """
     job = lab.jobs["generate"]
     with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
@@ -73,7 +80,4 @@ def search(
         with archive, _Until(lab, until) as pool:
             with suppress(_EndedError):
                 run_search(archive, pool, lab.space)
-            read(archive)
-            choice = archive.choice()
-            chosen = None if choice is None else archive.candidate(choice).recipe
-            return Searched(archive.observations(), chosen)
+            return Searched(archive.observations(), archive.choice())

@@ -34,7 +34,7 @@ class Claim:
         margin: What it must exceed for the claim to hold.
         fast: What it must exceed in a ``--fast`` run of the first seed; None where so few items
             cannot show it. Chosen from five seeds, with room.
-        full_only: Whether it is about something that ``--fast`` does not measure.
+        full_only: Whether it is about a width or a part that ``--fast`` does not measure.
     """
 
     key: str

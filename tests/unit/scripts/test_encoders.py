@@ -16,7 +16,6 @@ from configs.evaluation import SplitSizes
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers import encoders
 from scripts.papers.bench import Bench
-from scripts.papers.encoders_merges import masks, single_lab
 from scripts.papers.encoders_scorers import accuracy, embed, ndcg, spearman
 from scripts.papers.encoders_texts import (
     TASKS,
@@ -201,16 +200,6 @@ def test_training_gives_the_same_encoders_again(made: Path, tmp_path: Path) -> N
         load_file(made / "joint" / "model.safetensors")["embeddings.word_embeddings.weight"],
         load_file(made / "joint_half" / "model.safetensors")["embeddings.word_embeddings.weight"],
     )
-
-
-@pytest.mark.slow
-def test_only_random_drops_have_masks(bench: Bench, made: Path) -> None:
-    with single_lab(bench, made, TINY, "steps") as lab:
-        dropped = lab.recipe({"steps": 1.0}, method="dare_linear", drop_ratio=0.5)
-        assert [one.mask_seed for one in masks(dropped, 3)] == [0, 1, 2]
-        assert len(list(masks(lab.recipe({"steps": 1.0}), 3))) == 1
-        trimmed = lab.recipe({"steps": 1.0}, method="ties", drop_ratio=0.5)
-        assert len(list(masks(trimmed, 3))) == 1
 
 
 @pytest.mark.slow

@@ -160,5 +160,5 @@ def test_the_study_on_a_tiny_base(zoo: Path, tmp_path: Path, monkeypatch):
     assert set(table["how"]) == {lora.BASE, lora.MEAN, lora.SINGLE, lora.COMPOSED}
     assert set(table["task"]) == set(UNSEEN.values())
     assert table["score"].between(0, 1).all()
-    judged = judge_all([LORA], {"lora": table.assign(width=128, seed=0)})
+    judged = judge_all([LORA], {"lora": table.assign(width=128, seed=0)}, fast=True)
     assert set(judged) == {"composed_beats_base", "composed_beats_mean", "composed_beats_single"}

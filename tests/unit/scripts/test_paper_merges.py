@@ -1,6 +1,5 @@
 """The studies of merges and fronts: methods by hand, choices on remembered scores, claims."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,8 +45,6 @@ from scripts.papers.merges import (
 )
 from scripts.papers.page import judge_all, page
 from scripts.papers.study import Record
-from scripts.zoo.items import held_out_items
-from tests.conftest import TinyPool
 from tests.unit.workers.merge_cases import merge, terms
 from workers.mask import keep_mask
 
@@ -160,20 +157,6 @@ def test_gain_of_interpolation_by_hand() -> None:
     assert interpolation_gain(weights, scores) == pytest.approx((-0.1 + 0.4 + 0.0 - 0.2) / 4)
     with pytest.raises(ValueError, match="every vertex"):
         interpolation_gain(weights[1:], scores[1:])
-
-
-@pytest.fixture(scope="module")
-def zoo(tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pool as a zoo; the items are real."""
-    root = tmp_path_factory.mktemp("zoos") / "zoo"
-    root.mkdir()
-    for name, path in {"base": tiny_pool.base, **tiny_pool.checkpoints}.items():
-        (root / name).symlink_to(path)
-    (root / "items").mkdir()
-    for skill in SKILLS:
-        rows = [json.dumps(item.row()) for item in held_out_items(skill, count=12, seed=0)]
-        (root / "items" / f"zoo_{skill}.jsonl").write_text("\n".join(rows) + "\n")
-    return root
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from pandas import DataFrame
 from safetensors.torch import load_file, save_file
 
-from scripts.papers.bench import Bench
+from configs.evaluation import SplitSizes
+from scripts.bench.zoo_store import ScoreStore
+from scripts.papers.bench import Bench, Lab
 from scripts.papers.dare import delta_range, write_zeros
 from scripts.papers.figures import draw
 from scripts.papers.page import judge_all, page, table_lines
@@ -162,15 +165,19 @@ def test_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert "![A trivial study](papers/x.svg)" in text
 
 
-def test_claims_about_widths_that_were_not_measured_are_left_out() -> None:
+def test_only_a_fast_run_may_leave_claims_out() -> None:
     wide = Claim(
         key="wide",
         text="",
         measured="",
         value=lambda records: mean_of(records, width=256),
+        full_only=True,
     )
     study = trivial_study(claims=(CLAIM, wide), widths=(128, 256))
-    assert set(judge_all((study,), {"trivial": frame(2.0, 2.1)})) == {"larger"}
+    records = {"trivial": frame(2.0, 2.1)}
+    assert set(judge_all((study,), records, fast=True)) == {"larger"}
+    with pytest.raises(ValueError, match="claim `wide` has no value"):
+        judge_all((study,), records)
 
 
 def test_figure_is_the_same_file_for_the_same_records(tmp_path: Path) -> None:
@@ -202,3 +209,47 @@ def test_model_of_zeros_keeps_everything_but_weights(tmp_path: Path) -> None:
     write_zeros(tmp_path / "base", out)
     assert load_file(out / "model.safetensors")["w"].tolist() == [0.0, 0.0]
     assert (out / "config.json").read_bytes() == (tmp_path / "base" / "config.json").read_bytes()
+
+
+@pytest.fixture
+def lab(zoo: Path, tmp_path: Path) -> Iterator[Lab]:
+    splits = SplitSizes(search=2, select=2, report=2)
+    with ScoreStore(tmp_path / "scores.sqlite") as store:
+        bench = Bench(tmp_path, zoo, 128, 0, True, store, splits)
+        with bench.lab(("math",), skills=("math",)) as lab:
+            yield lab
+
+
+@pytest.mark.parametrize(
+    ("method", "drop_ratio", "scored"),
+    [
+        ("dare_linear", 0.5, 3),
+        ("della_linear", 0.5, 3),
+        ("ties", 0.5, 1),
+        ("dare_linear", 0.0, 1),
+    ],
+)
+def test_report_takes_masks_only_where_they_are_random(
+    lab: Lab, method: str, drop_ratio: float, scored: int
+) -> None:
+    recipe = lab.recipe({"math": 1.0}, method=method, drop_ratio=drop_ratio)
+    lab.report(recipe, masks=3)
+    assert lab.scored_items == scored * 2
+
+
+def test_dropping_without_rescaling_keeps_the_size_of_what_is_kept(lab: Lab) -> None:
+    (weight,) = lab.dropped("math", 0.75, rescale=False).weights[0]
+    # The method divides by 1 - p.
+    assert weight / (1 - 0.75) == 1.0
+    assert lab.dropped("math", 0.75).weights[0] == (1.0,)
+
+
+def test_best_is_by_search_items(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = lab.recipe({"math": 1.0}), lab.recipe({"math": 0.5})
+    means = {(good.recipe_id, "search"): 0.9, (bad.recipe_id, "search"): 0.1}
+    monkeypatch.setattr(
+        Lab,
+        "mean_scores",
+        lambda _, one, split="report": {"t": means.get((one.recipe_id, split), 0.5)},
+    )
+    assert lab.best([bad, good]) == good

@@ -8,7 +8,7 @@ import torch
 from pandas import DataFrame
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from scripts.papers.recycling import CMA, RECYCLING, SURROGATE, WITHOUT_BAD, write_copies
+from scripts.papers.recycling import CMA, RECYCLING, SURROGATE, WITHOUT_BAD
 from scripts.papers.recycling_pool import POOL, members_of
 from scripts.papers.recycling_preferences import (
     dpo_loss,
@@ -17,6 +17,7 @@ from scripts.papers.recycling_preferences import (
     optimize_preferences,
     wrong_completion,
 )
+from scripts.papers.recycling_soups import write_copies
 from scripts.papers.study import Record
 from scripts.papers.tasks.copying import copy_results
 from scripts.zoo.item import SKILLS, Skill, make_rng

@@ -166,7 +166,9 @@ def test_every_tool_is_measured(zoo: Path, tmp_path: Path, monkeypatch):
     assert table["value"].dropna().between(-1.0, 1.0).all()
     assert 0.0 < table["gap"].max() < 0.2
     judged = judge_all(
-        [RIVALS], {"rivals": DataFrame([{"width": 128, "seed": 0, **one} for one in records])}
+        [RIVALS],
+        {"rivals": DataFrame([{"width": 128, "seed": 0, **one} for one in records])},
+        fast=True,
     )
     assert "search_beats_mergekit_evolve" in judged
     assert "normalize_helps" not in judged
