@@ -134,13 +134,13 @@ where masks are random. The share of the gain that is kept is (score - base) / (
         Claim(
             key="dare_p90_keeps",
             text="""Dropping 90 % of the deltas of a fine-tuned checkpoint at random, with
-            rescaling, hardly changes its scores (section 4.2).""",
+            rescaling, hardly changes its scores (abstract).""",
             measured="share of the gain kept at p = 0.9, rescaled, minus 0.9",
             value=lambda r: kept(_narrow(r), how="rescaled", p=0.9) - 0.9,
         ),
         Claim(
             key="rescaling_needed",
-            text="Without rescaling the same drops cost far more (section 4.4).",
+            text="Without rescaling the same drops cost far more (the paper's ablation).",
             measured="score at p = 0.9, rescaled minus not rescaled",
             value=lambda r: _difference(_narrow(r), 0.9, "rescaled", "not rescaled"),
             fast=0.0,
@@ -148,13 +148,13 @@ where masks are random. The share of the gain that is kept is (score - base) / (
         Claim(
             key="random_beats_magnitude",
             text="""At high p, dropping the smallest magnitudes is worse than dropping at random and
-            rescaling (section 4.5).""",
+            rescaling (the paper's comparison).""",
             measured="score at p = 0.9, random and rescaled minus by magnitude",
             value=lambda r: _difference(_narrow(r), 0.9, "rescaled", "by magnitude"),
         ),
         Claim(
             key="weights_collapse",
-            text="Dropping tuned weights instead of deltas destroys the model (section 4.6).",
+            text="Dropping tuned weights instead of deltas destroys the model (abstract of version 1).",
             measured="score at p = 0.5, deltas dropped minus weights dropped, both rescaled",
             value=lambda r: _difference(_narrow(r), 0.5, "rescaled", "weights dropped"),
             fast=0.1,
@@ -162,7 +162,7 @@ where masks are random. The share of the gain that is kept is (score - base) / (
         Claim(
             key="long_deltas_break",
             text="""Long deltas, those of continued pre-training, cannot be dropped like that
-            (section 4.6).""",
+            (the paper's limits of DARE).""",
             measured="""share of the gain kept at p = 0.9, math specialist minus the checkpoint that
             was pre-trained further""",
             value=lambda r: (
@@ -174,7 +174,7 @@ where masks are random. The share of the gain that is kept is (score - base) / (
         Claim(
             key="wider_tolerates_more",
             full_only=True,
-            text="Larger models tolerate larger drop ratios (section 4.2).",
+            text="Larger models tolerate larger drop ratios (abstract of version 1).",
             measured="share of the gain kept at p = 0.99, rescaled, width 256 minus width 128",
             value=lambda r: (
                 kept(_specialists(_of_width(r, WIDE)), how="rescaled", p=0.99)
