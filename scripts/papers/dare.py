@@ -154,7 +154,8 @@ where masks are random. The share of the gain that is kept is (score - base) / (
         ),
         Claim(
             key="weights_collapse",
-            text="Dropping tuned weights instead of deltas destroys the model (abstract of version 1).",
+            text="""Dropping tuned weights instead of deltas destroys the model (abstract of
+            version 1).""",
             measured="score at p = 0.5, deltas dropped minus weights dropped, both rescaled",
             value=lambda r: _difference(_narrow(r), 0.5, "rescaled", "weights dropped"),
             fast=0.1,

@@ -259,19 +259,19 @@ one mask.""",
     claims=(
         Claim(
             key="dare_helps_average",
-            text="DARE is a plug-in that helps when models are averaged (section 4.3).",
+            text="DARE is a plug-in that helps when models are averaged (abstract).",
             measured="mean score of averages with DARE minus without",
             value=_difference(AVERAGE + WITH_DARE, AVERAGE),
         ),
         Claim(
             key="dare_helps_task_arithmetic",
-            text="DARE is a plug-in that helps task arithmetic (section 4.3).",
+            text="DARE is a plug-in that helps task arithmetic (abstract).",
             measured="mean score of task arithmetic with DARE minus without, at the same scale",
             value=_difference(TASK + WITH_DARE, TASK),
         ),
         Claim(
             key="dare_helps_ties",
-            text="DARE is a plug-in that helps TIES (section 4.3).",
+            text="DARE is a plug-in that helps TIES (abstract).",
             measured="mean score of TIES with DARE in the place of trimming minus TIES",
             value=_difference(TIES + WITH_DARE, TIES),
         ),
