@@ -3,7 +3,10 @@
     python scripts/reproduce.py            # all studies, five seeds: hours
     python scripts/reproduce.py --fast     # one seed, few items: minutes
 
-Everything is kept under --runs, so a run that was stopped goes on where it stood.
+Everything is kept under --runs, so a run that was stopped goes on where it stood. The page is
+written with the records that it was computed from; the same page comes from them in a moment:
+
+    python scripts/reproduce.py --records scripts/bench/results/papers.jsonl --out /tmp/page
 """
 
 from __future__ import annotations
@@ -36,12 +39,21 @@ if str(ROOT) not in sys.path:
 
 from scripts.papers.figures import draw  # noqa: E402 - the path comes first
 from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
-from scripts.papers.runner import Cell, Settings, cells_of, make_zoos, measure_all  # noqa: E402 - the path comes first
+from scripts.papers.runner import (  # noqa: E402 - the path comes first
+    Cell,
+    Settings,
+    cells_of,
+    make_zoos,
+    measure_all,
+    read_records,
+    write_records,
+)
 from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
 from scripts.papers.study import Judged  # noqa: E402 - the path comes first
-from scripts.papers.zoos import SEEDS  # noqa: E402 - the path comes first
+from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS  # noqa: E402 - the path comes first
 
 RESULTS = ROOT / "scripts" / "bench" / "results"
+RECORDS = "papers.jsonl"
 
 
 def main(
@@ -50,12 +62,29 @@ def main(
     study: Annotated[
         list[str] | None, typer.Option(help=f"Only this one: {', '.join(STUDIES)}. Repeatable.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N - 1.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=len(SEEDS),
+            help=f"How many of the seeds {', '.join(map(str, SEEDS))}; --fast without it takes "
+            f"{DEVELOPMENT_SEED}.",
+        ),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where zoos and scores are kept.")] = Path(
         "runs/papers"
     ),
     out: Annotated[
         Path | None, typer.Option(help="Directory of the page; --fast writes none without it.")
+    ] = None,
+    records_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--records",
+            exists=True,
+            dir_okay=False,
+            help=f"{RECORDS} of a run: what it holds is not measured again.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
@@ -65,11 +94,12 @@ def main(
             f"`{unknown[0]}` is no study; there are {', '.join(STUDIES)}", param_hint="--study"
         )
     chosen = tuple(STUDIES[name] for name in dict.fromkeys(study or STUDIES))
-    count = seeds or (1 if fast else len(SEEDS))
-    settings = Settings(root=runs.resolve(), studies=chosen, seeds=tuple(range(count)), fast=fast)
+    which = (DEVELOPMENT_SEED,) if fast and seeds is None else SEEDS[:seeds]
+    settings = Settings(root=runs.resolve(), studies=chosen, seeds=which, fast=fast)
+    if records_file is not None:
+        read_records(settings, records_file)
     console = Console(stderr=True)
     with _progress(console) as progress:
-        _make_zoos(progress, settings)
         records = _measure(progress, settings)
     if as_json:
         _print_json(judge_all(chosen, records, fast=fast))
@@ -91,6 +121,7 @@ def main(
             for figure in one.figures:
                 draw(figure, records[one.name], where / FIGURES / f"{figure.name}.svg")
         (where / PAGE).write_text(text, encoding="utf-8")
+        write_records(settings, where / RECORDS)
         console.print(f"{where / PAGE}", markup=False)
     elif not as_json:
         print(text)
@@ -120,21 +151,16 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _make_zoos(progress: Progress, settings: Settings) -> None:
-    bars: dict[str, TaskID] = {}
-
-    def on_step(name: str, step: int) -> None:
-        if name not in bars:
-            bars[name] = progress.add_task(f"training {name}", total=None)
-        progress.update(bars[name], completed=step)
-
-    make_zoos(settings, on_step)
-    for bar in bars.values():
-        progress.remove_task(bar)
-
-
 def _measure(progress: Progress, settings: Settings) -> dict[str, DataFrame]:
     bar = progress.add_task("measuring", total=len(cells_of(settings)))
+    trainings: dict[str, TaskID] = {}
+
+    def on_step(name: str, step: int) -> None:
+        if name not in trainings:
+            for done in trainings.values():
+                progress.update(done, visible=False)
+            trainings[name] = progress.add_task(f"training {name}", total=None)
+        progress.update(trainings[name], completed=step)
 
     def on_cell(cell: Cell, seconds: float) -> None:
         progress.advance(bar)
@@ -143,13 +169,15 @@ def _measure(progress: Progress, settings: Settings) -> dict[str, DataFrame]:
                 f"{cell.study}, width {cell.width}, seed {cell.seed}: {seconds:.0f} s", markup=False
             )
 
-    return measure_all(settings, on_cell)
+    return measure_all(settings, on_cell, lambda cells: make_zoos(settings, cells, on_step))
 
 
 def _command(settings: Settings, study: list[str] | None) -> str:
     parts = ["python scripts/reproduce.py", *(["--fast"] if settings.fast else [])]
     parts += [f"--study {name}" for name in study or ()]
-    return " ".join([*parts, f"--seeds {len(settings.seeds)}"])
+    if len(settings.seeds) < len(SEEDS) and settings.seeds != (DEVELOPMENT_SEED,):
+        parts.append(f"--seeds {len(settings.seeds)}")
+    return " ".join(parts)
 
 
 def _machine() -> str:

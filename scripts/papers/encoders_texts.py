@@ -55,11 +55,7 @@ class Story:
 
 def draw_story(rng: random.Random) -> Story:
     """Draw one story; its length says nothing of the number of its changes."""
-    return _drawn(rng, tuple(_draw_change(rng) for _ in range(rng.randint(1, MAX_CHANGES))))
-
-
-def _drawn(rng: random.Random, changes: tuple[tuple[int, int], ...]) -> Story:
-    """Draw everything but the changes."""
+    changes = tuple(_draw_change(rng) for _ in range(rng.randint(1, MAX_CHANGES)))
     seen = tuple(
         (rng.randint(0, len(changes)), f"{rng.choice(_COLOURS)} {rng.choice(_SEEN)}")
         for _ in range(rng.randint(0, _MAX_SEEN))
@@ -81,21 +77,22 @@ def _steps(rng: random.Random) -> Item:
     return {"text": story.text, "label": len(story.changes) - 1}
 
 
-def _order(rng: random.Random) -> Item:
-    gain, loss = rng.randrange(len(GAINS)), len(GAINS) + rng.randrange(len(LOSSES))
+def _sight(rng: random.Random) -> Item:
     is_first = rng.random() < 0.5
-    verbs = (gain, loss) if is_first else (loss, gain)
-    changes = tuple((verb, rng.randint(2, MAX_CHANGE)) for verb in verbs)
-    return {"text": _drawn(rng, changes).text, "label": int(is_first)}
+    while True:
+        story = draw_story(rng)
+        # Something is seen in all of them, so that only its place tells.
+        if story.seen and is_first == any(after == 0 for after, _ in story.seen):
+            return {"text": story.text, "label": int(is_first)}
 
 
 TASKS: Mapping[str, tuple[Callable[[random.Random], Item], int]] = {
     "operation": (_operation, 2),
     "steps": (_steps, MAX_CHANGES),
-    "order": (_order, 2),
+    "sight": (_sight, 2),
 }
 """Task -> what draws an item, and the number of labels: whether the last change is a gain, how many
-changes there are, whether of a gain and a loss the gain comes first."""
+changes there are, whether anything is seen before the first of them."""
 
 
 def classification_item(task: str, rng: random.Random) -> Item:

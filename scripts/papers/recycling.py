@@ -191,20 +191,21 @@ RECYCLING = Study(
     ),
     how="""
 Twelve checkpoints of one base (four, trained for a quarter of the steps, with --fast): eight
-fine-tuned on mixes of the three skills, with other learning rates and numbers of steps, and
-four that preference optimization (DPO, beta 0.1, on right and wrong completions) made of them.
-Some are bad by design: trained too fast, or on one skill with hardly any replay. Weights of a
+fine-tuned on mixes of the three skills, with other learning rates and numbers of steps, and four
+that preference optimization (DPO, beta 0.1, on right and wrong completions) made of them. Some are
+bad by design: trained too fast, or on one skill with hardly any replay. The pool was settled on a
+zoo of seed 0, where a first version of sft_code was nearly the best at everything. Weights of a
 linear soup, theta = sum w_i theta_i on the simplex, are searched to maximize the mean over two
-tasks (code, math) or all three, by CMA-ES on that number (scalar_cma) and by the project's
-default strategy (surrogate_cma, with all of its preference on that number), at equal
-evaluations; checkpoints alone, the uniform soup and the steps of the greedy soup count among
-them. Of the 8 most promising merges that a search proposed (4 with --fast), baselines not among
-them, the best on select items is taken; the best single checkpoint and the one scale of task
-arithmetic are the best on search items. Shown are report items; copying (lines of 6 to 14
-words; training had 3 to 12) is searched by none, nor is instruct by those of two tasks. The
-worst are the three (one with --fast) with the lowest mean on search items: what the chosen
-merge loses without each, the other weights scaled up, and what a search without all of them
-finds. Unlike the paper's, our weights are projected onto the simplex, and can be exactly zero.""",
+tasks (code, math) or all three, by CMA-ES on that number (scalar_cma) and by the project's default
+strategy (surrogate_cma, with all of its preference on that number), at equal evaluations;
+checkpoints alone, the uniform soup and the steps of the greedy soup count among them. Of the 8 most
+promising merges that a search proposed (4 with --fast), baselines not among them, the best on
+select items is taken; the best single checkpoint and the one scale of task arithmetic are the best
+on search items. Shown are report items; copying (lines of 6 to 14 words; training had 3 to 12) is
+searched by none, nor is instruct by those of two tasks. The worst are the three (one with --fast)
+with the lowest mean on search items: what the chosen merge loses without each, the other weights
+scaled up, and what a search without all of them finds. Unlike the paper's, our weights are
+projected onto the simplex, and can be exactly zero.""",
     measure=measure,
     checkpoints=(),
     claims=(

@@ -66,7 +66,7 @@ def _dpo(
 
 POOL = (
     _sft("sft_math", 200, 5e-4, {"math": 0.8, "code": 0.1, "instruct": 0.1}),
-    _sft("sft_code", 200, 5e-4, {"math": 0.1, "code": 0.8, "instruct": 0.1}),
+    _sft("sft_code", 200, 1e-3, {"code": 1.0}, replay=0.02),
     _sft("sft_instruct", 200, 5e-4, {"math": 0.1, "code": 0.1, "instruct": 0.8}),
     _sft("sft_even", 150, 2e-4, {"math": 0.3, "code": 0.4, "instruct": 0.3}),
     _sft("sft_short", 100, 1e-3, {"code": 0.5, "instruct": 0.5}),

@@ -1,10 +1,11 @@
 """Run studies: make the zoos, measure what was not measured yet, and collect the records.
 
 A cell is one study on one zoo. Cells run side by side, one thread each, and their records are
-files: a run that was interrupted goes on where it stood, and a study whose code has changed is
-measured again, from scores that are remembered by recipe and item.
+files: a run that was interrupted goes on where it stood, and a study that measures otherwise than
+before is measured again, from scores that are remembered by recipe and item.
 """
 
+import ast
 import hashlib
 import json
 import multiprocessing
@@ -60,19 +61,19 @@ def cells_of(settings: Settings) -> list[Cell]:
     ]
 
 
-def zoos_of(settings: Settings) -> dict[tuple[int, int], tuple[str, ...]]:
-    """Return (width, seed) -> names of the tuned checkpoints that any study wants of that zoo."""
+def zoos_of(settings: Settings, cells: Sequence[Cell]) -> dict[tuple[int, int], tuple[str, ...]]:
+    """Return (width, seed) -> names of the tuned checkpoints that any of some cells wants."""
     known = {study.name: study for study in settings.studies}
     wanted: dict[tuple[int, int], dict[str, None]] = {}
-    for cell in cells_of(settings):
+    for cell in cells:
         names = wanted.setdefault((cell.width, cell.seed), {})
         names |= dict.fromkeys(known[cell.study].checkpoints)
     return {zoo: tuple(names) for zoo, names in wanted.items()}
 
 
-def make_zoos(settings: Settings, on_step: OnStep) -> None:
-    """Train what is missing of all zoos."""
-    for (width, seed), names in zoos_of(settings).items():
+def make_zoos(settings: Settings, cells: Sequence[Cell], on_step: OnStep) -> None:
+    """Train what is missing of the zoos of some cells."""
+    for (width, seed), names in zoos_of(settings, cells).items():
 
         def on_own_step(name: str, step: int, zoo: str = f"{width}/{seed}") -> None:
             on_step(f"{zoo} {name}", step)
@@ -80,8 +81,16 @@ def make_zoos(settings: Settings, on_step: OnStep) -> None:
         make_zoo(settings.root, width=width, seed=seed, names=names, on_step=on_own_step)
 
 
-def measure_all(settings: Settings, on_cell: OnCell) -> dict[str, DataFrame]:
-    """Measure every cell that is missing; returns study -> records of all its cells.
+def measure_all(
+    settings: Settings, on_cell: OnCell, prepare: Callable[[Sequence[Cell]], None]
+) -> dict[str, DataFrame]:
+    """Measure every cell that is missing, seed by seed; returns study -> records of all its cells.
+
+    Args:
+        settings: What to run.
+        on_cell: Told of every cell that is there.
+        prepare: Called with the cells of a seed that are missing, before they are measured: it
+            trains their zoos.
 
     Raises:
         Exception: Whatever a cell raised, after the others that were running are done and kept.
@@ -91,11 +100,14 @@ def measure_all(settings: Settings, on_cell: OnCell) -> dict[str, DataFrame]:
     for cell, records in kept.items():
         if records is not None:
             on_cell(cell, 0.0)
-    left = [cell for cell, records in kept.items() if records is None]
-    for cell, records, seconds in _measured(settings, left):
-        kept[cell] = records
-        _keep(settings, known[cell.study], cell, records)
-        on_cell(cell, seconds)
+    for seed in settings.seeds:
+        left = [cell for cell, records in kept.items() if records is None and cell.seed == seed]
+        if left:
+            prepare(left)
+        for cell, records, seconds in _measured(settings, left):
+            kept[cell] = records
+            _keep(settings, known[cell.study], cell, records)
+            on_cell(cell, seconds)
     return {
         name: DataFrame(
             [
@@ -163,12 +175,31 @@ def _path(settings: Settings, study: Study, cell: Cell) -> Path:
     # A study's own parts stand beside it: `name.py`, `name_training.py`.
     helpers = sorted(module.parent.glob(f"{module.stem}_*.py"))
     files = [module, *helpers, Path(__file__).with_name("bench.py")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    digest = hashlib.sha256("".join(map(measuring_code, files)).encode())
     recipe = zoo_recipe(cell.width, study.checkpoints)
     digest.update("".join(recipe.digest(one) for one in recipe.checkpoints).encode())
     kind = "fast" if settings.fast else "full"
     name = f"{cell.study}-{cell.width}-{cell.seed}-{kind}-{digest.hexdigest()[:8]}.json"
     return settings.root / "cells" / name
+
+
+def measuring_code(file: Path) -> str:
+    """Return a module without comments, docstrings, and what its study says of the records."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not _is_study(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(None)
+    return ast.unparse(tree)
+
+
+def _is_study(node: ast.stmt) -> bool:
+    value = node.value if isinstance(node, ast.Assign) else None
+    return (
+        isinstance(value, ast.Call)
+        and isinstance(value.func, ast.Name)
+        and value.func.id == Study.__name__
+    )
 
 
 def _recall(settings: Settings, study: Study, cell: Cell) -> list[Record] | None:
@@ -186,3 +217,28 @@ def _keep(settings: Settings, study: Study, cell: Cell, records: list[Record]) -
     content = {"machine": platform.machine(), "records": records}
     partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     partial.replace(path)
+
+
+def write_records(settings: Settings, file: Path) -> None:
+    """Write the cells of a run that was measured whole to one file, a line each."""
+    known = {study.name: study for study in settings.studies}
+    paths = [_path(settings, known[cell.study], cell) for cell in cells_of(settings)]
+    lines = [
+        json.dumps({"cell": path.stem, **json.loads(path.read_text(encoding="utf-8"))})
+        for path in paths
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_records(settings: Settings, file: Path) -> None:
+    """Take cells from a file that :func:`write_records` wrote, where there are none yet.
+
+    Those that were measured otherwise than they would be now stay unused.
+    """
+    folder = settings.root / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    for line in file.read_text(encoding="utf-8").splitlines():
+        content = json.loads(line)
+        path = folder / f"{content.pop('cell')}.json"
+        if not path.exists():
+            path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,16 @@ from scripts.papers.bench import Bench, Lab
 from scripts.papers.dare import delta_range, write_zeros
 from scripts.papers.figures import draw
 from scripts.papers.page import judge_all, page, table_lines
-from scripts.papers.runner import Cell, Settings, cells_of, measure_all, zoos_of
+from scripts.papers.runner import (
+    Cell,
+    Settings,
+    cells_of,
+    measure_all,
+    measuring_code,
+    read_records,
+    write_records,
+    zoos_of,
+)
 from scripts.papers.study import Claim, Figure, Judged, Record, Study, Table, judge, mean_of
 from scripts.papers.zoos import zoo_recipe
 from scripts.zoo.recipe import Recipe
@@ -90,6 +99,10 @@ def measure_trivially(bench: Bench) -> list[Record]:
     return [{"how": "as it is", "p": 0.5, "score": 2.0 + bench.seed}]
 
 
+def ignore(*_: object) -> None:
+    """Train no zoo, tell nobody."""
+
+
 def trivial_study(name: str = "trivial", **changes: object) -> Study:
     settings: dict[str, object] = {
         "name": name,
@@ -110,8 +123,16 @@ def test_cells_are_measured_once_and_come_out_again(tmp_path: Path) -> None:
         root=tmp_path, studies=(trivial_study(),), seeds=(0, 1), fast=False, processes=1
     )
     told: list[tuple[Cell, float]] = []
-    first = measure_all(settings, lambda cell, seconds: told.append((cell, seconds)))
-    again = measure_all(settings, lambda cell, seconds: told.append((cell, seconds)))
+    prepared: list[Sequence[Cell]] = []
+
+    def measure() -> dict[str, DataFrame]:
+        return measure_all(
+            settings, lambda cell, seconds: told.append((cell, seconds)), prepared.append
+        )
+
+    first, again = measure(), measure()
+    # One seed after the other, and nothing for what is there.
+    assert [[cell.seed for cell in cells] for cells in prepared] == [[0], [1]]
     assert first["trivial"].equals(again["trivial"])
     assert sorted(first["trivial"]["score"]) == [2.0, 3.0]
     assert (tmp_path / "calls").read_text().splitlines() == ["128 0 False", "128 1 False"]
@@ -124,8 +145,53 @@ def test_fast_records_are_others_than_full_ones(tmp_path: Path) -> None:
         settings = Settings(
             root=tmp_path, studies=(trivial_study(),), seeds=(0,), fast=fast, processes=1
         )
-        measure_all(settings, lambda *_: None)
+        measure_all(settings, ignore, ignore)
     assert (tmp_path / "calls").read_text().splitlines() == ["128 0 True", "128 0 False"]
+
+
+@pytest.mark.slow
+def test_records_of_one_run_spare_another_the_measuring(tmp_path: Path) -> None:
+    first, second = (
+        Settings(
+            root=tmp_path / name, studies=(trivial_study(),), seeds=(0, 1), fast=False, processes=1
+        )
+        for name in ("first", "second")
+    )
+    first.root.mkdir()
+    found = measure_all(first, ignore, ignore)
+    write_records(first, tmp_path / "papers.jsonl")
+    read_records(second, tmp_path / "papers.jsonl")
+    assert measure_all(second, ignore, ignore)["trivial"].equals(found["trivial"])
+    assert not (second.root / "calls").exists()
+
+
+CODE = '''
+"""Of a module."""
+X = 1
+def measure(bench):
+    """Of a function."""
+    return [X]  # a comment
+ONE = Study(name="one", claims=())
+'''
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_same"),
+    [
+        ("Of a", "Of another", True),
+        ("a comment", "another comment", True),
+        ("claims=()", "claims=(1,)", True),
+        ("X = 1", "X = 2", False),
+        ("return [X]", "return [X, X]", False),
+    ],
+)
+def test_only_what_measures_decides_whether_a_cell_is_measured_again(
+    before: str, after: str, is_same: bool, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text(CODE)
+    new.write_text(CODE.replace(before, after))
+    assert (measuring_code(old) == measuring_code(new)) == is_same
 
 
 def test_zoos_hold_what_any_study_needs(tmp_path: Path) -> None:
@@ -134,7 +200,7 @@ def test_zoos_hold_what_any_study_needs(tmp_path: Path) -> None:
         trivial_study("other", checkpoints=("math_longer",), widths=(128, 256)),
     )
     settings = Settings(root=tmp_path, studies=studies, seeds=(0,), fast=False)
-    assert zoos_of(settings) == {
+    assert zoos_of(settings, cells_of(settings)) == {
         (128, 0): ("math", "code", "math_longer"),
         (256, 0): ("math_longer",),
     }
