@@ -27,7 +27,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -43,14 +42,13 @@ from scripts.papers.runner import (  # noqa: E402 - the path comes first
     Cell,
     Settings,
     cells_of,
-    make_zoos,
     measure_all,
     read_records,
     write_records,
 )
 from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
 from scripts.papers.study import Judged  # noqa: E402 - the path comes first
-from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS  # noqa: E402 - the path comes first
+from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS, make_zoo  # noqa: E402 - the path comes first
 
 RESULTS = ROOT / "scripts" / "bench" / "results"
 RECORDS = "papers.jsonl"
@@ -153,14 +151,15 @@ def _progress(console: Console) -> Progress:
 
 def _measure(progress: Progress, settings: Settings) -> dict[str, DataFrame]:
     bar = progress.add_task("measuring", total=len(cells_of(settings)))
-    trainings: dict[str, TaskID] = {}
 
-    def on_step(name: str, step: int) -> None:
-        if name not in trainings:
-            for done in trainings.values():
-                progress.update(done, visible=False)
-            trainings[name] = progress.add_task(f"training {name}", total=None)
-        progress.update(trainings[name], completed=step)
+    def make(width: int, seed: int, names: tuple[str, ...]) -> None:
+        line = progress.add_task(f"zoo {width}/{seed}", total=None)
+
+        def on_step(name: str, step: int) -> None:
+            progress.update(line, description=f"zoo {width}/{seed}: {name}", completed=step)
+
+        make_zoo(settings.root, width=width, seed=seed, names=names, on_step=on_step)
+        progress.remove_task(line)
 
     def on_cell(cell: Cell, seconds: float) -> None:
         progress.advance(bar)
@@ -169,7 +168,7 @@ def _measure(progress: Progress, settings: Settings) -> dict[str, DataFrame]:
                 f"{cell.study}, width {cell.width}, seed {cell.seed}: {seconds:.0f} s", markup=False
             )
 
-    return measure_all(settings, on_cell, lambda cells: make_zoos(settings, cells, on_step))
+    return measure_all(settings, on_cell, make)
 
 
 def _command(settings: Settings, study: list[str] | None) -> str:

@@ -13,18 +13,24 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pandas import DataFrame
 
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers.bench import FAST_SPLITS, FULL_SPLITS, Bench
 from scripts.papers.study import Record, Study
-from scripts.papers.zoos import make_zoo, zoo_directory, zoo_recipe
-from scripts.zoo.build import OnStep
+from scripts.papers.zoos import zoo_directory, zoo_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,9 @@ class Cell:
 OnCell = Callable[[Cell, float], None]
 """Called when a cell is there, with the seconds that it took now: 0 where it was there before."""
 
+MakeZoo = Callable[[int, int, tuple[str, ...]], object]
+"""Trains what is missing of the zoo of a width and a seed; takes names of tuned checkpoints."""
+
 
 def cells_of(settings: Settings) -> list[Cell]:
     """Return all cells, seed by seed, so that a run that is stopped has whole seeds."""
@@ -71,29 +80,16 @@ def zoos_of(settings: Settings, cells: Sequence[Cell]) -> dict[tuple[int, int], 
     return {zoo: tuple(names) for zoo, names in wanted.items()}
 
 
-def make_zoos(settings: Settings, cells: Sequence[Cell], on_step: OnStep) -> None:
-    """Train what is missing of the zoos of some cells."""
-    for (width, seed), names in zoos_of(settings, cells).items():
-
-        def on_own_step(name: str, step: int, zoo: str = f"{width}/{seed}") -> None:
-            on_step(f"{zoo} {name}", step)
-
-        make_zoo(settings.root, width=width, seed=seed, names=names, on_step=on_own_step)
-
-
-def measure_all(
-    settings: Settings, on_cell: OnCell, prepare: Callable[[Sequence[Cell]], None]
-) -> dict[str, DataFrame]:
+def measure_all(settings: Settings, on_cell: OnCell, make_zoo: MakeZoo) -> dict[str, DataFrame]:
     """Measure every cell that is missing, seed by seed; returns study -> records of all its cells.
 
     Args:
         settings: What to run.
         on_cell: Told of every cell that is there.
-        prepare: Called with the cells of a seed that are missing, before they are measured: it
-            trains their zoos.
+        make_zoo: Trains what is missing of a zoo that a missing cell needs, on one processor.
 
     Raises:
-        Exception: Whatever a cell raised, after the others that were running are done and kept.
+        Exception: Whatever a zoo or a cell raised, after what was running is done and kept.
     """
     known = {study.name: study for study in settings.studies}
     kept = {cell: _recall(settings, known[cell.study], cell) for cell in cells_of(settings)}
@@ -102,9 +98,7 @@ def measure_all(
             on_cell(cell, 0.0)
     for seed in settings.seeds:
         left = [cell for cell, records in kept.items() if records is None and cell.seed == seed]
-        if left:
-            prepare(left)
-        for cell, records, seconds in _measured(settings, left):
+        for cell, records, seconds in _measured(settings, left, make_zoo):
             kept[cell] = records
             _keep(settings, known[cell.study], cell, records)
             on_cell(cell, seconds)
@@ -122,29 +116,51 @@ def measure_all(
 
 
 def _measured(
-    settings: Settings, cells: Sequence[Cell]
+    settings: Settings, cells: Sequence[Cell], make_zoo: MakeZoo
 ) -> Iterator[tuple[Cell, list[Record], float]]:
+    """Yield cells as they are measured: each when its zoo is there, beside the training of others.
+
+    A thread per processor waits for a process, which trains or measures.
+    """
     if not cells:
         return
     known = {study.name: study for study in settings.studies}
+    zoos = zoos_of(settings, cells)
     # One thread per process, set before torch is loaded there.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(settings.processes, len(cells)), mp_context=context, max_tasks_per_child=1
-    ) as pool:
-        jobs: dict[Future[tuple[list[Record], float]], Cell] = {
-            pool.submit(
-                measure_cell, known[cell.study].measure, settings.root, cell, settings.fast
-            ): cell
-            for cell in cells
-        }
+    with (
+        ProcessPoolExecutor(
+            settings.processes, mp_context=context, max_tasks_per_child=1
+        ) as processes,
+        ThreadPoolExecutor(settings.processes) as threads,
+    ):
+
+        def measure(cell: Cell) -> tuple[list[Record], float]:
+            study = known[cell.study]
+            return processes.submit(
+                measure_cell, study.measure, settings.root, cell, settings.fast
+            ).result()
+
+        # The wide first, whose training takes longest.
+        order = sorted(zoos, reverse=True)
+        trainings = {threads.submit(make_zoo, *zoo, zoos[zoo]): zoo for zoo in order}
+        jobs: dict[Future[tuple[list[Record], float]], Cell] = {}
+        pending: set[Future[Any]] = set(trainings)
         try:
-            for job in as_completed(jobs):
-                records, seconds = job.result()
-                yield jobs[job], records, seconds
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for job in done:
+                    if job in jobs:
+                        yield jobs[job], *job.result()
+                        continue
+                    job.result()
+                    ready = [c for c in cells if (c.width, c.seed) == trainings[job]]
+                    new = {threads.submit(measure, cell): cell for cell in ready}
+                    jobs |= new
+                    pending |= set(new)
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            threads.shutdown(wait=True, cancel_futures=True)
             raise
 
 

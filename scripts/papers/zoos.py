@@ -55,7 +55,7 @@ def make_zoo(
     names: tuple[str, ...],
     on_step: OnStep = lambda _name, _step: None,
 ) -> Path:
-    """Train what is missing of a zoo, on all processors; returns its directory."""
+    """Train what is missing of a zoo, on one processor; returns its directory."""
     directory = zoo_directory(root, width, seed)
-    build_zoo(directory, zoo_recipe(width, names), seed=seed, on_step=on_step)
+    build_zoo(directory, zoo_recipe(width, names), seed=seed, processors=1, on_step=on_step)
     return directory

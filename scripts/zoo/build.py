@@ -1,7 +1,8 @@
 """Build a zoo directory: what is there is kept, what is missing is trained in worker processes.
 
 Start at :func:`build_zoo`. Nothing here imports torch; each checkpoint is made by a process of
-its own (``work``), the base alone on two threads, then the others side by side on one each.
+its own (``work``), the base alone on two threads where there are so many processors, then the
+others side by side on one each.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ class ForeignDirectoryError(Exception):
 
 
 def build_zoo(
-    out: Path, recipe: Recipe, *, seed: int, on_step: OnStep = lambda _name, _step: None
+    out: Path,
+    recipe: Recipe,
+    *,
+    seed: int,
+    processors: int = os.cpu_count() or 1,
+    on_step: OnStep = lambda _name, _step: None,
 ) -> dict[str, Any]:
     """Make the zoo directory complete, and return the contents of its ``zoo.json``.
 
@@ -56,6 +62,7 @@ def build_zoo(
         out: Directory of the zoo; created.
         recipe: What to make.
         seed: Seed of everything random; the same seed gives the same zoo on one kind of machine.
+        processors: How many to use; the base is trained on two of them at most.
         on_step: Progress of the training runs.
 
     Raises:
@@ -72,7 +79,8 @@ def build_zoo(
             )
         _write_json(out / PROGRESS, {})
     with FileLock(out / ".lock"):
-        return finished_zoo(out, recipe, seed=seed) or _build(out, recipe, seed, on_step)
+        finished = finished_zoo(out, recipe, seed=seed)
+        return finished or _build(out, recipe, seed, processors, on_step)
 
 
 def finished_zoo(out: Path, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
@@ -96,7 +104,9 @@ def _missing(out: Path, recipe: Recipe, known: Mapping[str, Any], seed: int) -> 
     return list(recipe.checkpoints) if recipe.base in wanted else wanted
 
 
-def _build(out: Path, recipe: Recipe, seed: int, on_step: OnStep) -> dict[str, Any]:
+def _build(
+    out: Path, recipe: Recipe, seed: int, processors: int, on_step: OnStep
+) -> dict[str, Any]:
     start = time.perf_counter()
     with Sandbox() as sandbox:
         # Grading needs it, minutes from now; say so at once.
@@ -114,7 +124,7 @@ def _build(out: Path, recipe: Recipe, seed: int, on_step: OnStep) -> dict[str, A
 
     _write_items(out / "items", recipe, seed)
     for group in ([c for c in todo if c.is_base], [c for c in todo if not c.is_base]):
-        _train_all(group, out, recipe, seed, on_step=on_step, record=record)
+        _train_all(group, out, recipe, seed, processors, on_step=on_step, record=record)
     marker = {
         "seed": seed,
         "recipe": asdict(recipe),
@@ -131,6 +141,7 @@ def _train_all(
     out: Path,
     recipe: Recipe,
     seed: int,
+    processors: int,
     *,
     on_step: OnStep,
     record: Callable[[Checkpoint, Trained], None],
@@ -142,13 +153,17 @@ def _train_all(
     order = sorted(checkpoints, key=lambda c: -c.schedule.steps)
     # Spawned, not forked: torch and tokenizers do not survive a fork with their threads.
     context = multiprocessing.get_context("spawn")
-    num_processes = min(len(order), os.cpu_count() or 1)
+    num_processes = min(len(order), processors)
+    base_threads = min(BASE_THREADS, processors)
     with (
         context.Manager() as manager,
         ProcessPoolExecutor(num_processes, mp_context=context, max_tasks_per_child=1) as pool,
     ):
         steps = _new_queue(manager)
-        jobs = {pool.submit(_work, recipe, c, out, seed, steps): c for c in order}
+        jobs = {
+            pool.submit(_work, recipe, c, out, seed, steps, base_threads=base_threads): c
+            for c in order
+        }
         pending: set[Future[Trained]] = set(jobs)
         while pending:
             done, pending = wait(pending, timeout=_POLL_S)
@@ -171,7 +186,13 @@ def _report(steps: queue.Queue[tuple[str, int]], on_step: OnStep) -> None:
 
 
 def _work(
-    recipe: Recipe, checkpoint: Checkpoint, out: Path, seed: int, steps: queue.Queue[Any]
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    out: Path,
+    seed: int,
+    steps: queue.Queue[Any],
+    *,
+    base_threads: int,
 ) -> Trained:
     """Make one checkpoint; the body of a worker process."""
     from scripts.zoo.work import make_checkpoint
@@ -181,7 +202,7 @@ def _work(
         checkpoint,
         out=out,
         seed=seed,
-        num_threads=BASE_THREADS if checkpoint.is_base else 1,
+        num_threads=base_threads if checkpoint.is_base else 1,
         on_step=lambda step: steps.put((checkpoint.name, step)),
     )
 

@@ -132,7 +132,7 @@ def repository(tiny_pool, tmp_path_factory) -> Path:
     from scripts.zoo.recipe import Recipe
     from scripts.zoo.work import Trained
 
-    def copy(checkpoints, out, _recipe, _seed, *, on_step, record) -> None:
+    def copy(checkpoints, out, *_, on_step, record) -> None:
         """Stand in for the training: tiny models as the checkpoints of the zoo."""
         for checkpoint in checkpoints:
             place = {"base": tiny_pool.base, **tiny_pool.checkpoints}[checkpoint.name]

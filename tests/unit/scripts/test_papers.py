@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,16 +123,18 @@ def test_cells_are_measured_once_and_come_out_again(tmp_path: Path) -> None:
         root=tmp_path, studies=(trivial_study(),), seeds=(0, 1), fast=False, processes=1
     )
     told: list[tuple[Cell, float]] = []
-    prepared: list[Sequence[Cell]] = []
+    made: list[tuple[object, ...]] = []
 
     def measure() -> dict[str, DataFrame]:
         return measure_all(
-            settings, lambda cell, seconds: told.append((cell, seconds)), prepared.append
+            settings,
+            lambda cell, seconds: told.append((cell, seconds)),
+            lambda *zoo: made.append(zoo),
         )
 
     first, again = measure(), measure()
     # One seed after the other, and nothing for what is there.
-    assert [[cell.seed for cell in cells] for cells in prepared] == [[0], [1]]
+    assert made == [(128, 0, ("math", "code")), (128, 1, ("math", "code"))]
     assert first["trivial"].equals(again["trivial"])
     assert sorted(first["trivial"]["score"]) == [2.0, 3.0]
     assert (tmp_path / "calls").read_text().splitlines() == ["128 0 False", "128 1 False"]

@@ -27,9 +27,7 @@ class Trainer:
         self.made: list[str] = []
         self.stop_at: str | None = None
 
-    def __call__(
-        self, checkpoints: Sequence[Checkpoint], out: Path, _recipe, _seed, *, on_step, record
-    ) -> None:
+    def __call__(self, checkpoints: Sequence[Checkpoint], out: Path, *_, on_step, record) -> None:
         for checkpoint in checkpoints:
             if checkpoint.name == self.stop_at:
                 raise KeyboardInterrupt
