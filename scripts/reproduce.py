@@ -12,11 +12,8 @@ written with the records that it was computed from; the same page comes from the
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -36,16 +33,10 @@ if str(ROOT) not in sys.path:
     # Runs from any directory, installed or not.
     sys.path.insert(0, str(ROOT))
 
+from scripts.papers.cells import Cell  # noqa: E402 - the path comes first
 from scripts.papers.figures import draw  # noqa: E402 - the path comes first
 from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
-from scripts.papers.runner import (  # noqa: E402 - the path comes first
-    Cell,
-    Settings,
-    cells_of,
-    measure_all,
-    read_records,
-    write_records,
-)
+from scripts.papers.runner import Settings, cells_of, measure_all  # noqa: E402 - the path comes first
 from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
 from scripts.papers.study import Judged  # noqa: E402 - the path comes first
 from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS, make_zoo  # noqa: E402 - the path comes first
@@ -73,7 +64,10 @@ def main(
         "runs/papers"
     ),
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the page; --fast writes none without it.")
+        Path | None,
+        typer.Option(
+            help="Directory of the page; without it, only a run of everything writes one."
+        ),
     ] = None,
     records_file: Annotated[
         Path | None,
@@ -94,14 +88,16 @@ def main(
     chosen = tuple(STUDIES[name] for name in dict.fromkeys(study or STUDIES))
     which = (DEVELOPMENT_SEED,) if fast and seeds is None else SEEDS[:seeds]
     settings = Settings(root=runs.resolve(), studies=chosen, seeds=which, fast=fast)
-    if records_file is not None:
-        read_records(settings, records_file)
     console = Console(stderr=True)
+    if records_file is not None:
+        settings.cells.read(records_file)
+        _say_what_is_missing(console, settings)
     with _progress(console) as progress:
         records = _measure(progress, settings)
     if as_json:
         _print_json(judge_all(chosen, records, fast=fast))
-    where = out or (None if fast or study else RESULTS)
+    is_whole = not fast and not study and which == SEEDS
+    where = out or (RESULTS if is_whole else None)
     figures = {
         one.name: [Path(FIGURES) / f"{figure.name}.svg" for figure in one.figures if where]
         for one in chosen
@@ -110,7 +106,7 @@ def main(
         chosen,
         records,
         command=_command(settings, study),
-        machine=_machine(),
+        machine="; ".join(settings.cells.machines(cells_of(settings))),
         figures=figures,
         fast=fast,
     )
@@ -119,10 +115,21 @@ def main(
             for figure in one.figures:
                 draw(figure, records[one.name], where / FIGURES / f"{figure.name}.svg")
         (where / PAGE).write_text(text, encoding="utf-8")
-        write_records(settings, where / RECORDS)
+        settings.cells.write(cells_of(settings), where / RECORDS)
         console.print(f"{where / PAGE}", markup=False)
     elif not as_json:
         print(text)
+
+
+def _say_what_is_missing(console: Console, settings: Settings) -> None:
+    cells = cells_of(settings)
+    left = [cell for cell in cells if settings.cells.recall(cell) is None]
+    if left:
+        console.print(
+            f"{len(left)} of {len(cells)} cells are not in the records as they would be measured "
+            "now, and are measured.",
+            markup=False,
+        )
 
 
 def _print_json(judged: Mapping[str, Judged]) -> None:
@@ -177,14 +184,6 @@ def _command(settings: Settings, study: list[str] | None) -> str:
     if len(settings.seeds) < len(SEEDS) and settings.seeds != (DEVELOPMENT_SEED,):
         parts.append(f"--seeds {len(settings.seeds)}")
     return " ".join(parts)
-
-
-def _machine() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
-    return (
-        f"{os.cpu_count()} processors ({platform.machine()}), Python {platform.python_version()}, "
-        f"{packages}"
-    )
 
 
 if __name__ == "__main__":

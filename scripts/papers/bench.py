@@ -168,12 +168,17 @@ class Bench:
         }
         return JobConfig.model_validate(content | changes)
 
+    def digest(self, *names: str) -> str:
+        """Return what names the weights of some of the zoo's models."""
+        files = (self.zoo / name / "model.safetensors" for name in names)
+        return hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()
+
     def made(self, name: str, settings: object, make: Callable[[Path], None]) -> Path:
         """Return a directory of this zoo's that a study makes, once.
 
         Args:
             name: What people see.
-            settings: All that decides its content beside the zoo; its ``repr`` is its key.
+            settings: All that decides its content beside the seed; its ``repr`` is its key.
             make: Fills an empty directory, which then appears whole or not at all.
         """
         key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]

@@ -13,6 +13,7 @@ _PANEL_INCHES = 3.2
 
 def draw(figure: Figure, records: DataFrame, path: Path) -> None:
     """Draw one figure: a panel per value of ``panel``, a line per value of ``series``."""
+    records = records[records["width"] == figure.width]
     # A study's other records have none of these columns.
     records = records.dropna(subset=[figure.panel, figure.x, figure.value])
     panels = list(dict.fromkeys(records[figure.panel]))

@@ -176,7 +176,8 @@ Three specialists, one per skill. Interpolations lie on a grid of the simplex wi
 1/{STEPS}; scaled ones on a grid with steps of 1/{SCALED_STEPS} and its middle, times
 {", ".join(map(str, SCALES))}, as task arithmetic; the search is `surrogate_cma` over one weight and
 one drop ratio per specialist, its baselines included. All have the same number of evaluations on
-search items, the base's included. Of each, the front is what a search would return (by the
+search items (29 to 31 with `--fast`), the base's included. Of each, the front is what a search
+would return (by the
 posterior mean of the surrogate, at most {FRONT_SIZE} members that spread best, the first with the
 best mean), and its hypervolume is that of report items above {REFERENCE_SHARE} times the base's
 scores, as a share of what perfect scores would have. Best by skill is the best member's. With

@@ -43,7 +43,8 @@ _NUM_ITEMS = 512
 def measure(bench: Bench) -> list[Record]:
     """Compose the adapters for each unseen part, from several draws of five examples."""
     steps = FAST_STEPS if bench.fast else SCHEDULE.steps
-    settings = (PARTS, UNSEEN, SCHEDULE, steps, RANK, ALPHA, TARGETS, _NUM_ITEMS)
+    sizes = (steps, RANK, ALPHA, TARGETS, _NUM_ITEMS)
+    settings = (PARTS, UNSEEN, SCHEDULE, *sizes, bench.digest("base"))
     pool = bench.made(
         "lora",
         settings,

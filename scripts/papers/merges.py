@@ -52,7 +52,8 @@ class Grid:
 
 
 GRID = Grid(
-    scales=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2),
+    # As many as there are pairs of the others.
+    scales=(0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
     elected_scales=(0.5, 0.75, 1.0, 1.5, 2.0),
     drops=(0.2, 0.5, 0.8),
 )
@@ -218,8 +219,8 @@ def _notes(records: DataFrame) -> Sequence[str]:
         num_better = int((merges > single).sum())
         lines.append(
             f"{merged}: {num_better} of {len(merges)} merges are better than the best checkpoint "
-            f"({single:.3f}); best is {top} with {merges[top]:.3f}, and each checkpoint on its own "
-            f"skill has {by_method[OWN]:.3f}."
+            f"({single:.3f}); best, by these items, is {top} with {merges[top]:.3f}, and each "
+            f"checkpoint on its own skill has {by_method[OWN]:.3f}."
         )
     pairs = records[records["checkpoints"] == _PAIR]
     if len(pairs):
@@ -277,14 +278,16 @@ one mask.""",
         ),
         Claim(
             key="ties_beats_average",
-            text="TIES merges better than averaging (arXiv:2306.01708, abstract).",
+            text="""TIES, with settings that are tuned, merges better than averaging, which has none
+            (of the existing methods of arXiv:2306.01708).""",
             measured="mean score, TIES minus average",
             value=_difference(TIES, AVERAGE),
             fast=-0.05,
         ),
         Claim(
             key="ties_beats_task_arithmetic",
-            text="TIES merges better than task arithmetic (arXiv:2306.01708, abstract).",
+            text="""TIES merges better than task arithmetic (of the existing methods of
+            arXiv:2306.01708).""",
             measured="mean score, TIES minus task arithmetic",
             value=_difference(TIES, TASK),
         ),
@@ -293,12 +296,14 @@ one mask.""",
             text="DELLA is better than DARE, by 1.2 points (arXiv:2406.11617, abstract).",
             measured="mean score, DELLA minus TIES with DARE",
             value=_difference(DELLA, TIES + WITH_DARE),
+            margin=0.012,
         ),
         Claim(
             key="della_beats_ties",
             text="DELLA is better than TIES, by 3.6 points (arXiv:2406.11617, abstract).",
             measured="mean score, DELLA minus TIES",
             value=_difference(DELLA, TIES),
+            margin=0.036,
         ),
         Claim(
             key="della_beats_task_arithmetic",
@@ -306,6 +311,7 @@ one mask.""",
             (arXiv:2406.11617, abstract).""",
             measured="mean score, DELLA minus task arithmetic",
             value=_difference(DELLA, TASK),
+            margin=0.111,
         ),
         Claim(
             key="greedy_soup_keeps_best",

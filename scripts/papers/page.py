@@ -15,11 +15,13 @@ from scripts.papers.study import Judged, Study, Table, judge
 PAGE = "papers.md"
 FIGURES = "papers"
 _INTRODUCTION = """
-Language models of 1 to 4 million parameters, made by the command below: a base and what is
-fine-tuned from it, one zoo per seed. Cells are means ± standard deviations over seeds (no ± where
-there is one). A claim *holds* where the 95 % interval of the mean over seeds (Student's t) lies
-above its margin, *does not hold* where it lies below, and is *not decided* otherwise. What holds
-here holds for such models and tasks; the papers' models are a thousand times larger."""
+Language models of 1 to 4 million parameters (encoders of a tenth of that), made by the command
+below: a base and what is fine-tuned from it, one zoo per seed. Cells are means ± standard
+deviations over seeds (no ± where there is one). A claim *holds* where the 95 % interval of the mean
+over seeds (Student's t) lies above its margin, *does not hold* where it lies below, and is *not
+decided* otherwise. Every claim is judged for itself: of forty that are exactly at their margins,
+one would hold by chance. What holds here holds for such models and tasks; the papers' models are a
+thousand times larger."""
 
 
 def judge_all(
@@ -103,6 +105,9 @@ def _section(
         yield f"![{study.title}]({file.as_posix()})"
     yield ""
     yield from _claims([judged[c.key] for c in study.claims if c.key in judged])
+    if left := [c.key for c in study.claims if c.key not in judged]:
+        yield ""
+        yield f"Not measured with `--fast`: {', '.join(left)}."
     notes = study.notes(records)
     if notes:
         yield ""

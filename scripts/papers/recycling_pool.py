@@ -99,10 +99,11 @@ def make_pool(bench: Bench) -> dict[str, Path]:
     """Train what is missing of the pool, in this process; returns name -> directory."""
     disable_progress_bar()
     made: dict[str, Path] = {}
+    base = bench.digest("base")
     for member in members_of(fast=bench.fast):
         start = made[member.after] if member.after else bench.zoo / "base"
         train_it = partial(_train, member, start, seed=bench.seed)
-        made[member.name] = bench.made(member.name, (member, start.name), train_it)
+        made[member.name] = bench.made(member.name, (member, start.name, base), train_it)
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.evaluation import SplitName
 from configs.recipe import MergeRecipe
 from optimizer.baselines import BaselinePlan
 from optimizer.candidate import Observation
@@ -40,10 +41,10 @@ class Labs:
         """Return a linear soup as the search has it: without a base."""
         return self.skills.recipe(weights, method="linear").model_copy(update={"base": None})
 
-    def searched(self, recipe: MergeRecipe, skills: Sequence[str]) -> float:
-        """Return the mean over the searched tasks, on search items."""
+    def mean(self, recipe: MergeRecipe, skills: Sequence[str], split: SplitName) -> float:
+        """Return the mean over the searched tasks on a split."""
         tasks = {f"zoo_{skill}" for skill in skills}
-        every = self.skills.manifest.items("search")
+        every = self.skills.manifest.items(split)
         found = self.skills.item_scores(recipe, {task: every[task] for task in tasks})
         return float(np.mean([values.mean() for values in found.values()]))
 
@@ -96,9 +97,10 @@ def search_soup(
 ) -> SearchedSoup:
     """Search the weights of a soup of checkpoints by the project's driver.
 
-    Maximizes the mean over tasks s_t(theta), theta = sum_i w_i theta_i, w_i >= 0, sum_i w_i = 1:
-    the macro average and the linear soup of Khalifa et al. (arXiv:2412.04144). Weights are
-    projected onto the simplex, so they can be zero. The driver's baselines (each checkpoint alone,
+    Maximizes 1/T sum_t s_t(theta) over theta = sum_i w_i theta_i with w_i >= 0, sum_i w_i = 1,
+    where s_t is the score of task t of T: the macro average and the linear soup of Khalifa et al.
+    (arXiv:2412.04144). What CMA-ES proposes, v, becomes the nearest point of the simplex, w =
+    argmin |w - v|, so that weights can be zero. The driver's baselines (each checkpoint alone,
     the uniform soup and the steps of the greedy one) count as evaluations.
 
     Args:
@@ -142,12 +144,12 @@ def _chosen(bench: Bench, lab: Lab, told: Sequence[Observation]) -> MergeRecipe:
 
 
 def tuned_scale(labs: Labs, names: Sequence[str], skills: Sequence[str]) -> MergeRecipe:
-    """Return task arithmetic with the scale that is best on search items.
+    """Return task arithmetic with the scale that is best on select items.
 
     theta = base + s sum_i (theta_i - base), Ilharco et al., arXiv:2212.04089.
     """
     recipes = [labs.skills.recipe(dict.fromkeys(names, total / len(names))) for total in TOTALS]
-    return max(recipes, key=lambda recipe: labs.searched(recipe, skills))
+    return max(recipes, key=lambda recipe: labs.mean(recipe, skills, "select"))
 
 
 def weights_of(recipe: MergeRecipe) -> dict[str, float]:

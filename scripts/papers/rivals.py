@@ -38,6 +38,7 @@ from workers.mask import keep_mask
 
 EVALUATIONS, FAST_EVALUATIONS = 100, 25
 OURS = "mergefront"
+OURS_SEARCH = "mergefront, by search items alone"
 BASELINE = "best fixed merge"
 EVOLVE = "mergekit-evolve"
 EVOLVE_SUM = "mergekit-evolve, normalize: false"
@@ -169,6 +170,8 @@ def _ours(lab: Lab, judge: _Judge) -> Iterator[Record]:
     yield from judge.records(OURS, Found(list(tried.values()), [own]), score)
     believed = [one.recipe for one in returned_front(lab.jobs["generate"], lab.space, found.told)]
     yield _record(OURS, "hypervolume, own rule", judge.volume(believed))
+    luckiest = max(tried.values(), key=lambda one: float(one.scores.mean()))
+    yield from judge.records(OURS_SEARCH, Found(list(tried.values()), [luckiest]), score)
     chosen_for = lab.mean(found.chosen, "select")
     left = judge.harder(scorer(lab, lab.manifest.items("select")))
     report = judge.report(found.chosen)
@@ -249,19 +252,26 @@ members at the most).""",
         Claim(
             key="search_beats_mergekit_evolve",
             text="""This project: at equal evaluations its default search hands over a better merge
-            than mergekit-evolve.""",
+            than mergekit-evolve (after it has scored a few on select items besides).""",
             measured="mean on report items, default search minus mergekit-evolve",
             value=lambda r: _of(r, OURS) - _of(r, EVOLVE),
             fast=-0.05,
         ),
         Claim(
+            key="search_beats_mergekit_evolve_on_its_items",
+            text="""This project: so does the best on search items of that search, which knows no
+            item that mergekit-evolve does not know.""",
+            measured="mean on report items, default search by search items minus mergekit-evolve",
+            value=lambda r: _of(r, OURS_SEARCH) - _of(r, EVOLVE),
+        ),
+        Claim(
             key="search_beats_mergenetic",
             full_only=True,
-            text="""This project: it hands over a better merge than mergenetic's search of several
-            objectives on as many items.""",
-            measured="""mean on report items, default search minus NSGA-II on 20 items, as many in
-            all""",
-            value=lambda r: _of(r, OURS) - _of(r, NSGA2_EQUAL),
+            text="""This project: by search items alone, too, it hands over a better merge than
+            mergenetic's search of several objectives on about as many items.""",
+            measured="""mean on report items, default search by search items minus NSGA-II on 20
+            items, as many in all""",
+            value=lambda r: _of(r, OURS_SEARCH) - _of(r, NSGA2_EQUAL),
         ),
         Claim(
             key="front_beats_one_number",

@@ -5,12 +5,8 @@ files: a run that was interrupted goes on where it stood, and a study that measu
 before is measured again, from scores that are remembered by recipe and item.
 """
 
-import ast
-import hashlib
-import json
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -21,7 +17,6 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +24,9 @@ from pandas import DataFrame
 
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers.bench import FAST_SPLITS, FULL_SPLITS, Bench
+from scripts.papers.cells import Cell, CellStore
 from scripts.papers.study import Record, Study
-from scripts.papers.zoos import zoo_directory, zoo_recipe
+from scripts.papers.zoos import zoo_directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +39,10 @@ class Settings:
     fast: bool
     processes: int = os.cpu_count() or 1
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One study on one zoo."""
-
-    study: str
-    width: int
-    seed: int
+    @property
+    def cells(self) -> CellStore:
+        """Where records are kept."""
+        return CellStore(self.root / "cells", {one.name: one for one in self.studies}, self.fast)
 
 
 OnCell = Callable[[Cell, float], None]
@@ -91,8 +83,8 @@ def measure_all(settings: Settings, on_cell: OnCell, make_zoo: MakeZoo) -> dict[
     Raises:
         Exception: Whatever a zoo or a cell raised, after what was running is done and kept.
     """
-    known = {study.name: study for study in settings.studies}
-    kept = {cell: _recall(settings, known[cell.study], cell) for cell in cells_of(settings)}
+    store = settings.cells
+    kept = {cell: store.recall(cell) for cell in cells_of(settings)}
     for cell, records in kept.items():
         if records is not None:
             on_cell(cell, 0.0)
@@ -100,7 +92,7 @@ def measure_all(settings: Settings, on_cell: OnCell, make_zoo: MakeZoo) -> dict[
         left = [cell for cell, records in kept.items() if records is None and cell.seed == seed]
         for cell, records, seconds in _measured(settings, left, make_zoo):
             kept[cell] = records
-            _keep(settings, known[cell.study], cell, records)
+            store.keep(cell, records)
             on_cell(cell, seconds)
     return {
         name: DataFrame(
@@ -111,7 +103,7 @@ def measure_all(settings: Settings, on_cell: OnCell, make_zoo: MakeZoo) -> dict[
                 for record in records or ()
             ]
         )
-        for name in known
+        for name in store.studies
     }
 
 
@@ -129,6 +121,7 @@ def _measured(
     # One thread per process, set before torch is loaded there.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
+    failed: BaseException | None = None
     with (
         ProcessPoolExecutor(
             settings.processes, mp_context=context, max_tasks_per_child=1
@@ -151,17 +144,24 @@ def _measured(
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for job in done:
-                    if job in jobs:
-                        yield jobs[job], *job.result()
+                    if job.cancelled():
                         continue
-                    job.result()
-                    ready = [c for c in cells if (c.width, c.seed) == trainings[job]]
-                    new = {threads.submit(measure, cell): cell for cell in ready}
-                    jobs |= new
-                    pending |= set(new)
-        except BaseException:
+                    if (error := job.exception()) is not None:
+                        # What has begun goes on, and is kept.
+                        failed = failed or error
+                        for other in pending:
+                            other.cancel()
+                    elif job in jobs:
+                        yield jobs[job], *job.result()
+                    elif failed is None:
+                        ready = [c for c in cells if (c.width, c.seed) == trainings[job]]
+                        new = {threads.submit(measure, cell): cell for cell in ready}
+                        jobs |= new
+                        pending |= set(new)
+        finally:
             threads.shutdown(wait=True, cancel_futures=True)
-            raise
+    if failed is not None:
+        raise failed
 
 
 def measure_cell(
@@ -183,78 +183,3 @@ def measure_cell(
         )
         records = measure(bench)
     return records, time.perf_counter() - started
-
-
-def _path(settings: Settings, study: Study, cell: Cell) -> Path:
-    """Return the file of a cell; its name says which code and which zoo it is of."""
-    module = Path(str(import_module(study.measure.__module__).__file__))
-    # A study's own parts stand beside it: `name.py`, `name_training.py`.
-    helpers = sorted(module.parent.glob(f"{module.stem}_*.py"))
-    files = [module, *helpers, Path(__file__).with_name("bench.py")]
-    digest = hashlib.sha256("".join(map(measuring_code, files)).encode())
-    recipe = zoo_recipe(cell.width, study.checkpoints)
-    digest.update("".join(recipe.digest(one) for one in recipe.checkpoints).encode())
-    kind = "fast" if settings.fast else "full"
-    name = f"{cell.study}-{cell.width}-{cell.seed}-{kind}-{digest.hexdigest()[:8]}.json"
-    return settings.root / "cells" / name
-
-
-def measuring_code(file: Path) -> str:
-    """Return a module without comments, docstrings, and what its study says of the records."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if not _is_study(node)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value = ast.Constant(None)
-    return ast.unparse(tree)
-
-
-def _is_study(node: ast.stmt) -> bool:
-    value = node.value if isinstance(node, ast.Assign) else None
-    return (
-        isinstance(value, ast.Call)
-        and isinstance(value.func, ast.Name)
-        and value.func.id == Study.__name__
-    )
-
-
-def _recall(settings: Settings, study: Study, cell: Cell) -> list[Record] | None:
-    path = _path(settings, study, cell)
-    if not path.is_file():
-        return None
-    records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["records"]
-    return records
-
-
-def _keep(settings: Settings, study: Study, cell: Cell, records: list[Record]) -> None:
-    path = _path(settings, study, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    content = {"machine": platform.machine(), "records": records}
-    partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
-
-
-def write_records(settings: Settings, file: Path) -> None:
-    """Write the cells of a run that was measured whole to one file, a line each."""
-    known = {study.name: study for study in settings.studies}
-    paths = [_path(settings, known[cell.study], cell) for cell in cells_of(settings)]
-    lines = [
-        json.dumps({"cell": path.stem, **json.loads(path.read_text(encoding="utf-8"))})
-        for path in paths
-    ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read_records(settings: Settings, file: Path) -> None:
-    """Take cells from a file that :func:`write_records` wrote, where there are none yet.
-
-    Those that were measured otherwise than they would be now stay unused.
-    """
-    folder = settings.root / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
-    for line in file.read_text(encoding="utf-8").splitlines():
-        content = json.loads(line)
-        path = folder / f"{content.pop('cell')}.json"
-        if not path.exists():
-            path.write_text(json.dumps(content), encoding="utf-8")

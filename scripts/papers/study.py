@@ -32,8 +32,8 @@ class Claim:
         measured: What the number is, with its unit.
         value: Returns it from the records of one seed, all widths.
         margin: What it must exceed for the claim to hold.
-        fast: What it must exceed in a ``--fast`` run of the first seed; None where so few items
-            cannot show it. Chosen from five seeds, with room.
+        fast: What it must exceed in a ``--fast`` run; None where so few items cannot show it.
+            Chosen from ``--fast`` runs of all seeds, with room.
         full_only: Whether it is about a width or a part that ``--fast`` does not measure.
     """
 
@@ -82,7 +82,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Lines over a numeric column, one per combination of ``series``, a panel per ``panel``."""
+    """Lines over a numeric column, one per value of ``series``, a panel per value of ``panel``.
+
+    Drawn are the records of one ``width``.
+    """
 
     name: str
     title: str
@@ -91,6 +94,7 @@ class Figure:
     series: str
     panel: str
     label: str
+    width: int = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -43,6 +44,13 @@ def test_incumbent_is_the_best_so_far_and_failures_change_nothing() -> None:
     assert [one.weights[0][0] for one in found] == [0.0, 0.0, 0.0, 3.0, 3.0]
 
 
+def test_estimate_of_a_stopped_candidate_is_no_incumbent() -> None:
+    seen = told(0.3, 0.4, 0.9)
+    stopped = dataclasses.replace(seen[2], stopped="racing")
+    assert not stopped.is_complete
+    assert [one.weights[0][0] for one in incumbents([*seen[:2], stopped])] == [0.0, 1.0, 1.0]
+
+
 def test_search_that_begins_with_a_failure_has_no_incumbent() -> None:
     with pytest.raises(ValueError, match="base could not be scored"):
         incumbents(told(None, 0.2))
@@ -72,6 +80,7 @@ def rows(dam_s: float, search_s: float) -> DataFrame:
         "task arithmetic, 0.3": 0.55,
         "task arithmetic, tuned": 0.7,
         "delta-guided": 0.6,
+        "delta-guided, tuned": 0.68,
         "DAM": 0.65,
         "DAM, as plain weights": 0.6,
         "AdaMerging, task": 0.7,
@@ -81,7 +90,7 @@ def rows(dam_s: float, search_s: float) -> DataFrame:
     records: list[dict[str, object]] = [
         {"seed": 0, "width": 128, "merge": name, "score": score} for name, score in scores.items()
     ]
-    records[4]["seconds"] = dam_s
+    records[list(scores).index("DAM")]["seconds"] = dam_s
     for name in LEARNED:
         merge = f"search, until as good as {name}"
         records.append({"seed": 0, "width": 128, "merge": merge, "seconds": search_s, "reached": 1})
@@ -98,7 +107,7 @@ def test_claims_are_the_differences_that_they_say() -> None:
             "columns_matter": 0.05,
             "adamerging_beats_fixed_scale": 0.15,
             "layers_beat_tasks": 0.05,
-            "delta_guided_beats_average": 0.1,
+            "delta_guided_beats_tuned_scale": -0.02,
             "search_beats_learned": 0.05,
         }
     )

@@ -325,8 +325,8 @@ def test_claims_on_merges_are_differences_of_means() -> None:
     )
     text = page((MERGES,), {"merges": records}, command="", machine="", figures={})
     assert (
-        "code + math: 8 of 9 merges are better than the best checkpoint (0.500); best is DELLA "
-        "with 0.740, and each checkpoint on its own skill has 0.900." in text
+        "code + math: 8 of 9 merges are better than the best checkpoint (0.500); best, by these "
+        "items, is DELLA with 0.740, and each checkpoint on its own skill has 0.900." in text
     )
     assert "Pairs: SLERP half way has 0.610, the average 0.600." in text
 

@@ -11,19 +11,11 @@ from safetensors.torch import load_file, save_file
 from configs.evaluation import SplitSizes
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers.bench import Bench, Lab
+from scripts.papers.cells import Cell, imported_modules, measuring_code
 from scripts.papers.dare import delta_range, write_zeros
 from scripts.papers.figures import draw
 from scripts.papers.page import judge_all, page, table_lines
-from scripts.papers.runner import (
-    Cell,
-    Settings,
-    cells_of,
-    measure_all,
-    measuring_code,
-    read_records,
-    write_records,
-    zoos_of,
-)
+from scripts.papers.runner import Settings, cells_of, measure_all, zoos_of
 from scripts.papers.study import Claim, Figure, Judged, Record, Study, Table, judge, mean_of
 from scripts.papers.zoos import zoo_recipe
 from scripts.zoo.recipe import Recipe
@@ -161,8 +153,8 @@ def test_records_of_one_run_spare_another_the_measuring(tmp_path: Path) -> None:
     )
     first.root.mkdir()
     found = measure_all(first, ignore, ignore)
-    write_records(first, tmp_path / "papers.jsonl")
-    read_records(second, tmp_path / "papers.jsonl")
+    first.cells.write(cells_of(first), tmp_path / "papers.jsonl")
+    second.cells.read(tmp_path / "papers.jsonl")
     assert measure_all(second, ignore, ignore)["trivial"].equals(found["trivial"])
     assert not (second.root / "calls").exists()
 
@@ -194,6 +186,30 @@ def test_only_what_measures_decides_whether_a_cell_is_measured_again(
     old.write_text(CODE)
     new.write_text(CODE.replace(before, after))
     assert (measuring_code(old) == measuring_code(new)) == is_same
+
+
+def test_cell_is_named_by_all_that_measures() -> None:
+    found = imported_modules("scripts.papers.learned")
+    assert {
+        "scripts.papers.learned",
+        "scripts.papers.searching",
+        "scripts.bench.merge_lab",
+        "scripts.zoo.items",
+    } <= found
+    assert "scripts.papers.study" not in found
+
+
+def fail(bench: Bench) -> list[Record]:
+    raise OSError(f"no zoo of seed {bench.seed}")
+
+
+@pytest.mark.slow
+def test_cells_beside_one_that_fails_are_kept(tmp_path: Path) -> None:
+    studies = (trivial_study("broken", measure=fail), trivial_study())
+    settings = Settings(root=tmp_path, studies=studies, seeds=(0,), fast=False, processes=2)
+    with pytest.raises(OSError, match="no zoo of seed 0"):
+        measure_all(settings, ignore, ignore)
+    assert settings.cells.recall(Cell("trivial", 128, 0)) is not None
 
 
 def test_zoos_hold_what_any_study_needs(tmp_path: Path) -> None:
