@@ -140,7 +140,18 @@ class BaselinePlan:
         return missing[0] if missing else None
 
     def greedy_soup(self, observed: Sequence[Observation]) -> MergeRecipe | None:
-        """Return the finished greedy soup; None while a step of it is not scored yet."""
+        """Return the finished greedy soup; None while a step of it is not scored yet.
+
+        Wortsman et al., "Model soups" (arXiv:2203.05482), recipe 1. With score S, and the
+        checkpoints in the order of their own, S(theta_1) >= S(theta_2) >= ...:
+
+            soup = {}
+            for i = 1 .. N:
+                if S(average of soup + {theta_i}) >= S(average of soup): soup = soup + {theta_i}
+
+        The empty soup has the score minus infinity, so theta_1 is always in. The average of k
+        checkpoints has weights 1/k. S is the preferred mean of the objectives on search items.
+        """
         trial, soup = self._greedy(observed)
         return soup if trial is None else None
 
@@ -170,10 +181,7 @@ class BaselinePlan:
     def _greedy(
         self, observed: Sequence[Observation]
     ) -> tuple[Baseline | None, MergeRecipe | None]:
-        """Walk the greedy soup as far as outcomes allow.
-
-        Wortsman et al., "Model soups" (arXiv:2203.05482), recipe 1: checkpoints in the order of
-        their own score; each stays in the average if the score does not fall.
+        """Walk the greedy soup as far as outcomes allow; the rule is in :meth:`greedy_soup`.
 
         Returns:
             The step to score next (None when finished or when the single checkpoints are not

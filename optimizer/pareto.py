@@ -41,7 +41,11 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Volume that the points dominate above a reference point of shape ``(m,)``; exact."""
+    """Volume that the points dominate above a reference point of shape ``(m,)``; exact.
+
+    It is the volume of the union of boxes from the reference r to every point p,
+    vol(union_p prod_m [r_m, p_m]); a point that is not above r in every objective has no box.
+    """
     array = as_points(points)
     if array.shape[0] == 0:
         return 0.0

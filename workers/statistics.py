@@ -123,7 +123,8 @@ def ranked_drop_ratios(
 
     MAGPRUNE of DELLA (arXiv:2406.11617, section 3.1): in a row of n elements ranked by magnitude,
     r = 0 for the largest, p_r = p - epsilon/2 + epsilon * r / (n - 1). The paper divides by n,
-    which leaves the mean below p. Of equal magnitudes the first ranks higher.
+    which leaves the mean below p; its authors' published code (declare-lab/della, ``sparsify.py``)
+    divides by n - 1, and calls half the width epsilon. Of equal magnitudes the first ranks higher.
 
     Args:
         base: ``(n,)``, any floating dtype.

@@ -90,6 +90,14 @@ def test_hypervolume_equals_that_of_pymoo(points):
     assert hypervolume(points, reference) == pytest.approx(theirs, rel=1e-9)
 
 
+def test_hypervolume_by_hand():
+    # Columns of height 3, 2 and 1; (1, 1) is inside, and (9, -1) is not above the reference.
+    points = [[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [1.0, 1.0], [9.0, -1.0]]
+    assert hypervolume(points, [0.0, 0.0]) == 6.0
+    # From (1/2, 1/2), heights of 2.5, 1.5 and 0.5 over widths of 0.5, 1 and 1.
+    assert hypervolume(points, [0.5, 0.5]) == 3.25
+
+
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5])
 def test_hypervolume_equals_closed_forms(m):
     reference = np.zeros(m)

@@ -5,10 +5,19 @@ Yang et al., "AdaMerging" (arXiv:2310.02575), section 3.2. The merge is
     theta = theta_0 + sum_i lambda_i (theta_i - theta_0)            (task-wise)
     theta^l = theta_0^l + sum_i lambda_i^l (theta_i^l - theta_0^l)  (layer-wise)
 
-and the lambdas minimize the mean Shannon entropy of its predictions on unlabelled items, summed
-over the data of the checkpoints, by Adam from lambda = 0.3, as in the paper. Its layers are single
-tensors; ours are the layers of the model, which a recipe can name, and what stands before and
-after them. Where we differ further:
+and the lambdas minimize the mean Shannon entropy of its predictions q on unlabelled items, summed
+over the data of the checkpoints,
+
+    min_lambda sum_i mean_{x of i} H(q(x)),   H(q) = -sum_k q_k log q_k,
+
+by Adam from lambda = 0.3, as in the paper. Where we differ:
+
+The authors' published code (``src/main_layer_wise_adamerging.py`` and ``main_task_wise``) clamps
+every lambda to [0, 1] before it merges; here lambdas are free. It takes 500 steps, each with two
+batches of 16 images of every task; the default here is 300, with one batch of 8 texts.
+
+The paper's layers are single tensors; ours are the layers of the model, which a recipe can name,
+and what stands before and after them.
 
 The paper classifies images. What a *language model* predicts about an item is its answer, so by
 default (``generated``) the merge continues every prompt greedily, and the entropy counts at the

@@ -33,7 +33,14 @@ def distillation(source: Tensor, merged: Tensor, *, temperature: float) -> Tenso
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return the mean Shannon entropy of predictions, a scalar in nats from 0 to log v."""
+    """Return the mean Shannon entropy of predictions, a scalar in nats from 0 to log v.
+
+    H = -sum_k q_k log q_k with q = softmax(logits) of one prediction over its v tokens or classes;
+    the mean is over the p predictions.
+
+    Args:
+        logits: ``(p, v)``.
+    """
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
 

@@ -22,4 +22,5 @@ LINEAR = MergeMethod(
     needs_base=False,
     combine=add_tuned,
 )
-"""sum_i w_i * tuned_i. Weights are taken as they are: a soup's sum to one."""
+"""sum_i w_i * tuned_i. Weights are taken as they are: a soup's sum to one, and w_i = 1/N makes the
+uniform soup of N checkpoints."""

@@ -42,4 +42,8 @@ SLERP = MergeMethod(
     num_checkpoints=2,
     coefficients=slerp_coefficients,
 )
-"""Along the great circle from the first checkpoint to the second; weights count by their ratio."""
+"""Along the great circle from the first checkpoint to the second; weights count by their ratio:
+
+    sin((1 - t) a) / sin(a) tuned_0 + sin(t a) / sin(a) tuned_1,  t = w_1 / (w_0 + w_1)
+
+with a the angle between both tensors as vectors."""

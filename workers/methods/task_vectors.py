@@ -40,8 +40,14 @@ DARE_LINEAR = MergeMethod(
     combine=add_task_vectors,
     drop="random",
 )
-"""base + sum_i w_i / (1 - p_i) * kept_i * (tuned_i - base). The scale is the paper's 1/(1-p), not
-the match of L1 norms that mergekit calls rescale."""
+"""Drops elements of the task vectors at random, and rescales the others. Of element j:
+
+    merged_j = base_j + sum_i w_i m_ij / (1 - p_i) (tuned_ij - base_j)
+    m_ij ~ Bernoulli(1 - p_i): 1 with probability 1 - p_i, where the element is kept, else 0
+
+Here m_ij = 1 iff u_ij >= p_i, with u_ij in [0, 1) a hash of seed, checkpoint, tensor and element
+(``workers.mask``). The scale is the paper's 1/(1-p), not the match of L1 norms that mergekit calls
+rescale."""
 
 DELLA_LINEAR = MergeMethod(
     name="della_linear",
@@ -51,4 +57,11 @@ DELLA_LINEAR = MergeMethod(
     drop="ranked",
     options=(EPSILON,),
 )
-"""base + sum_i w_i * kept_i / (1 - p_ij) * (tuned_i - base), with p_ij by rank of magnitude."""
+"""Drops small magnitudes of a task vector more often (MAGPRUNE). Of element j:
+
+    merged_j = base_j + sum_i w_i m_ij / (1 - p_ij) (tuned_ij - base_j)
+    p_ij = p_i - epsilon/2 + epsilon r_ij / (n - 1)
+    m_ij ~ Bernoulli(1 - p_ij), here 1 iff u_ij >= p_ij, with the hash of DARE, else 0
+
+r_ij is the rank of abs(tuned_ij - base_j) among the n elements of its row, 0 for the largest.
+Epsilon is smaller where p_ij would leave [0, 1): ``workers.statistics.ranked_drop_ratios``."""

@@ -30,12 +30,19 @@ SCALE = Option(
 
 
 def elect_and_merge(chunk: Chunk) -> "Tensor":
-    """Return base + scale * (disjoint mean, or sum, of the task vectors that agree in sign).
+    """Elect a sign per element, and merge the task vectors that have it.
 
-    arXiv:2306.01708, section 4: the elected sign of an element is that of
-    sum_i scale_i * delta_i, positive where that is zero; only checkpoints with that sign
-    count. With ``normalize`` their sum is divided by the sum of their weights (the paper's
-    mean, for equal weights), so that weights are relative to each other. NaN stays NaN.
+    arXiv:2306.01708, section 4. With delta_ij = tuned_ij - base_j after drops, of element j:
+
+        gamma_j = sign(sum_i w_i delta_ij), positive where that is zero
+        A_j = {i: sign(w_i delta_ij) = gamma_j}
+        merged_j = base_j + lambda sum_{i in A_j} w_i delta_ij / sum_{i in A_j} w_i
+
+    The paper has all w_i = 1, so the quotient is its disjoint mean. Without ``normalize`` there is
+    no division: merged_j = base_j + lambda sum_{i in A_j} w_i delta_ij. Lambda is ``scale``. Of an
+    empty A_j, merged_j = base_j. NaN stays NaN.
+
+    Where drops rescale by a constant (DARE), w_i / (1 - p_i) stands for w_i but in the divisor.
     """
     assert chunk.base is not None  # noqa: S101 - tells the type checker
     parts = [chunk.delta(index) * chunk.scales[index] for index in range(len(chunk.tuned))]
@@ -66,8 +73,18 @@ TIES = MergeMethod(
     drop="trim",
     options=(_normalize(default=True), SCALE),
 )
-"""Trim the p smallest magnitudes of each task vector, elect signs, disjoint mean. Trimming is per
-tensor; equal magnitudes are kept in the order of their index."""
+"""Trim the share p of smallest magnitudes of each task vector, elect signs, disjoint mean:
+
+    delta_ij = tuned_ij - base_j where that is among the floor((1 - p_i) n) largest magnitudes of
+        a tensor of n elements, else 0
+    gamma_j = sign(sum_i w_i delta_ij)
+    A_j = {i: sign(w_i delta_ij) = gamma_j}
+    merged_j = base_j + lambda sum_{i in A_j} w_i delta_ij / sum_{i in A_j} w_i
+
+Where we differ from the authors' published code (``src/utils/merge_utils.py``): it trims the whole
+task vector at once, all tensors joined, and keeps every magnitude that equals the threshold; here
+trimming is per tensor, and of equal magnitudes the first by index are kept. Where the sum is 0 it
+elects the sign that most elements elect; here it is positive."""
 
 DARE_TIES = MergeMethod(
     name="dare_ties",
@@ -77,7 +94,14 @@ DARE_TIES = MergeMethod(
     drop="random",
     options=(_normalize(default=False), SCALE),
 )
-"""Drop at random and rescale by 1/(1-p), elect signs, sum what agrees."""
+"""Drop at random and rescale by 1/(1-p) as DARE does, elect signs, sum what agrees:
+
+    delta_ij = m_ij / (1 - p_i) (tuned_ij - base_j), m_ij ~ Bernoulli(1 - p_i)
+    gamma_j = sign(sum_i w_i delta_ij)
+    A_j = {i: sign(w_i delta_ij) = gamma_j}
+    merged_j = base_j + lambda sum_{i in A_j} w_i delta_ij
+
+With ``normalize`` the sum is divided by sum_{i in A_j} w_i."""
 
 DELLA = MergeMethod(
     name="della",
@@ -87,4 +111,13 @@ DELLA = MergeMethod(
     drop="ranked",
     options=(_normalize(default=True), SCALE, EPSILON),
 )
-"""Drop by rank of magnitude (MAGPRUNE) and rescale, elect signs, mean of what agrees."""
+"""Drop by rank of magnitude (MAGPRUNE) and rescale, elect signs, mean of what agrees:
+
+    p_ij = p_i - epsilon/2 + epsilon r_ij / (n - 1)
+    delta_ij = m_ij / (1 - p_ij) (tuned_ij - base_j), m_ij ~ Bernoulli(1 - p_ij)
+    gamma_j = sign(sum_i w_i delta_ij)
+    A_j = {i: sign(w_i delta_ij) = gamma_j}
+    merged_j = base_j + lambda sum_{i in A_j} w_i delta_ij / sum_{i in A_j} w_i
+
+r_ij is the rank of abs(tuned_ij - base_j) among the n elements of its row, 0 for the largest; see
+``della_linear``."""

@@ -99,12 +99,12 @@ def test_similarity_is_of_all_degrees_and_says_nothing_of_who() -> None:
 
 
 def test_contrastive_loss_of_two_pairs() -> None:
-    queries, passages = torch.eye(2), torch.eye(2)
-    # Cosines 1 and 0 at temperature 0.05: log(1 + exp(-20)); exchanged, 20 more.
-    assert float(contrastive_loss(queries, passages)) == pytest.approx(
-        math.log1p(math.exp(-20)), abs=1e-6
-    )
-    assert float(contrastive_loss(queries, passages.flip(0))) == pytest.approx(20.0, abs=1e-5)
+    queries = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    # Of length 1; cosines of the first query 0.6 and 0.5, of the second 0.55 and 0.65.
+    passages = torch.tensor([[0.6, 0.55, 0.3375**0.5], [0.5, 0.65, 0.3275**0.5]])
+    # Each is ahead by 0.1, which is 2 at temperature 0.05: log(1 + exp(-2)); exchanged, 2 more.
+    assert float(contrastive_loss(queries, passages)) == pytest.approx(0.126928, abs=1e-5)
+    assert float(contrastive_loss(queries, passages.flip(0))) == pytest.approx(2.126928, abs=1e-5)
 
 
 def test_correlation_loss_by_hand() -> None:

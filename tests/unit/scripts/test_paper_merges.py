@@ -81,23 +81,34 @@ def test_ties_by_hand() -> None:
     assert merged("ties", 1.0, normalize=1.0, scale=2.0) == [7.0, 7.0, 3.0, -2.0]
 
 
+# What the masks of both checkpoints keep.
+KEPT_AT_HALF = [[False, False, False, True], [False, True, True, False]]
+KEPT_AT_QUARTER = [[False, True, False, True], [False, True, True, True]]
+
+
+@pytest.mark.parametrize(("drop", "kept"), [(0.5, KEPT_AT_HALF), (0.25, KEPT_AT_QUARTER)])
+def test_masks_are_those_of_the_cases_by_hand(drop: float, kept: list[list[bool]]) -> None:
+    for index, wanted in enumerate(kept):
+        found = keep_mask(
+            4, mask_seed=0, digest=f"digest-{index}", tensor_name="layer.weight", drop_ratio=drop
+        )
+        assert found.tolist() == wanted
+
+
 def test_dare_by_hand() -> None:
-    # What the mask keeps is doubled at p = 1/2.
-    kept = [
-        keep_mask(
-            4, mask_seed=0, digest=f"digest-{i}", tensor_name="layer.weight", drop_ratio=0.5
-        ).tolist()
-        for i in range(2)
-    ]
-    deltas = [np.array([4.0, 3.0, 0.0, -1.0]), np.array([2.0, -1.0, 1.0, -2.0])]
-    parts = [np.where(keep, 2.0 * delta, 0.0) for keep, delta in zip(kept, deltas, strict=True)]
-    assert merged("dare_linear", 0.5, 0.5) == (1.0 + 0.5 * parts[0] + 0.5 * parts[1]).tolist()
-    expected = []
-    for pair in zip(*parts, strict=True):
-        sign = 1.0 if sum(pair) >= 0 else -1.0
-        agreeing = [part for part in pair if part * sign > 0]
-        expected.append(1.0 + (sum(agreeing) / len(agreeing) if agreeing else 0.0))
-    assert merged("dare_ties", 1.0, 0.5, normalize=1.0, scale=1.0) == expected
+    # At p = 1/2 what is kept is doubled: (-, -, -, -2) and (-, -2, 2, -), of each a half.
+    assert merged("dare_linear", 0.5, 0.5) == [1.0, 0.0, 2.0, 0.0]
+    # At p = 1/4, 4/3 times 3/4 is 1: (-, 3, -, -1) and (-, -1, 1, -2).
+    assert merged("dare_linear", 0.75, 0.25) == [1.0, 3.0, 2.0, -2.0]
+
+
+def test_dare_ties_by_hand() -> None:
+    # The sums are (0, 2, 1, -3): -1 in the second has no say. Sums of the others: 0, 3, 1, -3.
+    assert merged("dare_ties", 0.75, 0.25, normalize=0.0) == [1.0, 4.0, 2.0, -2.0]
+    # Over the weights that agree: 3 / 0.75, 1 / 0.75, -3 / 1.5.
+    assert merged("dare_ties", 0.75, 0.25, normalize=1.0) == pytest.approx(
+        [1.0, 5.0, 2.3333333, -1.0], abs=1e-6
+    )
 
 
 def test_della_drops_small_magnitudes_more_often() -> None:

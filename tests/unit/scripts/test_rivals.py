@@ -1,6 +1,7 @@
 """The rivals' schedules, by hand and on landscapes; the study on the tiny pool."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from pandas import DataFrame
 from configs.evaluation import SplitSizes
 from configs.schema import JobConfig
 from optimizer.space import SearchSpace
+from optimizer.strategies.scalar_cma import ScalarCmaStrategy
 from scripts.bench.zoo_store import ScoreStore
 from scripts.papers import rivals
 from scripts.papers.bench import Bench
@@ -69,6 +71,19 @@ def test_mergekit_rescales_to_the_l1_norm():
     # 10 / 4 of what is kept, where DARE has 1 / (1 - 0.5).
     assert l1_rescaling(delta, kept, 0.5) == pytest.approx(1.25)
     assert l1_rescaling(delta, np.ones(4), 0.0) == 1.0
+
+
+def test_mergekits_genotype_by_hand(job, space, monkeypatch: pytest.MonkeyPatch):
+    draws = np.array([-4.0, 1.0, 0.5, -1.5, 1.2, -6.0])
+    drawn = SimpleNamespace(standard_normal=lambda size: draws[:size])
+    monkeypatch.setattr("optimizer.strategies.scalar_cma.ask_generator", lambda *_: drawn)
+    recipe = ScalarCmaStrategy(job, space).ask(0, []).recipe
+    assert recipe.method == "dare_ties"
+    assert dict(recipe.options)["normalize"] == 1.0
+    # 1/3 plus a sixth of the draw: -1/3, 1/2, 5/12, of which the absolute value counts.
+    assert np.array(recipe.weights)[:, 0] == pytest.approx([0.33333, 0.5, 0.41667], abs=1e-5)
+    # Densities, 1 plus a sixth of the draw: 3/4, 1.2, which is 1, and 0, which is 0.01.
+    assert np.array(recipe.drop_ratios)[:, 0] == pytest.approx([0.25, 0.0, 0.99], abs=1e-5)
 
 
 def test_mergekit_evolve_starts_at_equal_weights_and_hands_over_the_best_it_saw(job, space):

@@ -21,11 +21,12 @@ from transformers import (
 
 from configs.errors import CheckpointError, CheckpointNotFoundError
 from tests.conftest import TinyPool
-from tests.small_models import small_bert
+from tests.small_models import pool_of, recipe_of, small_bert
 from tests.unit.workers.lora_adapters import ATTENTION, Make, merged_by_us
 from workers.checkpoint import CheckpointReader
 from workers.digest import source_digest
 from workers.lora import Adapter, add_low_rank
+from workers.merged_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -151,6 +152,34 @@ def test_rounding_twice_would_be_off() -> None:
     assert float(add_low_rank(base, left, right, 1.0)) == 1.0 + 2.0**-7
     assert float(add_low_rank(-base, -left, right, 1.0)) == -1.0 - 2.0**-7
     assert (torch.tensor(1.0 + 2.0**-8 * (1 + 2.0**-20), dtype=torch.float64)).bfloat16() == 1.0
+
+
+def test_two_adapters_of_rank_one_by_hand(make_checkpoint: Make, tmp_path: Path) -> None:
+    base = make_checkpoint("base", {"layer.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+
+    def adapter(name: str, alpha: float, b: list[float], a: list[float]) -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": alpha}
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        factors = {"lora_B": torch.tensor(b)[:, None], "lora_A": torch.tensor(a)[None]}
+        save_file(
+            {f"base_model.model.layer.{side}.weight": one for side, one in factors.items()},
+            directory / "adapter_model.safetensors",
+        )
+        return directory
+
+    # s B A is 2 (1, 0)' (1, 2) = (2, 4 / 0, 0) and 1/2 (2, 4)' (1, -1) = (1, -1 / 2, -2).
+    first = adapter("first", 2.0, [1.0, 0.0], [1.0, 2.0])
+    second = adapter("second", 0.5, [2.0, 4.0], [1.0, -1.0])
+    sources = pool_of(base, first=first, second=second)
+    with CheckpointReader(sources.checkpoints[1].directory) as reader:
+        assert reader.tensor("layer.weight").tolist() == [[2.0, 1.0], [5.0, 2.0]]
+    recipe = recipe_of(sources, [0.5, 2.0], method="task_arithmetic")
+    write_checkpoint(recipe, sources, tmp_path / "merged")
+    # 1 + 1 + 2, 2 + 2 - 2;  3 + 0 + 4, 4 + 0 - 4
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["layer.weight"]
+    assert merged.tolist() == [[4.0, 2.0], [7.0, 0.0]]
 
 
 def test_large_tensors_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

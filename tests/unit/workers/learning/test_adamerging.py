@@ -1,5 +1,6 @@
 """AdaMerging on small models: groups of layers, positions that count, entropy that falls."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.small_models import TinyVariants, live_model, pool_of, small_bert, write_words
+from tests.unit.workers.learning.two_classes import TwoClasses
 from workers.checkpoint import CheckpointReader
 from workers.layers import Layout
 from workers.learning.adamerging import (
@@ -17,7 +19,7 @@ from workers.learning.adamerging import (
     learn_adamerging,
     recipe_groups,
 )
-from workers.learning.merged_model import LearnableMerge
+from workers.learning.merged_model import LearnableMerge, leaf
 from workers.learning.texts import pad
 from workers.sources import Sources
 
@@ -37,6 +39,33 @@ def learn(
     with LearnableMerge(live, sources, by_name, adds_to_base=True) as merge:
         record = learn_adamerging(merge, TEXTS, settings, pad_id=0, max_length=512)
     return record, torch.cat([one.detach() for one in leaves], dim=1)
+
+
+def test_merge_and_gradient_of_two_classes_by_hand(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    # Task vectors (4 ln 3, 0) and (0, 2 ln 3), of which a half each is added to (1/2, 1/2).
+    weights = {"base": (0.5, 0.5), "first": (4.8944492, 0.5), "second": (0.5, 2.6972246)}
+    paths = {
+        name: make_checkpoint(name, {"weight": torch.tensor(pair)[:, None]})
+        for name, pair in weights.items()
+    }
+    sources, model = pool_of(paths.pop("base"), **paths), TwoClasses()
+    lambdas = leaf(2, 1, 0.5)
+    with LearnableMerge(model, sources, {"weight": lambdas}, adds_to_base=True) as merge:
+        merge.write()
+        # 1/2 + 2 ln 3 and 1/2 + ln 3
+        assert model.weight.flatten().tolist() == pytest.approx([2.6972246, 1.5986123], abs=1e-6)
+        settings = AdaMergingSettings(steps=1, lr=0.1)
+        [record] = learn_adamerging(merge, {"a": [(1,)]}, settings, pad_id=0, max_length=1)
+    # Logits differ by z = ln 3, so q = (3/4, 1/4), and H = ln 4 - 3/4 ln 3.
+    assert record["entropy/a"] == pytest.approx(0.5623351, abs=1e-6)
+    # dH/dz = -z q_1 q_2 = -3/16 ln 3; dz/dlambda = 4 ln 3 and -2 ln 3.
+    assert lambdas.grad is not None
+    assert lambdas.grad.flatten().tolist() == pytest.approx([-0.9052117, 0.4526059], abs=1e-6)
+    # Adam's first step is as long as its rate. 1/2 + 0.6 * 4 ln 3 and 1/2 + 0.4 * 2 ln 3.
+    assert lambdas.flatten().tolist() == pytest.approx([0.6, 0.4], abs=1e-6)
+    assert model.weight.flatten().tolist() == pytest.approx([3.1366695, 1.3788898], abs=1e-6)
 
 
 def test_groups_are_the_layers_and_what_surrounds_them(pools: TinyVariants) -> None:

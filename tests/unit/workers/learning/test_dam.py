@@ -1,6 +1,7 @@
 """DAM on the tiny pool: what it minimizes falls, and the same seed gives the same bits."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from configs.errors import EvaluationError
 from tests.conftest import TinyPool
 from tests.small_models import TinyVariants, live_model, pool_of
+from tests.unit.workers.learning.two_classes import TwoClasses
 from workers.checkpoint import CheckpointReader
 from workers.learning.dam import DamSettings, dam_coefficients, learn_dam
 from workers.learning.descent import Step
@@ -53,6 +55,35 @@ def test_coefficients_are_one_per_column_and_begin_with_the_mean(pools: TinyVari
     assert found["model.layers.0.mlp.down_proj.weight"].shape == (3, 64)
     assert found["model.norm.weight"].shape == (3, 32)
     assert all(torch.equal(one, torch.full_like(one, 1 / 3)) for one in found.values())
+
+
+def test_objective_and_gradient_of_two_classes_by_hand(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    # Weights (6 ln 3, 0) and (0, 2 ln 3), a half of each: (3 ln 3, ln 3).
+    first = make_checkpoint("first", {"weight": torch.tensor([[6.5916737], [0.0]])})
+    second = make_checkpoint("second", {"weight": torch.tensor([[0.0], [2.1972246]])})
+    sources, model = pool_of(None, first=first, second=second), TwoClasses()
+    settings = DamSettings(steps=1, lr=0.1, temperature=2.0, similarity=0.01, l1=0.25, l2=0.5)
+    with CheckpointReader(first) as reader:
+        coefficients = dam_coefficients(reader.entries.values(), 2, settings)
+    with LearnableMerge(model, sources, coefficients, adds_to_base=False) as merge:
+        merge.write()
+        assert model.weight.flatten().tolist() == pytest.approx([3.2958369, 1.0986123], abs=1e-6)
+        [record] = learn_dam(merge, {"first": [(1,)], "second": []}, settings, pad_id=0)
+    # At T = 2 logits differ by 3 ln 3 and by ln 3: p = (27/28, 1/28), q = (3/4, 1/4).
+    # KL = 27/28 ln(9/7) + 1/28 ln(1/7) = 0.1728422, times 4. Coefficients are 1/2 and 1/2.
+    assert record == pytest.approx(
+        {"kl/first": 0.691369, "similarity": 0.01, "l1": 0.25, "l2": 0.25, "loss": 1.201369},
+        abs=1e-6,
+    )
+    # Of the KL: T (q_1 - p_1) = -3/7, times 6 ln 3 and -2 ln 3. Of l1 and l2: 1/4 + 1/2.
+    gradient = coefficients["weight"].grad
+    assert gradient is not None
+    assert gradient.flatten().tolist() == pytest.approx(
+        [-2.825003 + 0.75, 0.9416677 + 0.75], abs=1e-6
+    )
+    assert coefficients["weight"].flatten().tolist() == pytest.approx([0.6, 0.4], abs=1e-6)
 
 
 def test_learning_lowers_the_divergence_from_every_source(pools: TinyVariants) -> None:
