@@ -1,7 +1,7 @@
 """PEFT LoRA adapters as checkpoints: merged onto their base once, into an ordinary directory.
 
 Start at :class:`Adapter`. A layer with an adapter is W_i = W_0 + s_i B_i A_i (Hu et al.,
-arXiv:2106.09685, section 4.1; s = alpha / r). Its task vector is s_i B_i A_i, so task arithmetic of
+arXiv:2106.09685; s = alpha / r). Its task vector is s_i B_i A_i, so task arithmetic of
 adapters is W = W_0 + sum_i w_i s_i B_i A_i.
 
 The result is streamed to disk, tensor by tensor, and kept under a name made of everything that it

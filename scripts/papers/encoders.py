@@ -187,8 +187,9 @@ def _notes(records: DataFrame) -> Sequence[str]:
     lines.append(
         f"Three classifiers: the search scores {_accuracy(records, _SEARCHED):.3f} in the mean of "
         f"the tasks, the best other merge by these items {_best_merge(records):.3f}. Embedding "
-        f"models: the search {mean_of(records, 'fused', fusion=_SEARCHED):.3f} in the mean of both "
-        f"objectives, the fusion chosen on search items {mean_of(records, 'fused', fusion=_BEST):.3f}."
+        f"models: the search {mean_of(records, 'fused', fusion=_SEARCHED):.3f} in the mean of "
+        "both objectives, the fusion chosen on search items "
+        f"{mean_of(records, 'fused', fusion=_BEST):.3f}."
     )
     return lines
 
