@@ -204,7 +204,6 @@ their products. Shown are scores of generated answers on report items.""",
             the model without (the authors' overview: superior to zero-shot learning).""",
             measured="mean score, composed minus base",
             value=lambda r: _difference(r, COMPOSED, BASE),
-            fast=-0.1,
         ),
         Claim(
             key="composed_beats_mean",

@@ -282,7 +282,6 @@ one mask.""",
             (of the existing methods of arXiv:2306.01708).""",
             measured="mean score, TIES minus average",
             value=_difference(TIES, AVERAGE),
-            fast=-0.05,
         ),
         Claim(
             key="ties_beats_task_arithmetic",

@@ -224,7 +224,6 @@ our weights are projected onto the simplex, and can be exactly zero.""",
             text="It outperforms merge-based baselines (abstract): the uniform soup.",
             measured="mean of the searched tasks (two, three), scalar_cma minus the uniform soup",
             value=lambda r: _gain(r, "uniform soup"),
-            fast=-0.03,
         ),
         Claim(
             key="recycling_beats_greedy",
@@ -244,7 +243,6 @@ our weights are projected onto the simplex, and can be exactly zero.""",
             measured="""smallest, over checkpoints, of the merge's largest advantage over the two
             tasks: above zero, none is as good in both""",
             value=_least_advantage,
-            fast=-0.05,
         ),
         Claim(
             key="recycling_held_out",
@@ -253,7 +251,6 @@ our weights are projected onto the simplex, and can be exactly zero.""",
             checkpoint""",
             value=lambda r: _held_out(r, CMA) - _held_out(r, "best single"),
             margin=-0.02,
-            fast=-0.1,
         ),
         Claim(
             key="recycling_nearly_all",
