@@ -192,7 +192,6 @@ scores, as a share of what perfect scores would have. Best by skill is the best 
             measured="""score of interpolated weights minus interpolated scores, mean over the grid
             and skills, search items""",
             value=lambda r: mean_of(r, "gain", number="gain"),
-            fast=0.0,
         ),
         Claim(
             key="interpolations_near_pareto",
