@@ -22,6 +22,9 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
+# Since SLURM 22.05 a step does not take over the processors per task of its job.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
 
 RAY_AUTH_MODE=token
