@@ -164,7 +164,14 @@ class Sandbox:
                 self._starter = None
 
 
-_kind: SandboxKind = "strict"
+@dataclass(slots=True)
+class _Selection:
+    """Which sandbox this process scores with."""
+
+    kind: SandboxKind = "strict"
+
+
+_selected = _Selection()
 _shared: dict[tuple[int, SandboxKind], Sandbox] = {}
 
 
@@ -175,16 +182,16 @@ def select_sandbox(kind: SandboxKind) -> None:
     job calls this in every process that scores, before tasks are loaded: some run a program when
     their functions are imported. Without it a process is strict.
     """
-    global _kind  # noqa: PLW0603 - one setting per process, like the sandbox itself
-    _kind = kind
+    _selected.kind = kind
 
 
 def shared_sandbox() -> Sandbox:
     """Return this process's sandbox, created at the first call and closed at exit."""
-    key = (os.getpid(), _kind)
+    kind = _selected.kind
+    key = (os.getpid(), kind)
     sandbox = _shared.get(key)
     if sandbox is None:
-        created = Sandbox(_kind)
+        created = Sandbox(kind)
         sandbox = _shared.setdefault(key, created)
         if sandbox is created:
             atexit.register(_close_shared, key)

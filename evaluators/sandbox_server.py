@@ -78,7 +78,9 @@ def error_text(error: BaseException) -> str:
     """Return an exception's type and the start of its message; never raises."""
     try:
         return f"{type(error).__name__}: {str(error)[:200]}"
-    except BaseException:  # noqa: BLE001 - a program can define an exception that cannot print
+    # The exception is of the program's own class, whose `__str__` may raise anything, `SystemExit`
+    # too; the verdict must be written whatever it does.
+    except BaseException:  # noqa: BLE001 - see above
         return type(error).__name__
 
 
@@ -103,10 +105,14 @@ def run_child(request: dict[str, Any], wall: ProgramFilter, verdict: int) -> NoR
             wall.apply()
             code = compile(request["program"], "<program>", "exec")
             # An empty namespace, as in the original metric: `__name__` is not `__main__`.
-            exec(code, {})  # noqa: S102 - what this file is for
+            # Running generated code is what this file is for: this is a forked child behind the
+            # sandbox's walls, with its limits and its filter of system calls in force by now.
+            exec(code, {})  # noqa: S102 - see above
         except SystemExit:
             detail = "SystemExit: left before the end"
-        except BaseException as error:  # noqa: BLE001 - whatever it raised, it failed
+        # Whatever a program raised, `KeyboardInterrupt` and classes of its own too, it has failed,
+        # and nothing above this frame is to run in the child.
+        except BaseException as error:  # noqa: BLE001 - see above
             detail = text(error)
         else:
             write(VERDICT_FD, REACHED_END)

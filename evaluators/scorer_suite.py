@@ -139,14 +139,17 @@ def _module_of_file(path: Path) -> tuple[ModuleType, bytes]:
     if name in sys.modules:
         return sys.modules[name], source
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # noqa: S101 - it is a .py file
+    if spec is None:
+        raise _ScorerProblemError("scorer", f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     sys.modules[name] = module
     try:
-        # Not the loader's own way, which would trust a cached file of the same second and size.
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the user's module
+        # This imports the user's own module, which the job names. Not the loader's own way, which
+        # would trust a cached file of the same second and size: what is executed are the bytes
+        # whose digest was taken.
+        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - see above
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _ScorerProblemError(

@@ -11,13 +11,16 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, QueuePool, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from configs.errors import ArchiveError
 from configs.place import DatabasePlace
+
+if TYPE_CHECKING:
+    import psycopg
 
 SCHEMA = "mergefront"
 
@@ -67,7 +70,7 @@ def database_engine(place: DatabasePlace, *, writable: bool) -> Engine:
     options = " ".join(f"-c {key}={value}" for key, value in session.items())
     keywords: dict[str, Any] = {**_CLIENT, **place.connection, "options": options}
 
-    def connect() -> Any:  # noqa: ANN401 - psycopg may be missing when this is read
+    def connect() -> "psycopg.Connection":
         import psycopg
 
         return psycopg.connect(**keywords)

@@ -9,12 +9,13 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from sqlalchemy import Connection, ForeignKeyConstraint, Table, and_, func, select
+from sqlalchemy import Connection, ForeignKeyConstraint, Select, Table, and_, func, select
 
 from configs.errors import ArchiveError, Problem
+from configs.evaluation import SplitName
 from configs.place import Place
 from evaluators.blocks import WHOLE, block_name, ordered
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
@@ -239,9 +240,10 @@ class _Verifier(ArchivedSearch):
             else:
                 yield key, part
 
-    def _usual(self, split: Any, block: str) -> Items:  # noqa: ANN401 - a split, unless damaged
+    def _usual(self, split: str, block: str) -> Items:
         if block == WHOLE:
-            return self.manifest.items(split)
+            # Where the row is damaged it is none, which the manifest says.
+            return self.manifest.items(cast("SplitName", split))
         if (split, block) not in self._items:
             raise ValueError(f"there is no block `{block}` of `{split}`")
         return self._items[split, block]
@@ -251,7 +253,7 @@ class _Verifier(ArchivedSearch):
         return {_key(row._mapping) for row in connection.execute(self._of_search(table, query))}
 
 
-def _orphans(constraint: ForeignKeyConstraint) -> Any:  # noqa: ANN401 - a query of one number
+def _orphans(constraint: ForeignKeyConstraint) -> Select[Any]:
     table, referred = constraint.table, constraint.referred_table.alias()
     pairs = [(pair.parent, referred.c[pair.column.name]) for pair in constraint.elements]
     joined = table.outerjoin(referred, and_(*(mine == theirs for mine, theirs in pairs)))

@@ -1,7 +1,7 @@
 """Learning a merge that was planned, and its recipe."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,11 +62,12 @@ def learn_merge(plan: LearningPlan, *, on_step: OnStep = lambda _: None) -> Lear
     import torch
 
     start = time.perf_counter()
-    is_dam = isinstance(plan.settings, DamSettings)
-    learn: Callable[[LearningPlan, OnStep], _Found] = _dam if is_dam else _adamerging
     try:
         with reproducible(plan.job.workers.threads):
-            recipe, columns, record = learn(plan, on_step)
+            if isinstance(plan.settings, DamSettings):
+                recipe, columns, record = _dam(plan, plan.settings, on_step)
+            else:
+                recipe, columns, record = _adamerging(plan, plan.settings, on_step)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise WorkerError(
@@ -79,17 +80,16 @@ def learn_merge(plan: LearningPlan, *, on_step: OnStep = lambda _: None) -> Lear
 _Found = tuple[MergeRecipe, "Mapping[str, Tensor] | None", Sequence[Mapping[str, float]]]
 
 
-def _dam(plan: LearningPlan, on_step: OnStep) -> _Found:
+def _dam(plan: LearningPlan, settings: DamSettings, on_step: OnStep) -> _Found:
     from workers.learning.dam import dam_coefficients, learn_dam
 
-    assert isinstance(plan.settings, DamSettings)  # noqa: S101 - tells the type checker
     names = [source.name for source in plan.sources.checkpoints]
-    coefficients = dam_coefficients(_entries(plan), len(names), plan.settings)
+    coefficients = dam_coefficients(_entries(plan), len(names), settings)
     with _opened(plan, coefficients, adds_to_base=False) as merge:
         record = learn_dam(
             merge,
             {name: plan.texts.by_checkpoint[name] for name in names},
-            plan.settings,
+            settings,
             pad_id=plan.texts.pad_id,
             on_step=on_step,
         )
@@ -97,7 +97,7 @@ def _dam(plan: LearningPlan, on_step: OnStep) -> _Found:
     return recipe, {name: one.detach() for name, one in coefficients.items()}, record
 
 
-def _adamerging(plan: LearningPlan, on_step: OnStep) -> _Found:
+def _adamerging(plan: LearningPlan, settings: AdaMergingSettings, on_step: OnStep) -> _Found:
     from workers.learning.adamerging import (
         adamerging_coefficients,
         adamerging_groups,
@@ -105,17 +105,16 @@ def _adamerging(plan: LearningPlan, on_step: OnStep) -> _Found:
         recipe_groups,
     )
 
-    assert isinstance(plan.settings, AdaMergingSettings)  # noqa: S101 - tells the type checker
     with CheckpointReader(plan.sources.reference.directory) as reader:
         layout = Layout.read(reader)
-    groups = adamerging_groups(layout, plan.settings.granularity)
+    groups = adamerging_groups(layout, settings.granularity)
     count = len(plan.sources.checkpoints)
-    leaves, by_name = adamerging_coefficients(groups, count, plan.settings)
+    leaves, by_name = adamerging_coefficients(groups, count, settings)
     with _opened(plan, by_name, adds_to_base=True) as merge:
         record = learn_adamerging(
             merge,
             plan.texts.by_origin,
-            plan.settings,
+            settings,
             pad_id=plan.texts.pad_id,
             max_length=plan.texts.max_length,
             on_step=on_step,
@@ -123,7 +122,7 @@ def _adamerging(plan: LearningPlan, on_step: OnStep) -> _Found:
     by_group = [[float(weight) for weight in one.detach()[:, 0]] for one in leaves]
     weights = [list(row) for row in zip(*by_group, strict=True)]
     method = plan.space.plain_method
-    if plan.settings.granularity == "layer":
+    if settings.granularity == "layer":
         return _recipe(plan, method, recipe_groups(layout, groups), weights), None, record
     # In the groups of the job, all alike, so that a search can go on from there.
     rows = [row * plan.space.shape[1] for row in weights]

@@ -101,7 +101,8 @@ def plan_learning(
         checks.attempt(partial(_check_memory, job, pool))
     suite = checks.attempt(lambda: JobSuite(job.objectives, job.evaluation))
     checks.raise_errors()
-    assert sources and pool and suite and settings and origins  # noqa: S101, PT018 - else raised
+    if sources is None or pool is None or suite is None or settings is None or origins is None:
+        raise ValueError("a check has no result, and nothing was found wrong")
     texts = gather_texts(
         *(job, sources, pool.vocabulary, suite, origins),
         max_tokens=max_tokens or DEFAULT_MAX_TOKENS,

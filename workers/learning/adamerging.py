@@ -179,7 +179,7 @@ def _predictions(
         positions = torch.arange(batch.mask.shape[1]) == batch.lengths[:, None] - 1
         return predict_at(model, batch, positions)
 
-    def generated(model: Any, batch: TextBatch) -> Tensor:  # noqa: ANN401
+    def generated(model: Any, batch: TextBatch) -> Tensor:  # noqa: ANN401 - any transformers model
         whole, begins = continue_greedily(
             model, batch, new_tokens=settings.new_tokens, pad_id=pad_id, max_length=max_length
         )
@@ -237,7 +237,7 @@ def continue_greedily(
     return pad(texts, pad_id), [len(prompt) for prompt in prompts]
 
 
-def _end_tokens(model: Any) -> frozenset[int]:  # noqa: ANN401
+def _end_tokens(model: Any) -> frozenset[int]:  # noqa: ANN401 - any transformers model
     found = getattr(model.generation_config, "eos_token_id", None)
     if found is None:
         return frozenset()

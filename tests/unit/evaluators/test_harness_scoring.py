@@ -226,7 +226,7 @@ def without_bubblewrap(tmp_path, monkeypatch) -> Iterator[None]:
     empty = tmp_path / "bin"
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))
-    monkeypatch.setattr(sandbox, "_kind", "strict")
+    monkeypatch.setattr(sandbox._selected, "kind", "strict")
     monkeypatch.setattr(sandbox, "_shared", {})
     yield
     for used in sandbox._shared.values():

@@ -301,7 +301,7 @@ def test_closing_shared_sandboxes_removes_their_directories(
 
 def test_shared_sandbox_is_strict_until_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shared_sandbox().kind == "strict"
-    monkeypatch.setattr(module, "_kind", "strict")  # restored afterwards
+    monkeypatch.setattr(module._selected, "kind", "strict")  # restored afterwards
     select_sandbox("weak")
     assert shared_sandbox().kind == "weak"
     select_sandbox("strict")
