@@ -4,7 +4,8 @@
     python scripts/reproduce.py --fast     # one seed, few items: minutes
 
 Everything is kept under --runs, so a run that was stopped goes on where it stood. The page is
-written with the records that it was computed from; the same page comes from them in a moment:
+written with the records that it was computed from; from them it comes again in a moment (what they
+lack is measured):
 
     python scripts/reproduce.py --records scripts/bench/results/papers.jsonl --out /tmp/page
 """

@@ -9,16 +9,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pandas import DataFrame
 
@@ -117,7 +110,6 @@ def _measured(
     if not cells:
         return
     known = {study.name: study for study in settings.studies}
-    zoos = zoos_of(settings, cells)
     # One thread per process, set before torch is loaded there.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
@@ -128,36 +120,31 @@ def _measured(
         ) as processes,
         ThreadPoolExecutor(settings.processes) as threads,
     ):
+        # Zoos are begun before any cell, so that no cell waits for one that is behind it. Wide ones
+        # take longest: they are trained first, and their cells come last.
+        zoos = zoos_of(settings, cells)
+        trained = {
+            zoo: threads.submit(make_zoo, *zoo, zoos[zoo]) for zoo in sorted(zoos, reverse=True)
+        }
 
         def measure(cell: Cell) -> tuple[list[Record], float]:
-            study = known[cell.study]
-            return processes.submit(
-                measure_cell, study.measure, settings.root, cell, settings.fast
-            ).result()
+            trained[cell.width, cell.seed].result()
+            arguments = (known[cell.study].measure, settings.root, cell, settings.fast)
+            return processes.submit(measure_cell, *arguments).result()
 
-        # The wide first, whose training takes longest.
-        order = sorted(zoos, reverse=True)
-        trainings = {threads.submit(make_zoo, *zoo, zoos[zoo]): zoo for zoo in order}
-        jobs: dict[Future[tuple[list[Record], float]], Cell] = {}
-        pending: set[Future[Any]] = set(trainings)
+        order = sorted(cells, key=lambda cell: cell.width)
+        jobs = {threads.submit(measure, cell): cell for cell in order}
         try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for job in done:
-                    if job.cancelled():
-                        continue
-                    if (error := job.exception()) is not None:
-                        # What has begun goes on, and is kept.
-                        failed = failed or error
-                        for other in pending:
-                            other.cancel()
-                    elif job in jobs:
-                        yield jobs[job], *job.result()
-                    elif failed is None:
-                        ready = [c for c in cells if (c.width, c.seed) == trainings[job]]
-                        new = {threads.submit(measure, cell): cell for cell in ready}
-                        jobs |= new
-                        pending |= set(new)
+            for job in as_completed(jobs):
+                if job.cancelled():
+                    continue
+                if (error := job.exception()) is None:
+                    yield jobs[job], *job.result()
+                elif failed is None:
+                    failed = error
+                    # What has begun goes on, and is kept.
+                    for other in jobs:
+                        other.cancel()
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
     if failed is not None:
