@@ -24,7 +24,7 @@ NUMBERS = {"humaneval": 164, "mbpp": 974, "mbpp_sanitized": 427}
 @pytest.mark.parametrize("kind", ["strict", "weak"])
 @pytest.mark.parametrize("suite", SUITES)
 def test_reference_solutions_pass(suite, kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_kind", "strict")  # restored afterwards
+    monkeypatch.setattr(module._selected, "kind", "strict")  # restored afterwards
     select_sandbox(kind)
     problems = load_problems(Path(os.environ["MERGEFRONT_DATA"]), suite)
     assert len(problems) == NUMBERS[suite]
