@@ -1,21 +1,23 @@
 """What can be broken: a Ray of several nodes on this machine, and a disk that is soon full.
 
 Every node is a ``ray start --block`` of its own: a head without room for workers, and nodes with
-room. They share the machine's address; hosts with addresses of their own, whose links can be cut,
-are what the fault tests of clusters have.
+room. They share the machine's address; ``scripts.bench.fault_hosts`` has hosts with addresses of
+their own, whose links can be cut, where this machine lets us make them.
 """
 
 import contextlib
 import os
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Protocol, Self
 
 import psutil
 
@@ -37,6 +39,38 @@ _VARIABLES = {
 }
 _OBJECT_STORE_BYTES = 80_000_000
 _START_S = 240.0
+
+
+class Breakable(Protocol):
+    """A cluster on which searches are disturbed.
+
+    ``suffers`` are the kinds of faults that ``break_part`` can do to it.
+    """
+
+    suffers: frozenset[str]
+
+    @property
+    def address(self) -> str:
+        """What a driver joins."""
+
+    @property
+    def num_up(self) -> int:
+        """Nodes that can take workers now."""
+
+    def start(self, arguments: Sequence[str], errors: IO[bytes]) -> "subprocess.Popen[str]":
+        """Start a driver, whose standard output is a pipe."""
+
+    def send(self, driver: "subprocess.Popen[str]", number: signal.Signals) -> None:
+        """Send a signal to a driver and whatever it started, as a terminal does."""
+
+    def worker(self, name: str) -> psutil.Process | None:
+        """Return the process of a worker by its name, ``SLOT@HOST:PID``, if it is there."""
+
+    def break_part(self, kind: str, rng: random.Random) -> bool:
+        """Let a fault strike; returns whether it could."""
+
+    def mend(self) -> None:
+        """See to it that what broke comes back; called again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +112,8 @@ class LocalCluster:
     Attributes:
         token: What everybody who talks to it must show.
     """
+
+    suffers = frozenset({"node_killed"})
 
     def __init__(self, num_nodes: int = 2, *, head_cpus: int = 0, has_jobs: bool = False) -> None:
         self._session = LocalSession()
@@ -132,7 +168,7 @@ class LocalCluster:
         """Nodes with room whose raylet runs."""
         return sum(bool(node.raylets()) for node in self._nodes)
 
-    def kill_node(self, rng: random.Random) -> bool:
+    def break_part(self, kind: str, rng: random.Random) -> bool:
         """Kill -9 the raylet of a node, and start another node; its workers end by themselves.
 
         Returns:
@@ -140,7 +176,7 @@ class LocalCluster:
         """
         self.mend()
         up = [node for node in self._nodes if node.raylets()]
-        if len(up) < 2:
+        if kind not in self.suffers or len(up) < 2:
             return False
         node = rng.choice(up)
         for raylet in node.raylets():
@@ -155,10 +191,26 @@ class LocalCluster:
             self._nodes.remove(node)
             self._add()
 
-    def owns(self, process: psutil.Process) -> bool:
-        """Say whether a process was started by a node that is still there."""
+    def start(self, arguments: Sequence[str], errors: IO[bytes]) -> "subprocess.Popen[str]":
+        """Start a driver on this machine."""
+        return subprocess.Popen(
+            arguments, cwd=_ROOT, env=self.environment(), stdout=subprocess.PIPE, stderr=errors,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def send(self, driver: "subprocess.Popen[str]", number: signal.Signals) -> None:
+        """Send a signal to a driver's group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, number)
+
+    def worker(self, name: str) -> psutil.Process | None:
+        """Return a worker that was started by a node that is still there."""
         ours = {node.process.pid for node in [self._head, *self._nodes]}
-        return any(parent.pid in ours for parent in process.parents())
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(name.rpartition(":")[2]))
+            if any(parent.pid in ours for parent in process.parents()):
+                return process
+        return None
 
     def close(self) -> None:
         """End every process, and remove what they wrote."""

@@ -6,12 +6,10 @@ deck and injected at random moments: some outcomes after the one before, or whil
 
 import contextlib
 import json
-import os
 import queue
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,17 +22,18 @@ import psutil
 
 from configs.errors import ArchiveError
 from scripts.bench.fault_account import Account, Witness, account_for, snapshot_of
-from scripts.bench.fault_cluster import LocalCluster, SmallDisk
+from scripts.bench.fault_cluster import Breakable, SmallDisk
 from scripts.bench.fault_runner import HANG_S, Begun
 from scripts.bench.fault_search import STACK_SIGNAL, Settings
 from workers.outcome import EvaluationKey
 
-_ROOT = Path(__file__).parents[2]
 SIGNALS = {
     "driver_killed": signal.SIGKILL,
     "driver_terminated": signal.SIGTERM,
     "driver_interrupted": signal.SIGINT,
 }
+# What ends the driver, too.
+ENDING = frozenset({*SIGNALS, "head_killed"})
 # Of so many outcomes at most the next fault is waited for, and then as many seconds.
 _MOST_OUTCOMES, _MOST_S = 4, 0.15
 # How often a driver is struck while it starts, and how long that takes at most.
@@ -51,17 +50,15 @@ _TICK_S = 0.05
 class Life:
     """A process of the driver, and what it has said so far."""
 
-    def __init__(self, settings: Settings, cluster: LocalCluster) -> None:
+    def __init__(self, settings: Settings, cluster: Breakable) -> None:
         self.settings = settings
+        self._cluster = cluster
         self.errors = Path(f"{settings.log}.{settings.life}.stderr")
         command = [
             sys.executable, "-m", "scripts.bench.fault_search", json.dumps(asdict(settings)),
         ]  # fmt: skip
         with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                command, cwd=_ROOT, env=cluster.environment(), stdout=subprocess.PIPE,
-                stderr=errors, text=True, start_new_session=True,
-            )  # fmt: skip
+            self.process = cluster.start(command, errors)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -84,15 +81,14 @@ class Life:
         # The last line of who was killed may be half of one.
         return [json.loads(line) for line in found if line.endswith("\n")]
 
-    def strike(self, number: signal.Signals) -> None:
-        """Send a signal to the driver and whatever it started, as a terminal does."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the driver."""
+        self._cluster.send(self.process, number)
 
     def end(self) -> None:
         """Make sure that nothing is left."""
         if self.process.poll() is None:
-            self.strike(signal.SIGKILL)
+            self.send(signal.SIGKILL)
         self.process.wait()
         self._reader.join(timeout=5)
         if self.process.stdout is not None:
@@ -125,7 +121,7 @@ class DisturbedSearch:
     """
 
     def __init__(
-        self, cluster: LocalCluster, disk: SmallDisk | None, directory: Path, *,
+        self, cluster: Breakable, disk: SmallDisk | None, directory: Path, *,
         variant: str, seed: int, deck: list[str], patience_s: float,
     ) -> None:  # fmt: skip
         self._cluster, self._disk, self._deck = cluster, disk, deck
@@ -144,6 +140,8 @@ class DisturbedSearch:
         self._frozen: list[psutil.Process] = []
         self._is_full = False
         self._strikes = 0
+        # Why a driver ended that refused to go on.
+        self._refusal = ""
 
     def run(self) -> Fared:
         """Run it; returns how it fared, its archive held against what was seen."""
@@ -190,7 +188,7 @@ class DisturbedSearch:
         for event in life.events(0.0):
             last = self._note(event) or last
         if last != "ended" and not struck and not fared.hangs:
-            said = life.errors.read_text(errors="replace")[-1500:]
+            said = self._refusal or life.errors.read_text(errors="replace")[-1500:]
             fared.unexpected.append(f"{last} ({life.process.returncode}), unprovoked: {said}")
         return last == "ended"
 
@@ -202,6 +200,7 @@ class DisturbedSearch:
         alive_at, noted = time.monotonic(), 0
         while life.process.poll() is None:
             now = time.monotonic()
+            self._cluster.mend()
             events = life.events(_TICK_S)
             for event in events:
                 last = self._note(event) or last
@@ -222,7 +221,7 @@ class DisturbedSearch:
                     self._deck.pop()
                     self._strikes += 1
                     self._fared.faults[kind] += 1
-                    struck = kind in SIGNALS or self._is_full
+                    struck = kind in ENDING or self._is_full
                     count = self._moment()
                 else:
                     # Not now; another kind comes first.
@@ -247,12 +246,13 @@ class DisturbedSearch:
         elif kind == "fault":
             self._fared.faults[str(event["kind"])] += 1
         else:
+            self._refusal = str(event.get("message", ""))
             return kind
         return ""
 
     def _hang(self, life: Life, last: str) -> None:
         states = [psutil.Process(life.process.pid).status()]
-        life.process.send_signal(STACK_SIGNAL)
+        life.send(STACK_SIGNAL)
         time.sleep(_STACK_S)
         said = life.errors.read_text(errors="replace")[-3000:]
         self._fared.hangs.append(
@@ -264,10 +264,10 @@ class DisturbedSearch:
     def _strike(self, kind: str, life: Life) -> bool:
         """Inject a fault; returns whether it could be."""
         if kind in SIGNALS:
-            life.strike(SIGNALS[kind])
+            life.send(SIGNALS[kind])
             return True
-        if kind == "node_killed":
-            return self._cluster.kill_node(self._random)
+        if kind in self._cluster.suffers:
+            return self._cluster.break_part(kind, self._random)
         if kind == "disk_full":
             self._is_full = self._disk is not None and self._disk.fill()
             return self._is_full
@@ -290,13 +290,13 @@ class DisturbedSearch:
 
     def _some_worker(self, life: int) -> psutil.Process | None:
         """Return a worker of this search that is alive, and was started by our cluster."""
-        pids = {entry.pid for entry in Begun.read(self._log) if entry.life == life}
+        names = {entry.worker for entry in Begun.read(self._log) if entry.life == life}
         found = []
-        for pid in sorted(pids):
+        for name in sorted(names):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
+                process = self._cluster.worker(name)
                 usual = {psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP}
-                if process.status() in usual and self._cluster.owns(process):
+                if process is not None and process.status() in usual:
                     found.append(process)
         return self._random.choice(found) if found else None
 

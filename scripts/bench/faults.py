@@ -2,13 +2,15 @@
 
     python -m scripts.bench.faults --json
 
-Real searches by the real driver on real Ray actors, on a cluster of three nodes on this machine;
+Real searches by the real driver on real Ray actors, on a cluster of three hosts on this machine
+(network namespaces: as root, with iproute2; elsewhere three nodes that share an address);
 evaluations take 10 to 100 ms and score by a formula. Faults: workers are killed, stopped past the
 limit after which they count as hanging, and woken again or not, raise, deliver an outcome of
 another attempt, twice or too late; recipes kill their workers every time; the driver is killed,
-terminated and interrupted; nodes are killed; the archive's disk is full (a small tmpfs: as root
-only). Drivers that end are started again. When a search has ended by itself, its archive is held
-against what was seen from outside (``scripts.bench.fault_account``), and every ask is made again.
+terminated and interrupted; nodes are killed, or cut off for 1 to 30 s; the head is killed, with
+the driver on it; the archive's disk is full (a small tmpfs: as root only). Drivers that end are
+started again. When a search has ended by itself, its archive is held against what was seen from
+outside (``scripts.bench.fault_account``), and every ask is made again.
 
 Ends with status 1 where anything was lost, doubled, resumed wrongly or hung, or a driver ended that
 nothing had struck. ``problems`` says what.
@@ -21,12 +23,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from scripts.bench.fault_cluster import LocalCluster, SmallDisk
+from scripts.bench.fault_cluster import Breakable, LocalCluster, SmallDisk
+from scripts.bench.fault_hosts import HostCluster
 from scripts.bench.fault_lives import DisturbedSearch, Fared
 from scripts.bench.fault_search import VARIANTS
+from scripts.bench.hosts import HostsUnavailableError
 from scripts.bench.printing import print_report
 
 FAULTS, FULL_FAULTS = 200, 1000
@@ -39,25 +44,35 @@ PACK = {
     "driver_terminated": 1,
     "driver_interrupted": 1,
     "node_killed": 1,
+    "link_cut": 1,
+    "head_killed": 1,
     "disk_full": 1,
 }
 # Of how many searches one has its archive on the small disk.
 _ON_SMALL_DISK = 2
-LEFT_OUT = {
-    "link_cut": "needs hosts with addresses of their own: tests/fault/test_cluster.py",
-    "head_killed": "ends the cluster of every search: tests/fault/test_cluster.py",
-}
 _SHOWN_PROBLEMS = 20
 
 
-def shuffled_deck(rng: random.Random, *, with_disk: bool) -> list[str]:
+def shuffled_deck(rng: random.Random, left_out: Collection[str]) -> list[str]:
     """Return some packs of faults from outside, each shuffled by itself."""
     deck: list[str] = []
     for _ in range(4):
         pack = [kind for kind, count in PACK.items() for _ in range(count)]
         rng.shuffle(pack)
-        deck += [kind for kind in pack if with_disk or kind != "disk_full"]
+        deck += [kind for kind in pack if kind not in left_out]
     return deck
+
+
+@contextmanager
+def cluster_to_break(left_out: dict[str, str]) -> Iterator[Breakable]:
+    """Make hosts, or nodes where there can be none; says then what is left out, and why."""
+    with ExitStack() as stack:
+        try:
+            cluster: Breakable = stack.enter_context(HostCluster())
+        except HostsUnavailableError as reason:
+            left_out |= dict.fromkeys(HostCluster.suffers - LocalCluster.suffers, str(reason))
+            cluster = stack.enter_context(LocalCluster())
+        yield cluster
 
 
 def campaign(
@@ -82,17 +97,17 @@ def campaign(
     started = time.monotonic()
     rng = random.Random(seed)  # noqa: S311 - no secret
     searches: list[Fared] = []
-    left_out = dict(LEFT_OUT)
+    left_out: dict[str, str] = {}
     deck: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mergefront-faults-") as scratch:
         disk = SmallDisk(Path(scratch, "disk"))
         try:
             if not disk.is_there:
                 left_out["disk_full"] = "needs root, to mount a small file system"
-            with LocalCluster() as cluster:
+            with cluster_to_break(left_out) as cluster:
                 while num_faults(searches) < faults and time.monotonic() - started < 60 * minutes:
                     number = len(searches)
-                    deck = deck or shuffled_deck(rng, with_disk=disk.is_there)
+                    deck = deck or shuffled_deck(rng, left_out)
                     is_small = disk.is_there and number % _ON_SMALL_DISK == 0
                     search = DisturbedSearch(
                         cluster,

@@ -58,7 +58,7 @@ def network(request):
 
     With the dashboard, which serves the Jobs API, where the module says ``NEEDS_DASHBOARD``.
     """
-    from tests.fault.hosts import HostsUnavailableError, Network
+    from scripts.bench.hosts import HostsUnavailableError, Network
 
     try:
         has_dashboard = getattr(request.module, "NEEDS_DASHBOARD", False)

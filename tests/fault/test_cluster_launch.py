@@ -12,7 +12,7 @@ import yaml
 
 from configs.errors import ClusterError, JobChangedError
 from optimizer.archive.archive import Archive
-from tests.fault.hosts import ROOT, TOKEN
+from scripts.bench.hosts import ROOT, TOKEN
 
 pytestmark = pytest.mark.campaign
 NEEDS_DASHBOARD = True

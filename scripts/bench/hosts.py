@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import psutil
 
@@ -170,11 +170,15 @@ class Host:
                 start_new_session=True,
             )
 
+    def turn_on_again(self) -> None:
+        """Start Ray as before."""
+        num_cpus, before = self._again
+        self.turn_on(num_cpus=num_cpus, before=before)
+
     def see_to_it(self) -> None:
-        """Start Ray again where it gave up to start, as a busy machine may make it."""
+        """Start Ray again where it has ended, or gave up to start as a busy machine may make it."""
         if self._process is not None and self._process.poll() is not None:
-            num_cpus, before = self._again
-            self.turn_on(num_cpus=num_cpus, before=before)
+            self.turn_on_again()
 
     def turn_off(self) -> None:
         """Pull the plug: every process of the host is gone at once."""
@@ -187,23 +191,31 @@ class Host:
             self._process.wait()
             self._process = None
 
-    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        """Start a program on the running host, beside its Ray."""
-        assert self._process is not None
+    def start(
+        self, *arguments: str, stderr: IO[bytes] | int = subprocess.PIPE, **variables: str
+    ) -> "subprocess.Popen[str]":
+        """Start a program on the running host, beside its Ray; signals go to its children.
+
+        Raises:
+            RuntimeError: The host is off.
+        """
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is off")
         (first,) = psutil.Process(self._process.pid).children()
         enter = ["nsenter", "-t", str(first.pid), "-m", "-u", "-p", "-n", "env", "-C", str(ROOT)]
         return subprocess.Popen(
             [*enter, *arguments],
             env=self.environment(**variables),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Return the processes here whose command or name contains a text, oldest first."""
-        assert self._process is not None
+        if self._process is None:
+            return []
         found = []
         for process in psutil.Process(self._process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -228,7 +240,8 @@ class Host:
         _ip("link", "set", self.link, "up")
 
     def _inside(self) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace]
+        # Who started the host is killed, and the host with them.
+        return ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace]
 
 
 # Own mounts, processes and host name; `--kill-child` ends all with the first.
@@ -297,10 +310,11 @@ class Network:
             _ip("link", "del", self.bridge)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def wait_until_started(self) -> None:
-        """Wait until every host that is on is part of the cluster, and the Jobs API answers."""
+    def wait_until_started(self, *hosts: Host) -> None:
+        """Wait until some hosts (all that are on) are in the cluster, and the Jobs API answers."""
         end = time.monotonic() + _START_S
-        while not all(host.has_started for host in self.hosts.values() if host.is_on):
+        awaited = hosts or [host for host in self.hosts.values() if host.is_on]
+        while not all(host.has_started for host in awaited):
             if time.monotonic() > end:
                 logs = [f"{name}: {host.log[-1500:]}" for name, host in self.hosts.items()]
                 raise TimeoutError("\n".join([f"not started after {_START_S} s", *logs]))
