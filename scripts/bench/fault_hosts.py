@@ -18,8 +18,6 @@ import psutil
 from scripts.bench.hosts import Host, Network
 
 _SHORTEST_CUT_S, _LONGEST_CUT_S = 1.0, 30.0
-# A node that finds no head gives up after so many seconds, and is started again.
-_RECONNECT_S = "15"
 
 
 class HostCluster:
@@ -32,9 +30,7 @@ class HostCluster:
     suffers = frozenset({"node_killed", "link_cut", "head_killed"})
 
     def __init__(self) -> None:
-        self._network = Network(
-            "head", "one", "two", RAY_gcs_rpc_server_reconnect_timeout_s=_RECONNECT_S
-        )
+        self._network = Network("head", "one", "two")
         self._nodes = [host for host in self._network.hosts.values() if host is not self._head]
         # Host -> when its link comes back, by ``time.monotonic``.
         self._cut: dict[Host, float] = {}
@@ -97,7 +93,8 @@ class HostCluster:
     def mend(self) -> None:
         """Put cables back whose time has come, and start again what has ended.
 
-        Waits for the head where that was off: without it there is no cluster to join.
+        Where the head was off, the nodes go with it, as on a cluster that somebody manages: they
+        know only the one that is gone. This waits for all of them.
         """
         now = time.monotonic()
         for node in [node for node, until in self._cut.items() if until <= now]:
@@ -106,8 +103,11 @@ class HostCluster:
         for node in self._nodes:
             node.see_to_it()
         if not self._head.is_on:
-            self._head.turn_on_again()
-            self._network.wait_until_started(self._head)
+            for node in self._nodes:
+                node.turn_off()
+                node.mend()
+            self._cut.clear()
+            self._network.turn_on()
 
     def close(self) -> None:
         """Turn everything off and remove it."""

@@ -310,11 +310,10 @@ class Network:
             _ip("link", "del", self.bridge)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def wait_until_started(self, *hosts: Host) -> None:
-        """Wait until some hosts (all that are on) are in the cluster, and the Jobs API answers."""
+    def wait_until_started(self) -> None:
+        """Wait until every host that is on is part of the cluster, and the Jobs API answers."""
         end = time.monotonic() + _START_S
-        awaited = hosts or [host for host in self.hosts.values() if host.is_on]
-        while not all(host.has_started for host in awaited):
+        while not all(host.has_started for host in self.hosts.values() if host.is_on):
             if time.monotonic() > end:
                 logs = [f"{name}: {host.log[-1500:]}" for name, host in self.hosts.items()]
                 raise TimeoutError("\n".join([f"not started after {_START_S} s", *logs]))
