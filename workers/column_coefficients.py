@@ -7,6 +7,7 @@ they name checkpoints. What a job uses is kept in the user's cache under that di
 is resumed and exported long after it was learned.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -191,9 +192,13 @@ def resolve_coefficients(source: Source, path: Path) -> ResolvedSource:
     with machine_lock(f"coefficients-{source.digest[:32]}"):
         if not (target / COEFFICIENTS_FILE).is_file():
             target.mkdir(parents=True, exist_ok=True)
-            partial = target / ".partial"
-            shutil.copyfile(path, partial)
-            partial.replace(target / COEFFICIENTS_FILE)
+            # Another machine may share the cache, and copies at the same time.
+            partial = target / f".partial-{secrets.token_hex(4)}"
+            try:
+                shutil.copyfile(path, partial)
+                partial.replace(target / COEFFICIENTS_FILE)
+            finally:
+                partial.unlink(missing_ok=True)
     return ResolvedSource(source.name, target, source.digest)
 
 

@@ -2,16 +2,19 @@
 
 Files come into the user's cache, under a name made of the URL and of what the store says of every
 file, so that another version of a checkpoint is another directory. Processes of one machine wait
-for each other; what a killed one left is fetched again.
+for each other. The cache may be a home that several machines share, whose locks cannot be trusted:
+each fetches into a directory of its own, and the first that is complete gets the name.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 
 # What a store may say of a file that changes with its content.
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
+
+# Whoever fetches shows so often that it lives, and is dead after so long a silence.
+_BEAT_S = 60.0
+_SILENT_S = 3600.0
 
 
 def is_url(path: str) -> bool:
@@ -103,11 +110,54 @@ def _key(url: str, files: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _download(
-    store: "AbstractFileSystem", root: str, files: Mapping[str, object], target: Path
+    store: "AbstractFileSystem",
+    root: str,
+    files: Mapping[str, Mapping[str, object]],
+    target: Path,
 ) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in files:
-        store.get_file(f"{root.rstrip('/')}/{name}", str(partial / name))
-    partial.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _own_directory(target) as partial:
+        for name, entry in files.items():
+            path = partial / name
+            store.get_file(f"{root.rstrip('/')}/{name}", str(path))
+            found, size = path.stat().st_size, entry.get("size")
+            if isinstance(size, int) and found != size:
+                raise OSError(f"{name}: {found} bytes arrived of {size}")
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another machine that shares the cache was faster: what it fetched is the same.
+            if not target.is_dir():
+                raise
+
+
+@contextmanager
+def _own_directory(target: Path) -> Iterator[Path]:
+    """Make a directory beside a target that is nobody else's; removed unless it was renamed."""
+    own = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+    own.mkdir()
+    is_over = threading.Event()
+
+    def show_life() -> None:
+        while not is_over.wait(_BEAT_S):
+            with suppress(OSError):
+                os.utime(own)
+
+    heart = threading.Thread(target=show_life, name="fetch-heartbeat", daemon=True)
+    heart.start()
+    try:
+        # The time of the file system's own clock, which may not be that of this machine.
+        _remove_leftovers(target.parent, own.stat().st_mtime)
+        yield own
+    finally:
+        is_over.set()
+        heart.join()
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _remove_leftovers(directory: Path, now: float) -> None:
+    """Remove what was left by fetchers that have been silent for too long to be alive."""
+    for path in directory.glob(".*.partial*"):
+        with suppress(OSError):
+            if now - path.stat().st_mtime > _SILENT_S:
+                shutil.rmtree(path, ignore_errors=True)

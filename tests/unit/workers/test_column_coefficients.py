@@ -1,5 +1,8 @@
 """Merges with a number per column: live, in blocks, exported; and files that do not fit."""
 
+import contextlib
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from configs.errors import CheckpointError, ConfigError, CorruptCheckpointError
 from configs.recipe import Group, Source
 from tests.learned_merges import drawn_coefficients, with_coefficients, write_learned
 from tests.small_models import live_model, recipe_of
+from workers import column_coefficients
 from workers.block import Block
 from workers.checkpoint import CheckpointReader
 from workers.column_coefficients import (
@@ -25,7 +29,7 @@ from workers.merged_checkpoint import write_checkpoint
 from workers.projection import project_weights
 from workers.residency import TensorStore
 from workers.source_pool import SourcePool
-from workers.sources import Sources
+from workers.sources import ResolvedSource, Sources
 
 MATRIX = "model.layers.1.mlp.down_proj.weight"  # (32, 64)
 VECTOR = "model.norm.weight"
@@ -179,6 +183,38 @@ def test_file_that_is_cut_gone_or_another_one_is_refused(learned, tmp_path: Path
     kept.unlink()
     with pytest.raises(CheckpointError, match="are not on this machine"):
         recall_coefficients(recipe.coefficients)
+
+
+def test_machines_that_share_a_cache_keep_the_same_file(
+    learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, recipe = learned()
+    path = tmp_path / "learned-float32" / "coefficients.safetensors"
+    assert recipe.coefficients is not None
+    shutil.rmtree(recall_coefficients(recipe.coefficients).directory)
+    # Locks of one machine say nothing to another.
+    monkeypatch.setattr(column_coefficients, "machine_lock", lambda _: contextlib.nullcontext())
+    both_copied = threading.Barrier(2)
+    copy = shutil.copyfile
+
+    def side_by_side(source: Path, target: Path) -> None:
+        copy(source, target)
+        both_copied.wait(timeout=30)
+
+    monkeypatch.setattr(column_coefficients.shutil, "copyfile", side_by_side)
+    found: list[ResolvedSource] = []
+
+    def machine() -> None:
+        found.append(resolve_coefficients(recipe.coefficients, path))
+
+    threads = [threading.Thread(target=machine) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    kept = recall_coefficients(recipe.coefficients).directory
+    assert [file.name for file in kept.iterdir()] == [path.name]
 
 
 def test_file_of_another_number_of_checkpoints_does_not_fit(learned) -> None:

@@ -1,7 +1,10 @@
 """Models behind URLs, and models that every node finds for itself."""
 
+import contextlib
+import os
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,14 +63,95 @@ def test_workers_of_a_machine_wait_for_the_one_that_fetches(bucket, monkeypatch)
     assert len(calls) == 1
 
 
-def test_what_a_killed_process_left_is_fetched_again(bucket, monkeypatch):
+def leftover(place, age_s):
+    """What a fetcher has of a checkpoint that showed its life last so long ago."""
+    directory = place.with_name(f".{place.name}.partial-{int(age_s)}")
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"half")
+    last = time.time() - age_s
+    os.utime(directory, (last, last))
+    return directory
+
+
+def test_what_a_killed_process_left_is_fetched_again(bucket):
     place = fetch("base", bucket, PATTERNS)
-    partial = place.with_name(f".{place.name}.partial")
-    place.rename(partial)
-    (partial / "model.safetensors").write_bytes(b"half")
+    shutil.rmtree(place)
+    dead, alive = leftover(place, 7200), leftover(place, 1800)
     assert fetch("base", bucket, PATTERNS) == place
     assert (place / "model.safetensors").stat().st_size > 1000
-    assert not partial.exists()
+    assert not dead.exists()
+    # Nobody can know whether it is that of another machine that fetches now.
+    assert (alive / "model.safetensors").read_bytes() == b"half"
+
+
+def test_machines_that_share_a_cache_do_not_disturb_each_other(bucket, monkeypatch):
+    # Locks of one machine say nothing to another.
+    monkeypatch.setattr(fetched, "machine_lock", lambda _: contextlib.nullcontext())
+    both_began = threading.Barrier(2)
+    store = fsspec.filesystem("memory")
+    get_file, began = type(store).get_file, threading.local()
+
+    def slow(self, *arguments, **options):
+        if not hasattr(began, "is_set"):
+            began.is_set = True
+            both_began.wait(timeout=30)
+        get_file(self, *arguments, **options)
+
+    monkeypatch.setattr(type(store), "get_file", slow)
+    places, errors = [], []
+
+    def machine():
+        try:
+            places.append(fetch("base", bucket, PATTERNS))
+        except CheckpointError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=machine) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    place, again = places
+    assert place == again
+    assert (place / "model.safetensors").stat().st_size > 1000
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_fetcher_shows_that_it_lives(bucket, monkeypatch):
+    monkeypatch.setattr(fetched, "_BEAT_S", 0.01)
+    store = fsspec.filesystem("memory")
+    get_file, ages = type(store).get_file, []
+
+    def stalled(self, remote, local, **options):
+        own = Path(local).parent
+        get_file(self, remote, local, **options)
+        os.utime(own, (0, 0))
+        end = time.monotonic() + 30
+        while own.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        ages.append(time.time() - own.stat().st_mtime)
+
+    monkeypatch.setattr(type(store), "get_file", stalled)
+    fetch("base", bucket, PATTERNS)
+    assert ages
+    assert max(ages) < 60
+
+
+def test_file_that_did_not_arrive_whole_is_refused(bucket, monkeypatch):
+    store = fsspec.filesystem("memory")
+    get_file = type(store).get_file
+
+    def cut(self, remote, local, **options):
+        get_file(self, remote, local, **options)
+        if local.endswith(".safetensors"):
+            os.truncate(local, 100)
+
+    monkeypatch.setattr(type(store), "get_file", cut)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: 100 bytes arrived of \d{4,}"):
+        fetch("base", bucket, PATTERNS)
+    monkeypatch.setattr(type(store), "get_file", get_file)
+    assert (fetch("base", bucket, PATTERNS) / "model.safetensors").stat().st_size > 1000
 
 
 def test_urls_without_weights_and_unknown_stores_are_named(bucket):

@@ -259,6 +259,23 @@ def test_processes_that_want_the_same_adapter_make_it_once(
     assert names == {found[0].name, f"{found[0].name}.lock"}
 
 
+def test_machines_that_share_a_cache_and_no_locks_make_the_same_adapter(
+    tiny_pool: TinyPool, make_adapter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(tiny_pool.base, r=2, target_modules=ATTENTION)
+    write = Adapter._write
+
+    def while_another_writes_too(self: Adapter, target: Path, *arguments: Any) -> None:
+        is_first = not target.exists()
+        if is_first:
+            write(self, target, *arguments)
+        write(self, target, *arguments)
+
+    monkeypatch.setattr(Adapter, "_write", while_another_writes_too)
+    with CheckpointReader(merged_by_us(tiny_pool.base, adapter)) as reader:
+        assert reader.entries
+
+
 def test_interrupted_merge_leaves_nothing_under_the_name(
     tiny_pool: TinyPool, make_adapter: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
