@@ -16,7 +16,8 @@ class WorkerSettings(Section):
     count: int | Literal["auto"] = 1
     """Number of workers, of a cluster the most that are wanted: the search begins with those that
     find a place, and uses others when nodes join. ``auto`` is as many as fit, also while nodes come
-    and go; the default where ``device`` is ``cuda``."""
+    and go, and as an autoscaler may start nodes for: all that its limits allow, so a number is what
+    bounds the cost. The default where ``device`` is ``cuda``."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the live model is."""
     cpus: float = Field(default=1.0, ge=0)
@@ -41,8 +42,8 @@ class WorkerSettings(Section):
     """How many workers a candidate may kill or hang before it is recorded as failed. A lost node
     does not count."""
     start_timeout_s: float = Field(default=1800.0, gt=0)
-    """Seconds that a search waits without any worker (nodes that are started, say) before it ends,
-    to be resumed."""
+    """Seconds that a search waits without any worker before it ends, to be resumed. Nodes that an
+    autoscaler starts must be up by then, with the models."""
     grace_s: float = Field(default=20.0, ge=0)
     """Seconds that evaluations under way get to finish when SIGTERM asks the search to end."""
     residency: Residency = "auto"

@@ -1,7 +1,8 @@
 """The workers of a pool as Ray actors: started, placed, counted and ended.
 
 Decides nothing about evaluations, which ``workers.ray_pool`` does. A worker has a slot, whose
-process may be replaced; of a cluster the number of slots follows the job and the nodes.
+process may be replaced; of a cluster the number of slots follows the job, the nodes, and what its
+autoscaler may start: an actor that waits for room is what it starts nodes for.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from workers.attempts import Assignment
 from workers.job import RunnerFactory, WorkerSpec
 from workers.pool import WorkerState
 from workers.pool_size import local_count, workers_that_fit
+from workers.ray_autoscaler import Autoscaler
 from workers.ray_cluster import nodes_with_room
 from workers.worker_process import NotStarted, Started, WorkerProcess
 
@@ -124,13 +126,18 @@ class Fleet:
         self._was_up_at = time.monotonic()
         self._numbers = itertools.count(1)
         self._looked_at = time.monotonic()
+        self._autoscaler: Autoscaler | None = None
         self.slots: list[Slot] = []
         self.calls: dict[ray.ObjectRef[Any], Slot] = {}
 
-    def fill(self) -> None:
-        """Make the slots that there should be, and start their workers; none is waited for."""
-        for _ in range(self._wanted()):
-            self._add()
+    def fill(self, autoscaler: Autoscaler | None = None) -> None:
+        """Make the slots that there should be, and start their workers; none is waited for.
+
+        Args:
+            autoscaler: What starts nodes of the cluster, if something does.
+        """
+        self._autoscaler = autoscaler
+        self._add_until(self._wanted())
 
     def start(self, slot: Slot) -> None:
         """Create the actor of a slot and let it build its runner; neither is waited for."""
@@ -221,9 +228,11 @@ class Fleet:
         elif now - self._was_up_at > limit_s:
             states = ", ".join(sorted({slot.state for slot in self.slots}))
             last = f"; the last failed with: {self._start_failure}" if self._start_failure else ""
+            growth = self._autoscaler
+            asked = f"; its autoscaler was asked, for up to {growth}" if growth else ""
             raise WorkerError(
                 f"no worker has been up for {limit_s:g} s (workers.start_timeout_s), all are "
-                f"{states}{last}. Look at `ray status` of the cluster"
+                f"{states}{last}{asked}. Look at `ray status` of the cluster"
             )
 
     def replace(self, slot: Slot) -> None:
@@ -255,8 +264,7 @@ class Fleet:
         if self._settings.count != "auto":
             return
         wanted = self._wanted()
-        for _ in range(wanted - len(self.slots)):
-            self._add()
+        self._add_until(wanted)
         for slot in [slot for slot in reversed(self.slots) if slot.state in {"waiting", "lost"}]:
             if len(self.slots) > wanted:
                 self.kill(slot)
@@ -281,23 +289,33 @@ class Fleet:
             slot.failed_starts = 0
         self.fail_start(slot, f"{cause} ({where})")
 
-    def _add(self) -> None:
-        slot = Slot(f"worker-{next(self._numbers)}")
-        self.slots.append(slot)
-        self.start(slot)
+    def _add_until(self, wanted: int) -> None:
+        """Make slots until there are so many; those that no node has room for wait from now on."""
+        room = self._room() if self._is_cluster else wanted
+        while len(self.slots) < wanted:
+            slot = Slot(f"worker-{next(self._numbers)}")
+            self.slots.append(slot)
+            self.start(slot)
+            if len(self.slots) > room:
+                slot.state = "waiting"
 
     def _wanted(self) -> int:
         if not self._is_cluster:
             return local_count(self._settings)
         if self._settings.count != "auto":
             return self._settings.count
+        more = self._autoscaler.num_more(self._settings, ray.nodes()) if self._autoscaler else 0
+        # With none there would be nobody to wait for.
+        return max(1, self._room() + more)
+
+    def _room(self) -> int:
+        """Return how many workers fit on the nodes that there are."""
         nodes = [
             node["Resources"]
             for node in nodes_with_room(self._settings)
             if node["NodeID"] not in self._avoided
         ]
-        # With none there would be nobody to wait for.
-        return max(1, workers_that_fit(self._settings, nodes))
+        return workers_that_fit(self._settings, nodes)
 
     def _actor_class(self) -> Any:  # noqa: ANN401 - Ray's own
         options: dict[str, Any] = {

@@ -70,8 +70,7 @@ class RayPool:
         self._exit = ExitStack()
         try:
             self._exit.enter_context(ray_session(self._settings))
-            require_resources(self._settings)
-            self._fleet.fill()
+            self._fleet.fill(require_resources(self._settings))
         except BaseException:
             self.close()
             raise

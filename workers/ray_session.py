@@ -15,6 +15,7 @@ from configs.errors import WorkerError
 from configs.worker_settings import WorkerSettings
 from workers.local_session import LocalSession
 from workers.pool_size import local_count, workers_that_fit
+from workers.ray_autoscaler import Autoscaler, find_autoscaler
 
 logger = logging.getLogger(__name__)
 
@@ -129,23 +130,32 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
-def require_resources(settings: WorkerSettings) -> None:
+def require_resources(settings: WorkerSettings) -> Autoscaler | None:
     """Check that workers can be placed, which Ray would wait for without a word.
 
+    Returns:
+        What starts nodes of the cluster that was joined, if something does.
+
     Raises:
-        WorkerError: No node is large enough for one worker, or the GPUs of a Ray of our own are
-            too few for all of them.
+        WorkerError: No node is large enough for one worker, nor any that could be started, or the
+            GPUs of a Ray of our own are too few for all of them.
     """
     known = ray.nodes()
-    nodes = [node["Resources"] for node in known if node["Alive"]]
+    nodes = [node for node in known if node["Alive"]]
+    autoscaler = None if settings.address is None else find_autoscaler()
     count = local_count(settings) if settings.address is None else 1
-    if workers_that_fit(settings, nodes) >= count:
-        return
-    rooms = (f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    room = workers_that_fit(settings, [node["Resources"] for node in nodes])
+    if room >= count or (autoscaler and autoscaler.num_more(settings, nodes)):
+        return autoscaler
+    rooms = (
+        f"{node['Resources'].get('CPU', 0):g} CPUs, {node['Resources'].get('GPU', 0):g} GPUs"
+        for node in nodes
+    )
     found = "; ".join(sorted(rooms))
+    growth = f", and an autoscaler for {autoscaler}" if autoscaler else ""
     raise WorkerError(
         f"workers: {settings.count} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs) do not "
-        f"fit here, found {found}. Lower workers.count, cpus or gpus, or name another "
+        f"fit here, found {found}{growth}. Lower workers.count, cpus or gpus, or name another "
         "workers.address"
     )
 
