@@ -29,7 +29,9 @@ class WorkerSettings(Section):
     """torch threads per worker."""
     scoring_processes: int | None = Field(default=None, ge=0)
     """Processes per worker that score texts while the model goes on; 0 scores in the worker,
-    afterwards. None is 2 beside a GPU, and 0 on the CPU, whose cores the model wants."""
+    afterwards. None is 0 on the CPU, whose cores the model wants, and beside a GPU one less than
+    ``cpus``, but 2 at least and 8 at most: to use the cores of a node, let ``cpus`` be its cores by
+    its GPUs."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which one evaluation is given up; None is no limit."""
     hang_factor: float | None = Field(default=10.0, gt=1)

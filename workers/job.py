@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Processes that score beside a GPU: fewer wait for slow programs, more take memory for little.
+_LEAST_SCORING = 2
+_MOST_SCORING = 8
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
@@ -174,7 +178,10 @@ def scoring_processes(settings: WorkerSettings) -> int:
     """Return how many processes score beside a worker's model."""
     if settings.scoring_processes is not None:
         return settings.scoring_processes
-    return 2 if settings.device == "cuda" else 0
+    if settings.device != "cuda":
+        return 0
+    # One core feeds the accelerator; the others that are reserved would have nothing to do.
+    return min(_MOST_SCORING, max(_LEAST_SCORING, int(settings.cpus) - 1))
 
 
 class _Clock:

@@ -11,6 +11,7 @@ import pytest
 
 from configs.errors import CheckpointError, EvaluationError
 from configs.recipe import Group, MergeRecipe, Source
+from configs.worker_settings import WorkerSettings
 from evaluators.blocks import WHOLE, block_name, partition, union
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Failed, Stage
 
@@ -325,3 +326,21 @@ def test_importing_job_and_pool_loads_no_heavy_library():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"device": "cpu", "cpus": 16}, 0),
+        ({"device": "cuda"}, 2),
+        ({"device": "cuda", "cpus": 0.5}, 2),
+        ({"device": "cuda", "cpus": 6}, 5),
+        ({"device": "cuda", "cpus": 64}, 8),
+        ({"device": "cuda", "cpus": 6, "scoring_processes": 0}, 0),
+        ({"device": "cpu", "scoring_processes": 12}, 12),
+    ],
+)
+def test_texts_are_scored_on_the_cores_that_are_reserved_beside_a_gpu(settings, number) -> None:
+    from workers.job import scoring_processes
+
+    assert scoring_processes(WorkerSettings.model_validate(settings)) == number
