@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # What idle workers have to end their own processes before they are killed.
 _CLOSE_S = 5.0
+# What an idle worker has to answer, which takes it a millisecond.
+_ANSWER_S = 10.0
 # An actor that has no process after this waits for room on a cluster.
 _PLACE_S = 15.0
 # How often a cluster is asked for its nodes.
@@ -57,6 +59,9 @@ class WorkerActor(WorkerProcess):
     def arrive(self) -> Arrived:
         """Say where this process is, before anything is loaded."""
         return Arrived(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id())
+
+    def ping(self) -> None:
+        """Answer, which only a process does that lives and is idle."""
 
 
 @dataclass(slots=True, eq=False)
@@ -149,6 +154,22 @@ class Fleet:
             slot.actor.start.remote(self._spec, self._make_runner, slot.name),
         ):
             self.calls[call] = slot
+
+    def answers(self, slot: Slot) -> bool:
+        """Ask an idle worker for a sign of life: nobody was told if it has died or froze since.
+
+        What it would have been given next is not to blame then.
+        """
+        call = slot.actor.ping.remote()
+        try:
+            if ray.wait([call], timeout=_ANSWER_S)[0]:
+                ray.get(call)
+                return True
+            reason = f"no answer in {_ANSWER_S:g} s"
+        except ray.exceptions.RayError as error:
+            reason = reason_of(error)
+        logger.warning("%s on %s was lost while it was idle: %s", slot.title, slot.where, reason)
+        return False
 
     def run(self, slot: Slot, assignment: Assignment) -> None:
         """Send a request to an idle worker."""

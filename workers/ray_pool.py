@@ -4,8 +4,9 @@ Nothing that Ray tells is trusted to come once or in order. The pool waits for a
 evaluation per worker; a worker that died, hangs or cannot be reached is killed and replaced, the
 reference to its call is dropped with it, and an outcome of another attempt than the last is dropped
 wherever it comes from: the old processes of a node that was cut off may run on beside their
-replacements. What is tried again is decided in ``workers.attempts``, where workers are in
-``workers.ray_fleet``.
+replacements. An idle worker gives a sign of life before it is given a request, which pays for
+nothing that happened before. What is tried again is decided in ``workers.attempts``, where workers
+are in ``workers.ray_fleet``.
 """
 
 import logging
@@ -169,6 +170,10 @@ class RayPool:
             recipe_id, bad = assignment.recipe_id, assignment.died_on
             holders = [slot for slot in idle if slot.held == recipe_id]
             slot = (holders or [slot for slot in idle if slot.node not in bad] or idle)[0]
+            if not self._fleet.answers(slot):
+                self._fleet.replace(slot)
+                self._waiting.appendleft(assignment)
+                continue
             self._fleet.run(slot, assignment)
             self._limit(slot, assignment)
 

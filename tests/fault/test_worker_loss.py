@@ -66,6 +66,42 @@ def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool):
     assert isinstance(drain(pool)[0], Completed), "the pool has workers again"
 
 
+def test_workers_that_die_while_they_are_idle_are_not_held_against_the_next_recipe(make_pool):
+    pool = make_pool(count=1, max_attempts=1)
+    warm_up(pool)
+    killed = pool.worker_pids().values()
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    pool.submit(request(0))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    assert outcome.attempt == 1
+    # Nor is it remembered as one that kills.
+    pool.submit(request(1))
+    assert isinstance(drain(pool)[0], Completed)
+
+
+def test_worker_that_froze_while_it_was_idle_is_not_held_against_the_next_recipe(
+    make_pool, monkeypatch
+):
+    monkeypatch.setattr("workers.ray_fleet._ANSWER_S", 2.0)
+    pool = make_pool(count=1, max_attempts=1, timeout_s=5.0)
+    warm_up(pool)
+    os.kill(pool.worker_pids()["worker-1"], signal.SIGSTOP)
+    pool.submit(request(9))
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    assert outcome.attempt == 1
+
+
+def test_recipe_that_kills_at_once_is_charged_every_time(make_pool):
+    pool = make_pool(count=2, max_attempts=1)
+    for candidate in range(6):
+        pool.submit(request(candidate, f"kill {candidate}"))
+        (outcome,) = drain(pool)
+        assert (outcome.error_class, outcome.attempt) == ("WorkerLostError", 1)
+
+
 def test_recipe_that_killed_two_workers_is_not_tried_again(make_pool, tmp_path):
     pool = make_pool(count=1)
     killer = f"kill_twice {tmp_path / 'marker'}"
