@@ -111,14 +111,18 @@ def _search(
         if on_outcome is not None and isinstance(event, Finished):
             on_outcome(event)
 
-    with archive, watchers(archive, job) as watching, _pool(prepared, in_process) as pool:
+    with (
+        archive,
+        watchers(archive, job) as watching,
+        _pool(prepared, archive, in_process) as pool,
+    ):
         on_event = watching.beside(tell)
         given = prepared.baselines
         run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
     return Search(archive.place)
 
 
-def _pool(prepared: "Prepared", in_process: bool) -> "WorkerPool":
+def _pool(prepared: "Prepared", archive: Archive, in_process: bool) -> "WorkerPool":
     from workers.job import JobRunner, WorkerSpec
 
     spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
@@ -126,6 +130,7 @@ def _pool(prepared: "Prepared", in_process: bool) -> "WorkerPool":
         from workers.pool import LocalPool
 
         return LocalPool(JobRunner(spec, "here"))
+    from optimizer.remembered import deadly_recipes
     from workers.ray_pool import RayPool
 
-    return RayPool(spec)
+    return RayPool(spec, deadly=deadly_recipes(archive))

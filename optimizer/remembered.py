@@ -2,7 +2,8 @@
 
 A recipe determines the tensors (D1), and an item scores the same in every candidate's company, so
 an outcome of the same recipe on the same items is the outcome. The caller makes sure that both
-archives mean the same by an item (:func:`same_scores`).
+archives mean the same by an item (:func:`same_scores`). What a recipe did to its workers is
+remembered, too, from the search's own archive (:func:`deadly_recipes`).
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from typing import Self
 
 from evaluators.scores import Items, TaskScores
 from optimizer.archive.archive import Archive
+from workers.attempts import is_deadly
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Outcome
 from workers.pool import WorkerPool, WorkerState
 
@@ -103,6 +105,20 @@ class RememberingPool:
             companions=recalled or {},
             texts=texts,
         )
+
+
+def deadly_recipes(archive: Archive) -> dict[str, str]:
+    """Return the recipes that have taken as many workers as they may: recipe id -> message.
+
+    A pool that is told gives them to no worker again, neither as another candidate nor on another
+    split; a driver that was killed would otherwise forget them.
+    """
+    candidates = archive.candidates()
+    return {
+        candidates[outcome.key.candidate].recipe.recipe_id: outcome.message or ""
+        for outcome in archive.evaluations()
+        if is_deadly(outcome.error_class, outcome.message)
+    }
 
 
 def same_scores(archive: Archive, other: Archive) -> bool:

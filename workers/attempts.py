@@ -17,6 +17,8 @@ from workers.outcome import EvaluationRequest, Failed, Signal, Stage
 # A recipe may be unlucky with nodes that are taken away, but not for ever.
 MOST_ATTEMPTS = 12
 
+_ATTEMPTS_SETTING = "workers.max_attempts"
+
 # After these the accelerator context of the process is broken for every later candidate.
 POISONING_ERRORS = frozenset({"AcceleratorError"})
 # What file systems and networks do now and then, before anything of the candidate was computed.
@@ -64,6 +66,26 @@ class Assignment:
             failure.stage == Stage.MATERIALIZE and failure.error_class in _PASSING_ERRORS
         )
         return is_passing and self.num_passing == 0
+
+
+def given_up(attempt: int, kills: int, reason: str) -> str:
+    """Return the message of a request that is not tried again: how many workers it has taken."""
+    cause = f"{kills} workers ({_ATTEMPTS_SETTING})" if kills else "no worker, but lost nodes"
+    return f"given up after attempt {attempt}, which took {cause}: {reason}"
+
+
+def is_deadly(error_class: str | None, message: str | None) -> bool:
+    """Say whether a failure, recorded by whatever version, is that of a recipe that took workers.
+
+    The archive has no column for it; failures of their own, and lost nodes, have other messages.
+    """
+    is_of_worker = error_class in {"WorkerLostError", "WorkerTimeoutError"}
+    start, _, cause = (message or "").partition(", which took ")
+    return (
+        is_of_worker
+        and start.startswith("given up after attempt ")
+        and cause.partition(": ")[0].endswith(f"workers ({_ATTEMPTS_SETTING})")
+    )
 
 
 class Patience:

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ import ray
 import ray.exceptions
 
 from configs.errors import WorkerError, WorkerLostError, WorkerTimeoutError
-from workers.attempts import MOST_ATTEMPTS, POISONING_ERRORS, Assignment, Patience
+from workers.attempts import MOST_ATTEMPTS, POISONING_ERRORS, Assignment, Patience, given_up
 from workers.job import RunnerFactory, WorkerSpec, failure_of
 from workers.node_runner import build_runner
 from workers.outcome import EvaluationRequest, Failed, Outcome, Stage
@@ -49,12 +50,20 @@ class RayPool:
         spec: Job, resolved checkpoints and manifest; ``job.workers`` says how many workers, with
             which resources and where, and how long and how often an evaluation is tried.
         make_runner: Builds the runner inside each worker's process; importable there by name.
+        deadly: Recipes that took their workers in an earlier run of the search, by their id, and
+            the message of that: they are given to none.
 
     Raises:
         WorkerError: Ray cannot be started or joined, or lacks what the job asks for.
     """
 
-    def __init__(self, spec: WorkerSpec, make_runner: RunnerFactory = build_runner) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        make_runner: RunnerFactory = build_runner,
+        *,
+        deadly: Mapping[str, str] | None = None,
+    ) -> None:
         self._settings = spec.job.workers
         sizes = {
             split: sum(map(len, spec.manifest.items(split).values()))
@@ -67,7 +76,7 @@ class RayPool:
         self._num_pending = 0
         self._is_draining = False
         # Recipe id -> why it is not given to a worker any more.
-        self._deadly: dict[str, str] = {}
+        self._deadly = dict(deadly or {})
         self._exit = ExitStack()
         try:
             self._exit.enter_context(ray_session(self._settings))
@@ -301,10 +310,7 @@ class RayPool:
         if kills < self._settings.max_attempts and assignment.attempt < MOST_ATTEMPTS:
             self._waiting.appendleft(assignment)
             return
-        cause = f"{kills} workers (workers.max_attempts)" if kills else "no worker, but lost nodes"
-        message = (
-            f"given up after attempt {assignment.attempt}, which took {cause}: {error.message}"
-        )
+        message = given_up(assignment.attempt, kills, error.message)
         if kills:
             self._deadly[assignment.recipe_id] = message
         self._settled.append(

@@ -95,6 +95,7 @@ def run_archived(
 
     ``command`` is that command where it is another one than ``resume``.
     """
+    from optimizer.remembered import deadly_recipes
     from workers.job import WorkerSpec
     from workers.ray_metrics import metrics_url
     from workers.ray_pool import RayPool
@@ -107,7 +108,7 @@ def run_archived(
     with resumable(archive, job, command), watchers(archive, job) as telemetry:
         with (
             view,
-            RayPool(spec) as pool,
+            RayPool(spec, deadly=deadly_recipes(archive)) as pool,
             finishing_on_sigterm(
                 pool, telemetry.beside(view.on_event), job.workers.grace_s
             ) as on_event,

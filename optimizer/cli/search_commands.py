@@ -104,6 +104,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
 
     Does nothing where they have been scored. A job that is not the archive's is refused.
     """
+    from optimizer.remembered import deadly_recipes
     from workers.job import WorkerSpec
     from workers.ray_pool import RayPool
 
@@ -133,7 +134,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             resumable(archive, job, command),
             watchers(archive, job) as telemetry,
             view,
-            RayPool(spec) as pool,
+            RayPool(spec, deadly=deadly_recipes(archive)) as pool,
         ):
             on_event = telemetry.beside(view.on_event)
             run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
@@ -164,7 +165,7 @@ def resume(
 
 def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
     """Run random search at the budget of a finished search, beside its archive, and compare."""
-    from optimizer.remembered import RememberingPool
+    from optimizer.remembered import RememberingPool, deadly_recipes
     from optimizer.rival import rival_job
     from workers.job import WorkerSpec
     from workers.ray_pool import RayPool
@@ -188,7 +189,8 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
-        pool = RememberingPool(RayPool(spec), searched)
+        deadly = deadly_recipes(searched) | deadly_recipes(archive)
+        pool = RememberingPool(RayPool(spec, deadly=deadly), searched)
         with (
             resumable(archive, job, command),
             watchers(archive, job) as telemetry,

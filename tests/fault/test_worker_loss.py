@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 def make_pool(local_ray):
     pools = []
 
-    def make(**workers):
-        pools.append(RayPool(light_spec(**workers), LightRunner))
+    def make(deadly=None, **workers):
+        pools.append(RayPool(light_spec(**workers), LightRunner, deadly=deadly))
         return pools[-1]
 
     yield make
@@ -116,6 +116,15 @@ def test_recipe_that_killed_two_workers_is_not_tried_again(make_pool, tmp_path):
     assert outcome.key.candidate == 1
     assert "given up after attempt 2" in outcome.message
     assert pool.worker_pids() == before
+
+
+def test_recipe_that_killed_two_workers_is_not_tried_again_by_the_next_pool(make_pool, tmp_path):
+    killer = request(1, f"kill_twice {tmp_path / 'marker'}")
+    pool = make_pool(count=1, deadly={killer.recipe.recipe_id: "took two"})
+    pool.submit(killer)
+    outcome = pool.next_outcome(timeout_s=0)
+    assert (outcome.error_class, outcome.message) == ("WorkerLostError", "took two")
+    assert not (tmp_path / "marker").exists()
 
 
 def test_evaluation_that_hangs_is_tried_on_another_worker(make_pool, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.light_runners import request
-from workers.attempts import Assignment, Patience
+from workers.attempts import Assignment, Patience, given_up, is_deadly
 from workers.outcome import EvaluationKey, Failed, Stage
 
 
@@ -24,6 +24,22 @@ def test_workers_that_went_with_their_nodes_are_no_kills():
     assignment = Assignment(request(0), died_on=["a", "b", "a"])
     assert assignment.num_kills(lambda node: False) == 3
     assert assignment.num_kills(lambda node: node == "a") == 1
+
+
+@pytest.mark.parametrize("error_class", ["WorkerLostError", "WorkerTimeoutError"])
+def test_recorded_failure_tells_whether_the_recipe_took_workers(error_class):
+    assert is_deadly(error_class, given_up(3, 2, "died: of hunger"))
+    assert not is_deadly(error_class, given_up(12, 0, "died: of hunger"))
+    assert not is_deadly(error_class, "the evaluation outlasted workers.timeout_s = 4 s")
+    assert not is_deadly("EvaluationError", given_up(3, 2, "died"))
+    assert not is_deadly(None, None)
+
+
+def test_failures_that_older_versions_recorded_are_understood():
+    old = "given up after attempt 2, which took 2 workers (workers.max_attempts): its worker's"
+    assert is_deadly("WorkerLostError", old)
+    lost = "given up after attempt 12, which took no worker, but lost nodes: its worker's"
+    assert not is_deadly("WorkerLostError", lost)
 
 
 @pytest.mark.parametrize(
