@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from configs.errors import ClusterError
+from workers.cluster_token import find_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -72,38 +73,6 @@ class JobFacts:
     def has_ended(self) -> bool:
         """Whether its process has ended."""
         return self.status in _ENDED
-
-
-def find_token(token_file: Path | None) -> str | None:
-    """Return the token for a cluster, or None where there is none to be found.
-
-    Raises:
-        ClusterError: A file that was named cannot be read or is empty, or ``RAY_AUTH_MODE`` is
-            ``token`` and there is no token.
-    """
-    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
-    if token_file is None and mode == "disabled":
-        return None
-    if token_file is None and (token := os.environ.get("RAY_AUTH_TOKEN", "").strip()):
-        return token
-    named = token_file or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        token = path.expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if named:
-            raise ClusterError(f"{path}: the token cannot be read: {error}") from error
-        token = ""
-    if token:
-        return token
-    if named:
-        raise ClusterError(f"{path}: holds no token; write the cluster's into it")
-    if mode == "token":
-        raise ClusterError(
-            "RAY_AUTH_MODE is `token`, but there is no token: set RAY_AUTH_TOKEN or "
-            f"RAY_AUTH_TOKEN_PATH, name a file with --token-file, or write it to {path}"
-        )
-    return None
 
 
 class JobClient:

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,12 +15,12 @@ from configs.worker_settings import WorkerSettings
 from workers.local_session import LocalSession
 from workers.pool_size import local_count, workers_that_fit
 from workers.ray_autoscaler import Autoscaler, find_autoscaler
+from workers.ray_door import knock
 
 logger = logging.getLogger(__name__)
 
 # Outcomes are small; nothing of a model goes through the object store (D7).
 _OBJECT_STORE_BYTES = 100 * 2**20
-_ANSWER_S = 10.0
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def ray_session(settings: WorkerSettings) -> Iterator[None]:
     nothing in a process that has a Ray already.
 
     Raises:
-        WorkerError: Ray cannot be started or joined.
+        WorkerError: Ray cannot be started or joined; a ClusterError says why it lets nobody in.
     """
     if ray.is_initialized():
         yield
@@ -87,8 +86,8 @@ def _local_ray(settings: WorkerSettings) -> Iterator[None]:
 
 
 def _join(address: str, stack: ExitStack) -> None:
+    knock(address)
     try:
-        _require_answer(address)
         stack.callback(ray.shutdown)
         try:
             _init(address=address, **_code_for(address))
@@ -117,17 +116,6 @@ def _code_for(address: str) -> dict[str, Any]:
 
 def _init(**options: Any) -> None:
     ray.init(**options, namespace="mergefront", configure_logging=False, log_to_driver=False)
-
-
-def _require_answer(address: str) -> None:
-    """Knock at a cluster's door: Ray itself tries for more than a minute, then aborts.
-
-    Raises:
-        OSError: Nobody answers.
-    """
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
 def require_resources(settings: WorkerSettings) -> Autoscaler | None:

@@ -18,7 +18,8 @@ from configs.schema import JobConfig
 from optimizer.cli import app as cli
 from optimizer.cli import launched
 from optimizer.launch import JOB_FILE, entrypoint, new_job_id, stage
-from workers.ray_jobs import ClusterAccess, JobClient, find_token
+from workers.cluster_token import find_token
+from workers.ray_jobs import ClusterAccess, JobClient
 
 JOB = """
 models: {{base: /cluster/base, checkpoints: {{one: org/one, two: /cluster/two}}}}

@@ -1,0 +1,150 @@
+"""Knocking at a cluster before it is joined: is it a Ray, does it take our token, which version.
+
+Ray itself tries for half a minute whatever the reason is, and some of what it says goes past
+Python to the terminal. One question to the port answers within a second. Where to start:
+:func:`knock`.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from ray._private.services import canonicalize_bootstrap_address
+
+from configs.errors import ClusterError
+from workers.cluster_token import PLACES, find_token, token_place
+
+_ANSWER_S = 10.0
+_CLIENT = "ray://"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a port said: gRPC's status, words of it, and the version of Ray where it told that."""
+
+    status: str
+    words: str = ""
+    ray_version: str = ""
+
+
+def knock(address: str) -> None:
+    """Find out whether a cluster takes us in, as far as one question can.
+
+    Args:
+        address: ``workers.address``. Of what ``auto`` means Ray is asked.
+
+    Raises:
+        ClusterError: Nobody answers, it is no Ray or the wrong port of one, it refuses the token
+            or wants one, or it runs another version.
+    """
+    target = _target_of(address)
+    if target is None:
+        return  # Ray says well what is wrong with it
+    _require_listener(address, target)
+    answer = _ask(target, is_client=address.startswith(_CLIENT), as_found=address == "auto")
+    if answer is None or answer.status == "OK":
+        _require_version(address, answer)
+        return
+    if answer.status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        raise ClusterError(_refusal(address))
+    if answer.status == "UNIMPLEMENTED":
+        raise ClusterError(
+            f"`{address}` is not such a port of Ray: `ray://HOST:PORT` is for the one of Ray "
+            "Client (10001 by default), `HOST:PORT` for that of the head (6379 by default). "
+            "Mend `workers.address`"
+        )
+    raise ClusterError(
+        f"no Ray answers at `{address}`: {answer.words}. Check "
+        "`workers.address` (the port of the head, 6379 by default, or `ray://` and that of Ray "
+        "Client, 10001), and that Ray runs there (`ray status`)"
+    )
+
+
+def _target_of(address: str) -> str | None:
+    """Return host and port of an address; None where it is not known."""
+    if address == "auto":
+        try:
+            return canonicalize_bootstrap_address(address)
+        except (ConnectionError, OSError, ValueError):
+            return None
+    target = address.removeprefix(_CLIENT)
+    host, _, port = target.rpartition(":")
+    return target if host and port.isdecimal() else None
+
+
+def _require_listener(address: str, target: str) -> None:
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"nobody answers at `{address}`: {error}. Check `workers.address`, and that Ray runs "
+            "there (`ray status`)"
+        ) from error
+
+
+def _ask(target: str, *, is_client: bool, as_found: bool) -> _Answer | None:
+    """Ask a port of Ray whether it is there, with the token that Ray would send.
+
+    ``as_found`` says that Ray itself found the address: then it takes a token that lies about,
+    even where ``RAY_AUTH_MODE`` is not set.
+
+    Returns:
+        Its answer; None where this Ray was installed without what it takes to ask.
+    """
+    try:
+        import grpc
+        from ray._private.authentication import authentication_token_setup
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import (
+            gcs_service_pb2,
+            gcs_service_pb2_grpc,
+            ray_client_pb2,
+            ray_client_pb2_grpc,
+        )
+    except ImportError:
+        return None
+    if _sends_token():
+        find_token(None)
+    if as_found:
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(
+            warn_if_disabled=False
+        )
+    with init_grpc_channel(target) as channel:
+        try:
+            if is_client:
+                ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+                driver = ray_client_pb2_grpc.RayletDriverStub(channel)
+                driver.ClusterInfo(ping, timeout=_ANSWER_S)
+                return _Answer("OK")
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            reply = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_ANSWER_S)
+            return _Answer("OK", ray_version=reply.ray_version)
+        except grpc.RpcError as error:
+            return _Answer(error.code().name, str(error.details()))
+
+
+def _require_version(address: str, answer: _Answer | None) -> None:
+    there, here = "" if answer is None else answer.ray_version, version("ray")
+    if there and there != here:
+        raise ClusterError(
+            f"`{address}` runs Ray {there}, here is Ray {here}: install the cluster's version here "
+            f"(`pip install 'ray[client]=={there}'`), or this one on the cluster"
+        )
+
+
+def _refusal(address: str) -> str:
+    if _sends_token():
+        return (
+            f"`{address}` refuses the token from {token_place()}; it is not that of this cluster. "
+            f"Put the cluster's in {PLACES}"
+        )
+    return (
+        f"`{address}` wants a token, and none was sent: set RAY_AUTH_MODE=token, and put the "
+        f"cluster's token in {PLACES}"
+    )
+
+
+def _sends_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
