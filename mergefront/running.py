@@ -52,10 +52,16 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     Raises:
         MergefrontError: The job cannot work, or too many candidates failed.
     """
+    from optimizer.cli.running import begun, on_cluster
     from optimizer.preflight.preflight import prepare
 
-    prepared = prepare(job)
-    return _search(prepared.new_archive(), prepared, on_outcome, in_process)
+    if in_process:
+        prepared = prepare(job)
+        return _search(prepared.new_archive(), prepared, on_outcome, in_process)
+    with on_cluster(job):
+        prepared = prepare(job)
+        with begun(prepared) as archive:
+            return _search(archive, prepared, on_outcome, in_process)
 
 
 def resume(

@@ -8,8 +8,9 @@ import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 
 import typer
 from rich.console import Console, RenderableType
@@ -59,7 +60,53 @@ def warn(console: Console, prepared: Prepared) -> None:
         say(console, f"warning: {warning}", style="yellow")
 
 
-def open_or_begin(job: JobConfig, console: Console, refusal: str) -> tuple[Archive, Prepared]:
+@contextmanager
+def on_cluster(job: JobConfig) -> Iterator[None]:
+    """Join the cluster that a job names, if it names one, and look whether it has what is needed.
+
+    Checkpoints may take hours to read, and a record that was begun refuses a job that was mended:
+    what can be wrong with a cluster is found before both.
+
+    Raises:
+        WorkerError: It cannot be joined, has no room for a worker, or a node lacks a checkpoint.
+    """
+    if job.workers.address is None:
+        yield
+        return
+    from workers.ray_cluster import require_models
+    from workers.ray_session import ray_session, require_resources
+
+    with ray_session(job.workers):
+        require_resources(job.workers)
+        require_models(job)
+        yield
+
+
+@contextmanager
+def begun(prepared: Prepared, job_path: Path | None = None) -> Iterator[Archive]:
+    """Make the archive of a search once it can begin: Ray runs, with room for its workers.
+
+    Args:
+        prepared: What is searched.
+        job_path: The file of the job; None where it says something else.
+
+    Raises:
+        WorkerError: There is no Ray, or too little room; then there is no archive, either.
+        ArchiveExistsError: There is an archive already.
+    """
+    from workers.ray_session import ray_session, require_resources
+
+    settings = prepared.job.workers
+    with ray_session(settings):
+        require_resources(settings)
+        with prepared.new_archive(job_path) as archive:
+            yield archive
+
+
+@contextmanager
+def opened_or_begun(
+    job: JobConfig, console: Console, refusal: str
+) -> Iterator[tuple[Archive, Prepared]]:
     """Open the archive of a job for writing, or begin it.
 
     Raises:
@@ -69,17 +116,15 @@ def open_or_begin(job: JobConfig, console: Console, refusal: str) -> tuple[Archi
     place = job.archive
     if not Archive.exists(place):
         prepared = prepare(job, announce=announce)
-        return prepared.new_archive(), prepared
-    archive = Archive.open(place, writable=True)
-    with ExitStack() as on_error:
-        on_error.enter_context(archive)
+        with begun(prepared) as archive:
+            yield archive, prepared
+        return
+    with Archive.open(place, writable=True) as archive:
         if changed := changed_keys(archive.job, job):
             raise JobChangedError(
                 f"archive {place} holds another search: {refusal}. It differs:", changed
             )
-        prepared = prepare(job, archive=archive, announce=announce)
-        on_error.pop_all()
-    return archive, prepared
+        yield archive, prepare(job, archive=archive, announce=announce)
 
 
 def run_archived(

@@ -1,6 +1,7 @@
 """The commands that search: check, run and resume, and what ``noise --run`` scores.
 
-Ray is imported and started only after everything that can be checked without it was checked.
+Ray is imported and started only after everything that can be checked without it was checked; a
+cluster that is somewhere else is joined first. An archive is begun when the search can begin.
 """
 
 import shlex
@@ -20,7 +21,9 @@ from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import WarmStart
 from optimizer.cli.read_commands import print_json, stdout_console
 from optimizer.cli.running import (
-    open_or_begin,
+    begun,
+    on_cluster,
+    opened_or_begun,
     options_of,
     resumable,
     run_archived,
@@ -79,13 +82,14 @@ def run(
             plain=plain,
         )
         return
-    prepared = prepare(job, announce=partial(say, console, style="dim"))
-    warn(console, prepared)
-    start = None if start_from is None else _warm_start(start_from, prepared, console)
-    with prepared.new_archive(_job_path_of(job_path, job)) as archive:
-        if start is not None:
-            archive.record_warm_start(start)
-        run_archived(archive, prepared, console, plain=plain, options=options_of(overrides))
+    with on_cluster(job):
+        prepared = prepare(job, announce=partial(say, console, style="dim"))
+        warn(console, prepared)
+        start = None if start_from is None else _warm_start(start_from, prepared, console)
+        with begun(prepared, _job_path_of(job_path, job)) as archive:
+            if start is not None:
+                archive.record_warm_start(start)
+            run_archived(archive, prepared, console, plain=plain, options=options_of(overrides))
 
 
 def _warm_start(place: str, prepared: Prepared, console: Console) -> WarmStart:
@@ -112,12 +116,13 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
     announce = partial(say, console, style="dim")
     job = load_job(job_path, overrides)
     prepared = None
-    if Archive.exists(job.archive):
-        archive = Archive.open(job.archive, writable=True)
-    else:
-        prepared = prepare(job, announce=announce)
-        archive = prepared.new_archive(_job_path_of(job_path, job))
-    with archive:
+    with ExitStack() as stack:
+        if Archive.exists(job.archive):
+            archive = stack.enter_context(Archive.open(job.archive, writable=True))
+        else:
+            stack.enter_context(on_cluster(job))
+            prepared = prepare(job, announce=announce)
+            archive = stack.enter_context(begun(prepared, _job_path_of(job_path, job)))
         if len(archive.outcomes("search")) >= num_singles(archive.job):
             return
         if changes := changed_keys(archive.job, job):
@@ -153,14 +158,15 @@ def resume(
     console = stderr_console()
     with Archive.open(place, writable=True) as archive:
         job = _job_to_resume(archive, job_path, archived_job, overrides, console)
-        prepared = prepare(job, archive=archive, announce=partial(say, console, style="dim"))
-        warn(console, prepared)
-        if verify:
-            _verify(archive, prepared, console)
         options = options_of(overrides) + (" --archived-job" if archived_job else "")
         if job_path is not None:
             options += f" --job {shlex.quote(str(job_path))}"
-        run_archived(archive, prepared, console, plain=plain, options=options)
+        with on_cluster(job):
+            prepared = prepare(job, archive=archive, announce=partial(say, console, style="dim"))
+            warn(console, prepared)
+            if verify:
+                _verify(archive, prepared, console)
+            run_archived(archive, prepared, console, plain=plain, options=options)
 
 
 def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
@@ -183,8 +189,7 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         }
         job = rival_job(searched).model_copy(update=changes)
         refusal = "it is the random search of another search; move it away"
-        archive, prepared = open_or_begin(job, console, refusal)
-        stack.enter_context(archive)
+        archive, prepared = stack.enter_context(opened_or_begun(job, console, refusal))
         say(console, f"archive {archive.place}", style="dim")
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=plain)
@@ -206,25 +211,16 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
 def run_or_resume(job: JobConfig) -> None:
     """Run the search of a job on the cluster that it names, from wherever its archive stands.
 
-    What can be wrong with the cluster is found before anything is read or scored.
-
     Raises:
         ClusterError: The cluster cannot be joined, or a node lacks a checkpoint.
         JobChangedError: Another search is in the archive.
     """
-    from workers.ray_cluster import require_models
-    from workers.ray_session import ray_session, require_resources
-
     console = stderr_console()
-    with ray_session(job.workers):
-        require_resources(job.workers)
-        require_models(job)
-        refusal = "launch the job with another `archive`, or as it was"
-        archive, prepared = open_or_begin(job, console, refusal)
-        with archive:
-            warn(console, prepared)
-            again = "mergefront launch, with the same job"
-            run_archived(archive, prepared, console, plain=True, options="", command=again)
+    refusal = "launch the job with another `archive`, or as it was"
+    with on_cluster(job), opened_or_begun(job, console, refusal) as (archive, prepared):
+        warn(console, prepared)
+        again = "mergefront launch, with the same job"
+        run_archived(archive, prepared, console, plain=True, options="", command=again)
 
 
 def _job_path_of(job_path: Path, job: JobConfig) -> Path | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs.errors import ClusterError, WorkerError
 from optimizer.archive.archive import Archive
 from scripts.bench.fault_cluster import LocalCluster
 
@@ -9,6 +10,20 @@ pytestmark = pytest.mark.slow
 
 # With one worker the finishing order is that of the proposals.
 WORKER = {"count": 1, "cpus": 0.5, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(num_nodes=1) as made:
+        yield made
+
+
+@pytest.fixture
+def of_cluster(mergefront, cluster):
+    """The command line of somebody who has the cluster's token."""
+    mine = cluster.environment()
+    mergefront.environment.update({name: mine[name] for name in mine if name.startswith("RAY_")})
+    return mergefront
 
 
 def record(archive):
@@ -20,20 +35,44 @@ def record(archive):
         )
 
 
-def test_search_over_ray_client_equals_that_on_this_machine(mergefront, job_file, tmp_path):
+def test_search_over_ray_client_equals_that_on_this_machine(
+    of_cluster, cluster, job_file, tmp_path
+):
     def run(name, **workers):
         archive = tmp_path / f"{name}.sqlite"
         job = job_file(
             archive=str(archive), budget={"evaluations": 10}, workers={**WORKER, **workers}
         )
-        mergefront.succeed("run", str(job), "--plain", timeout_s=600)
+        of_cluster.succeed("run", str(job), "--plain", timeout_s=600)
         return record(archive)
 
-    here = run("here")
-    with LocalCluster(num_nodes=1) as cluster:
-        mine = cluster.environment()
-        names = {name for name in mine if name.startswith("RAY_")}
-        mergefront.environment.update({name: mine[name] for name in names})
-        there = run("there", address=cluster.client_address)
-    assert there == here
-    assert len(here[0]) == 10
+    there = run("there", address=cluster.client_address)
+    assert there == run("here")
+    assert len(there[0]) == 10
+
+
+@pytest.mark.parametrize("kind", ["address", "client_address"])
+def test_what_cannot_run_is_refused_with_one_message_and_no_archive(
+    of_cluster, cluster, job_file, tmp_path, kind
+):
+    address = getattr(cluster, kind)
+    job = str(job_file(workers={**WORKER, "address": address}))
+
+    def refusal(*options, **variables):
+        of_cluster.environment.update(variables)
+        done = of_cluster.run("run", job, "--plain", *options)
+        assert done.stdout == ""
+        assert not (tmp_path / "run").exists()
+        return done.returncode, done.stderr
+
+    code, said = refusal("--set", "workers.gpus=1")
+    assert code == WorkerError.exit_code
+    assert said.startswith("error: workers: 1 x (0.5 CPUs, 1 GPUs) do not fit here, found 0 CPUs")
+    code, said = refusal(RAY_AUTH_TOKEN=cluster.token[::-1])
+    assert code == ClusterError.exit_code
+    assert said.startswith(f"error: `{address}` refuses the token from RAY_AUTH_TOKEN; ")
+    assert len(said.splitlines()) == 1
+    code, said = refusal(RAY_AUTH_MODE="disabled")
+    assert code == ClusterError.exit_code
+    assert said.startswith(f"error: `{address}` wants a token, and none was sent: set RAY_AUTH_M")
+    assert len(said.splitlines()) == 1
