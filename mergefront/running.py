@@ -57,7 +57,8 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
 
     if in_process:
         prepared = prepare(job)
-        return _search(prepared.new_archive(), prepared, on_outcome, in_process)
+        with prepared.new_archive() as archive:
+            return _search(archive, prepared, on_outcome, in_process)
     with on_cluster(job):
         prepared = prepare(job)
         with begun(prepared) as archive:
@@ -88,21 +89,18 @@ def resume(
 
     changes = overrides or {}
     refuse_unresumable(changes, "the search cannot go on so")
-    archive = Archive.open(place, writable=True)
-    with ExitStack() as on_error:
-        on_error.enter_context(archive)
+    with Archive.open(place, writable=True) as archive:
         content = archive.job.model_dump(mode="json")
         job = job_of(content, changes, name="the archived job")
         prepared = prepare(job, archive=archive)
-        on_error.pop_all()
-    return _search(archive, prepared, on_outcome, in_process)
+        return _search(archive, prepared, on_outcome, in_process)
 
 
 def _search(
     archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
 ) -> Search:
-    """Run the search of an archive, and close it."""
-    from optimizer.cli.running import watchers
+    """Run the search of an archive."""
+    from optimizer.cli.running import checking, watchers
     from optimizer.driver import run_search
 
     job = prepared.job
@@ -117,12 +115,15 @@ def _search(
         if on_outcome is not None and isinstance(event, Finished):
             on_outcome(event)
 
-    with (
-        archive,
-        watchers(archive, job) as watching,
-        _pool(prepared, archive, in_process) as pool,
-    ):
+    with ExitStack() as stack:
+        watching = stack.enter_context(watchers(archive, job))
+        pool = stack.enter_context(_pool(prepared, archive, in_process))
         on_event = watching.beside(tell)
+        if job.workers.address is not None and not in_process:
+            from workers.ray_head import watching_head
+
+            check = stack.enter_context(watching_head(job.workers.address))
+            on_event = checking(check, on_event)
         given = prepared.baselines
         run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
     return Search(archive.place)

@@ -16,16 +16,22 @@ from configs.errors import ClusterError
 from workers.cluster_token import PLACES, find_token, token_place
 
 _ANSWER_S = 10.0
-_CLIENT = "ray://"
+CLIENT = "ray://"
+"""What the address of Ray Client begins with."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """What a port said: gRPC's status, words of it, and the version of Ray where it told that."""
 
     status: str
     words: str = ""
     ray_version: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody answered, whatever it was."""
+        return self.status not in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 def knock(address: str) -> None:
@@ -38,11 +44,11 @@ def knock(address: str) -> None:
         ClusterError: Nobody answers, it is no Ray or the wrong port of one, it refuses the token
             or wants one, or it runs another version.
     """
-    target = _target_of(address)
+    target = port_of(address)
     if target is None:
         return  # Ray says well what is wrong with it
     _require_listener(address, target)
-    answer = _ask(target, is_client=address.startswith(_CLIENT), as_found=address == "auto")
+    answer = ask(target, is_client=address.startswith(CLIENT), as_found=address == "auto")
     if answer is None or answer.status == "OK":
         _require_version(address, answer)
         return
@@ -61,14 +67,14 @@ def knock(address: str) -> None:
     )
 
 
-def _target_of(address: str) -> str | None:
+def port_of(address: str) -> str | None:
     """Return host and port of an address; None where it is not known."""
     if address == "auto":
         try:
             return canonicalize_bootstrap_address(address)
         except (ConnectionError, OSError, ValueError):
             return None
-    target = address.removeprefix(_CLIENT)
+    target = address.removeprefix(CLIENT)
     host, _, port = target.rpartition(":")
     return target if host and port.isdecimal() else None
 
@@ -84,11 +90,17 @@ def _require_listener(address: str, target: str) -> None:
         ) from error
 
 
-def _ask(target: str, *, is_client: bool, as_found: bool) -> _Answer | None:
+def ask(
+    target: str, *, is_client: bool = False, as_found: bool = False, timeout_s: float = _ANSWER_S
+) -> Answer | None:
     """Ask a port of Ray whether it is there, with the token that Ray would send.
 
-    ``as_found`` says that Ray itself found the address: then it takes a token that lies about,
-    even where ``RAY_AUTH_MODE`` is not set.
+    Args:
+        target: Host and port.
+        is_client: Whether it is that of Ray Client.
+        as_found: Whether Ray itself found the address: then it takes a token that lies about,
+            even where ``RAY_AUTH_MODE`` is not set.
+        timeout_s: How long an answer is waited for.
 
     Returns:
         Its answer; None where this Ray was installed without what it takes to ask.
@@ -116,16 +128,16 @@ def _ask(target: str, *, is_client: bool, as_found: bool) -> _Answer | None:
             if is_client:
                 ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
                 driver = ray_client_pb2_grpc.RayletDriverStub(channel)
-                driver.ClusterInfo(ping, timeout=_ANSWER_S)
-                return _Answer("OK")
+                driver.ClusterInfo(ping, timeout=timeout_s)
+                return Answer("OK")
             head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            reply = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_ANSWER_S)
-            return _Answer("OK", ray_version=reply.ray_version)
+            reply = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=timeout_s)
+            return Answer("OK", ray_version=reply.ray_version)
         except grpc.RpcError as error:
-            return _Answer(error.code().name, str(error.details()))
+            return Answer(error.code().name, str(error.details()))
 
 
-def _require_version(address: str, answer: _Answer | None) -> None:
+def _require_version(address: str, answer: Answer | None) -> None:
     there, here = "" if answer is None else answer.ray_version, version("ray")
     if there and there != here:
         raise ClusterError(

@@ -6,8 +6,9 @@
 import io
 import json
 import logging
+import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ import typer
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
-from configs.errors import INTERRUPTED, TERMINATED, JobChangedError
+from configs.errors import INTERRUPTED, TERMINATED, ClusterError, JobChangedError, WorkerError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.cli.read_commands import stdout_console
 from optimizer.driver import run_search
+from optimizer.events import Event, OnEvent
 from optimizer.job_changes import changed_keys, may_change
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
@@ -150,7 +152,7 @@ def run_archived(
     say(console, f"archive {archive.place}", style="dim")
     view = make_view(archive, console, plain=plain)
     command = command or f"mergefront resume {shlex.quote(str(archive.place))}{options}"
-    with resumable(archive, job, command), watchers(archive, job) as telemetry:
+    with resumable(archive, job, command) as check, watchers(archive, job) as telemetry:
         with (
             view,
             RayPool(spec, deadly=deadly_recipes(archive)) as pool,
@@ -161,7 +163,8 @@ def run_archived(
             if job.telemetry.metrics and (url := metrics_url()) is not None:
                 say(console, f"metrics {url}", style="dim")
             space, given = prepared.space, prepared.baselines
-            result = run_search(archive, pool, space, job=job, given=given, on_event=on_event)
+            told = checking(check, on_event)
+            result = run_search(archive, pool, space, job=job, given=given, on_event=told)
         say(console, f"search ended: {result.reason}\n")
         report = render(report_of(archive))
         stdout_console().print(report)
@@ -184,19 +187,52 @@ def watchers(archive: Archive, job: JobConfig) -> AbstractContextManager[Telemet
 
 
 @contextmanager
-def resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[None]:
-    """End a search that is interrupted with the command that continues it."""
+def resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[Callable[[], None]]:
+    """End a search that is interrupted, or loses its workers, with the command that continues it.
+
+    Yields:
+        What is to be called between two steps of the search; it raises an error where the head of
+        the cluster is lost.
+    """
+
+    def how_to_go_on() -> str:
+        return (
+            f"{len(archive.observations())} of {job.budget.evaluations} evaluations are recorded; "
+            f"continue with\n  {command}"
+        )
+
+    def leave(error: ClusterError) -> None:
+        # The search hangs in Ray, whose core would soon end the process without these words.
+        Console(stderr=True).show_cursor()
+        typer.echo(f"error: {error.message}. {how_to_go_on()}", err=True)
+        os._exit(error.exit_code)
+
     try:
-        yield
+        if job.workers.address is None:
+            yield lambda: None
+        else:
+            from workers.ray_head import watching_head
+
+            with watching_head(job.workers.address, leave) as check:
+                yield check
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, Terminated)
         what = "terminated" if is_terminated else "interrupted"
-        typer.echo(
-            f"\n{what}: {len(archive.observations())} of {job.budget.evaluations} evaluations are "
-            f"recorded; continue with\n  {command}",
-            err=True,
-        )
+        typer.echo(f"\n{what}: {how_to_go_on()}", err=True)
         raise typer.Exit(TERMINATED if is_terminated else INTERRUPTED) from None
+    except WorkerError as error:
+        text = f"{error.message.removesuffix('.')}. {how_to_go_on()}"
+        raise type(error)(text, **error.context) from error
+
+
+def checking(check: Callable[[], None], on_event: OnEvent) -> OnEvent:
+    """Return what the driver is to call instead of ``on_event``, so that it checks, too."""
+
+    def checked(event: Event) -> None:
+        on_event(event)
+        check()
+
+    return checked
 
 
 def options_of(overrides: Mapping[str, object]) -> str:

@@ -22,6 +22,7 @@ from optimizer.archive.seeds import WarmStart
 from optimizer.cli.read_commands import print_json, stdout_console
 from optimizer.cli.running import (
     begun,
+    checking,
     on_cluster,
     opened_or_begun,
     options_of,
@@ -130,18 +131,19 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
                 f"{job_path} searches something else than {archive.place}:", changes
             )
         if prepared is None:
+            stack.enter_context(on_cluster(job))
             prepared = prepare(job, archive=archive, announce=announce)
         warn(console, prepared)
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
         view = make_view(archive, console, plain=True)
         command = f"mergefront resume {shlex.quote(str(archive.place))}{options_of(overrides)}"
         with (
-            resumable(archive, job, command),
+            resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,
             view,
             RayPool(spec, deadly=deadly_recipes(archive)) as pool,
         ):
-            on_event = telemetry.beside(view.on_event)
+            on_event = checking(check, telemetry.beside(view.on_event))
             run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
 
 
@@ -189,6 +191,7 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         }
         job = rival_job(searched).model_copy(update=changes)
         refusal = "it is the random search of another search; move it away"
+        stack.enter_context(on_cluster(job))
         archive, prepared = stack.enter_context(opened_or_begun(job, console, refusal))
         say(console, f"archive {archive.place}", style="dim")
         spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
@@ -197,12 +200,12 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         deadly = deadly_recipes(searched) | deadly_recipes(archive)
         pool = RememberingPool(RayPool(spec, deadly=deadly), searched)
         with (
-            resumable(archive, job, command),
+            resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,
             view,
             pool,
         ):
-            on_event = telemetry.beside(view.on_event)
+            on_event = checking(check, telemetry.beside(view.on_event))
             given = prepared.baselines
             run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
         stdout_console().print(render(report_of(searched)))

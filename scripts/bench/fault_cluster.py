@@ -185,6 +185,13 @@ class LocalCluster:
         self._add()
         return True
 
+    def kill_head(self) -> None:
+        """Kill -9 every process of the head, as if its machine were gone; nodes are left alone."""
+        head = psutil.Process(self._head.process.pid)
+        for process in [head, *head.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def mend(self) -> None:
         """Start nodes again that gave up to start, as a busy machine makes them."""
         for node in [node for node in self._nodes if node.process.poll() is not None]:
