@@ -37,6 +37,8 @@ _PACKAGES = ("configs", "evaluators", "workers", "optimizer")
 _FILES = Path("files")
 # Ray sends everything through the memory of the head node.
 _MAX_BYTES = 200 * 2**20
+# How long a driver takes to end beyond the grace of its evaluations.
+_END_S = 10.0
 
 
 @dataclass(slots=True)
@@ -159,6 +161,7 @@ def submit(
             Path(directory),
             metadata={"search": job.name, "archive": job.archive},
             environment=environment,
+            end_s=job.workers.grace_s + _END_S,
         )
     return job_id
 

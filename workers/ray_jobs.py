@@ -8,6 +8,7 @@ runs the Ray that is installed here.
 import asyncio
 import json
 import logging
+import math
 import os
 import ssl
 import time
@@ -32,7 +33,12 @@ MARK = "mergefront"
 """Key of the metadata by which our jobs are found among others."""
 
 _ANSWER_S = 10.0
-_STOP_S = 30.0
+# What Ray itself needs to stop a job, and for jobs that do not say how long they may take to end.
+_STOP_S = 15.0
+_END_S = 15.0
+# Ray kills a job that is asked to stop after 3 s, unless the job's environment says otherwise.
+_END_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+_END_KEY = "end_s"
 _POLL_S = 0.5
 # Ray lets these decide about the address, whatever it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -107,6 +113,7 @@ class JobClient:
         *,
         metadata: Mapping[str, str],
         environment: Mapping[str, str],
+        end_s: float,
     ) -> None:
         """Send a directory to the cluster and start a command in it, on the head node.
 
@@ -117,14 +124,16 @@ class JobClient:
             directory: What the job needs; at most some 100 MB.
             metadata: Texts that are shown with the job.
             environment: Variables of the command and its workers.
+            end_s: Seconds that the command has to end when it is stopped.
         """
-        runtime: dict[str, Any] = {"working_dir": str(directory), "env_vars": dict(environment)}
+        variables = {_END_VARIABLE: str(math.ceil(end_s)), **environment}
+        runtime: dict[str, Any] = {"working_dir": str(directory), "env_vars": variables}
         with self._our_errors():
             self._client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job_id,
                 runtime_env=runtime,
-                metadata={MARK: "1", **metadata},
+                metadata={MARK: "1", _END_KEY: f"{end_s:g}", **metadata},
             )
 
     def facts(self, job_id: str) -> JobFacts:
@@ -166,11 +175,12 @@ class JobClient:
         """
         with self._our_errors(job_id):
             self._client.stop_job(job_id)
-        end = time.monotonic() + _STOP_S
+        began = time.monotonic()
         while not (facts := self.facts(job_id)).has_ended:
-            if time.monotonic() > end:
+            limit_s = float(facts.metadata.get(_END_KEY, _END_S)) + _STOP_S
+            if time.monotonic() > began + limit_s:
                 raise ClusterError(
-                    f"job `{job_id}` did not end within {_STOP_S:g} s; ask again, or look at it "
+                    f"job `{job_id}` did not end within {limit_s:g} s; ask again, or look at it "
                     f"with `ray job list --address {self.address}`"
                 )
             time.sleep(_POLL_S)

@@ -14,12 +14,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from configs.worker_settings import WorkerSettings
 from optimizer.cli import app as cli
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "configs" / "cluster"
 # Those of a Dockerfile that images of ours may need.
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "ENTRYPOINT", "CMD"}
+INSTRUCTIONS = {"FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "USER", "ENTRYPOINT", "CMD"}
 
 
 def load(name):
@@ -49,6 +50,33 @@ def test_ray_cluster_satisfies_the_schema_of_ray():
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
 
 
+def test_nodes_of_aws_get_the_image_and_what_outlives_them():
+    cluster = load("ray-cluster.yaml")
+    told = (CLUSTER / "ray-cluster.yaml").read_text().partition("\ncluster_name")[0]
+    docker = cluster["docker"]
+    assert docker["pull_before_run"], "a new machine has no image"
+    assert f"docker push {docker['image']}" in told
+    assert "MORE=boto3" in told
+    # Ray runs the common commands on the head, where workers have their own.
+    head = cluster["initialization_commands"]
+    worker = cluster["available_node_types"]["gpu"]["initialization_commands"]
+    for commands, mounts in ((head, ["/archive", "/models"]), (worker, ["/models"])):
+        for command in commands:
+            subprocess.run(["bash", "-n", "-c", command], check=True)
+        for mount in mounts:
+            assert any(f"mountpoint -q {mount} || sudo mount" in command for command in commands)
+    assert any("attach-volume" in command for command in head)
+    assert not any("/archive" in command for command in worker)
+    assert "-v /archive:/archive" in docker["head_run_options"]
+    assert not any("/archive" in option for option in docker["run_options"])
+    placeholders = set(re.findall(r"(?:vol|fs)-[A-Z]+", " ".join([*head, *worker])))
+    assert placeholders == {"vol-ARCHIVE", "fs-MODELS"}
+    assert all(name in told for name in placeholders)
+    zone = cluster["provider"]["availability_zone"]
+    assert zone.startswith(cluster["provider"]["region"])
+    assert zone in told
+
+
 def test_options_of_ray_start_are_those_of_this_ray():
     from ray.scripts.scripts import start
 
@@ -70,6 +98,9 @@ def test_ray_job_of_kubernetes_has_what_the_operator_asks_for():
         "entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
         "rayClusterSpec", "runtimeEnvYAML", "submissionMode", "suspend", "activeDeadlineSeconds",
     }  # fmt: skip
+    environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
+    # Ray would kill a search that is stopped after 3 s.
+    assert float(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > WorkerSettings().grace_s
     cluster = spec["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray"), "the version that we are tested with"
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
