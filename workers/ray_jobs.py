@@ -10,11 +10,12 @@ import json
 import logging
 import math
 import os
+import shlex
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +60,15 @@ class ClusterAccess:
     ca: Path | None = None
     verify: bool = True
 
+    @property
+    def options(self) -> str:
+        """How a command says the same, for commands that are shown."""
+        words = ["--address", self.address]
+        words += ["--token-file", str(self.token_file)] if self.token_file else []
+        words += ["--tls-ca", str(self.ca)] if self.ca else []
+        words += [] if self.verify else ["--tls-insecure"]
+        return shlex.join(words)
+
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
@@ -91,6 +101,7 @@ class JobClient:
 
     def __init__(self, access: ClusterAccess) -> None:
         self.address = access.address.rstrip("/")
+        self._options = replace(access, address=self.address).options
         _check_address(self.address)
         token = find_token(access.token_file)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -194,8 +205,8 @@ class JobClient:
         except (RuntimeError, OSError, ValueError, ConnectionError) as error:
             if job_id and "404" in str(error):
                 raise ClusterError(
-                    f"{self.address} knows no job `{job_id}`; `mergefront list --address "
-                    f"{self.address}` shows those that it knows"
+                    f"{self.address} knows no job `{job_id}`; `mergefront list {self._options}` "
+                    "shows those that it knows"
                 ) from error
             raise ClusterError(f"{self.address}: {error}") from error
 

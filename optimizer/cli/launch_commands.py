@@ -46,8 +46,7 @@ def launch(
     facts = _watch(client, job_id, wait_s)
     if facts.status in {"FAILED", "STOPPED"}:
         _report_failure(facts, client.logs(job_id))
-    address = f" --address {client.address}"
-    _say(f"follow it with `mergefront logs {job_id}{address} --follow`")
+    _say(f"follow it with `mergefront logs {job_id} {access.options} --follow`")
     if as_json:
         print_json(_record(facts, client.address))
     else:

@@ -1,6 +1,7 @@
 """What a cluster is sent, and what it answers when it cannot run a search; no Ray is started."""
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,10 +17,10 @@ from configs.errors import ClusterError, ConfigError
 from configs.load import load_job
 from configs.schema import JobConfig
 from optimizer.cli import app as cli
-from optimizer.cli import launched
+from optimizer.cli import launch_commands, launched
 from optimizer.launch import JOB_FILE, entrypoint, new_job_id, stage
 from workers.cluster_token import find_token
-from workers.ray_jobs import ClusterAccess, JobClient
+from workers.ray_jobs import ClusterAccess, JobClient, JobFacts
 
 JOB = """
 models: {{base: /cluster/base, checkpoints: {{one: org/one, two: /cluster/two}}}}
@@ -210,6 +211,33 @@ def test_service_that_is_no_dashboard_is_told_apart():
         pytest.raises(ClusterError, match="no version in its answer"),
     ):
         JobClient(ClusterAccess(address))
+
+
+def test_command_that_follows_has_the_options_that_launched(job, monkeypatch):
+    class Client:
+        def __init__(self, access):
+            self.address = access.address
+
+        def submit(self, job_id, entrypoint, directory, **_):
+            self.job_id = job_id
+
+        def facts(self, job_id):
+            assert job_id == self.job_id
+            return JobFacts(job_id, "RUNNING", "", {}, None, None)
+
+        def logs(self, job_id):
+            return "[   0:00] search: 3 evaluations to do\n"
+
+    job()
+    monkeypatch.setattr(launch_commands, "JobClient", Client)
+    options = ["--address", "https://head:8265", "--token-file", "my token", "--tls-ca", "ca.pem"]
+    result = CliRunner().invoke(cli.app, ["launch", "job.yaml", *options, "--tls-insecure"])
+    assert result.exit_code == 0, result.output
+    follow = (
+        f"mergefront logs {result.stdout.strip()} {shlex.join(options)} --tls-insecure --follow"
+    )
+    assert f"follow it with `{follow}`" in result.stderr
+    assert ClusterAccess("http://head:8265").options == "--address http://head:8265"
 
 
 def test_other_version_of_ray_is_refused():
