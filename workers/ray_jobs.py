@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +220,13 @@ class JobClient:
                 return str(answer.read(10_000).decode())
         except HTTPError as error:
             raise ClusterError(_refusal(self.address, error.code, bool(headers))) from error
-        except (URLError, HTTPException, OSError, UnicodeDecodeError) as error:
+        except (BadStatusLine, UnicodeDecodeError) as error:
+            # Its words may be anything: a port of gRPC answers in bytes that terminals obey.
+            raise ClusterError(
+                f"{self.address} is no dashboard of Ray: what answers there does not speak HTTP. "
+                "Check the port (8265 by default; 6379 and 10001 are other ports of the head)"
+            ) from error
+        except (URLError, HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLError):
                 raise ClusterError(

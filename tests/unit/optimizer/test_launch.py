@@ -19,6 +19,7 @@ from configs.schema import JobConfig
 from optimizer.cli import app as cli
 from optimizer.cli import launch_commands, launched
 from optimizer.launch import JOB_FILE, entrypoint, new_job_id, stage
+from tests.unit.workers.cluster_ports import serving
 from workers.cluster_token import find_token
 from workers.ray_jobs import ClusterAccess, JobClient, JobFacts
 
@@ -211,6 +212,12 @@ def test_service_that_is_no_dashboard_is_told_apart():
         pytest.raises(ClusterError, match="no version in its answer"),
     ):
         JobClient(ClusterAccess(address))
+
+
+def test_port_of_grpc_is_told_apart_without_its_bytes():
+    with serving("") as address, pytest.raises(ClusterError, match="does not speak HTTP") as error:
+        JobClient(ClusterAccess(f"http://{address}"))
+    assert str(error.value).isprintable()
 
 
 def test_command_that_follows_has_the_options_that_launched(job, monkeypatch):
