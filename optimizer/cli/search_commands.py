@@ -6,15 +6,15 @@ cluster that is somewhere else is joined first. An archive is begun when the sea
 
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from configs.errors import JobChangedError
+from configs.errors import ArchiveExistsError, JobChangedError
 from configs.load import job_of, load_job
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
@@ -83,7 +83,10 @@ def run(
             plain=plain,
         )
         return
-    with on_cluster(job):
+    with ExitStack() as stack:
+        if or_resume:
+            stack.enter_context(_told_to_the_second(job, "run this again when that has ended"))
+        stack.enter_context(on_cluster(job))
         prepared = prepare(job, announce=partial(say, console, style="dim"))
         warn(console, prepared)
         start = None if start_from is None else _warm_start(start_from, prepared, console)
@@ -220,10 +223,29 @@ def run_or_resume(job: JobConfig) -> None:
     """
     console = stderr_console()
     refusal = "launch the job with another `archive`, or as it was"
-    with on_cluster(job), opened_or_begun(job, console, refusal) as (archive, prepared):
+    with (
+        on_cluster(job),
+        _told_to_the_second(
+            job, "follow that one (`mergefront list`), or launch again when it ended"
+        ),
+        opened_or_begun(job, console, refusal) as (archive, prepared),
+    ):
         warn(console, prepared)
         again = "mergefront launch, with the same job"
         run_archived(archive, prepared, console, plain=True, options="", command=again)
+
+
+@contextmanager
+def _told_to_the_second(job: JobConfig, again: str) -> Iterator[None]:
+    """Say to whom another driver of the same job was ahead by a moment how to go on."""
+    try:
+        yield
+    except ArchiveExistsError as error:
+        raise ArchiveExistsError(
+            f"archive {job.archive} was begun by another driver of this job a moment ago, which "
+            f"goes on with it; {again}",
+            **error.context,
+        ) from error
 
 
 def _job_path_of(job_path: Path, job: JobConfig) -> Path | None:

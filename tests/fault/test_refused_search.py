@@ -5,6 +5,7 @@ import ray
 
 from configs.errors import ArchiveExistsError, ClusterError, WorkerError
 from optimizer.archive.archive import Archive
+from optimizer.cli.search_commands import run_or_resume
 from tests.fault.refused_commands import begin_archive, mergefront, refused
 from workers import ray_session
 
@@ -42,3 +43,17 @@ def test_archive_of_another_search_is_left_alone(write_job, job):
     refused(mergefront("run", write_job()), ArchiveExistsError.exit_code, "mergefront resume")
     with Archive.open(job.archive) as archive:
         assert archive.job.digest == job.digest
+
+
+def test_second_of_two_drivers_is_told_what_goes_on(write_job, job, monkeypatch):
+    path = write_job()
+    begin_archive(job, path)
+    # Nothing was there when it looked, since the first began a moment later.
+    monkeypatch.setattr(Archive, "exists", lambda place: False)
+    said = f"archive {job.archive} was begun by another driver of this job a moment ago"
+    with pytest.raises(ArchiveExistsError, match=said) as error:
+        run_or_resume(job)
+    assert "launch again when it ended" in str(error.value)
+    assert "mergefront resume" not in str(error.value), "the archive is on the head"
+    message = refused(mergefront("run", path, "--or-resume"), ArchiveExistsError.exit_code, said)
+    assert "run this again" in message
