@@ -16,6 +16,8 @@ from scripts.bench.hosts import ROOT, TOKEN
 
 pytestmark = pytest.mark.campaign
 NEEDS_DASHBOARD = True
+# Within so long somebody is told what is wrong.
+LIMIT_S = 30.0
 
 
 class Mergefront:
@@ -31,13 +33,31 @@ class Mergefront:
     def __call__(self, *arguments, token=True):
         # A busy machine takes its time to see what is wrong.
         arguments += ("--wait", "240") if arguments[0] == "launch" else ()
-        options = ["--address", self.network.dashboard]
+        options = [] if "--address" in arguments else ["--address", self.network.dashboard]
         options += ["--token-file", str(self.token)] if token else []
         return subprocess.run(
             [sys.executable, "-m", "optimizer.cli", *map(str, arguments), *options],
             cwd=self.directory, env=self._environment, capture_output=True, text=True,
             timeout=300, check=False,
         )  # fmt: skip
+
+    def refused(self, *arguments, token=True):
+        """Run a command that must say in time what is wrong, however long a start takes here."""
+        began = time.monotonic()
+        done = self(*arguments, token=token)
+        took_s = time.monotonic() - began
+        # Of the command, and of the driver on the head.
+        starts_s = 2 * self._start_s()
+        assert took_s - starts_s < LIMIT_S, f"{took_s:.0f} s, of it {starts_s:.0f} s of starts"
+        return done
+
+    def _start_s(self):
+        began = time.monotonic()
+        code = "import optimizer.cli.search_commands, optimizer.cli.launch_commands, ray"
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=self.directory, env=self._environment, check=True
+        )
+        return time.monotonic() - began
 
     def launch(self, job, *options):
         done = self("launch", job, *options)
@@ -126,19 +146,25 @@ def test_what_cannot_run_is_refused_at_once_and_leaves_nothing(
     mergefront, job_file, tiny_pool, tmp_path
 ):
     job = job_file()
-    assert_refused(mergefront("launch", job, token=False), "wants a token, and there is none")
+    assert_refused(
+        mergefront.refused("launch", job, token=False), "wants a token, and there is none"
+    )
     mergefront.token.write_text("wrong")
-    assert_refused(mergefront("launch", job), "refuses the token")
+    assert_refused(mergefront.refused("launch", job), "refuses the token")
     mergefront.token.write_text(TOKEN)
-    no_gpu = mergefront("launch", job, "--set", "workers.device=cuda", "--set", "workers.gpus=1")
+    no_gpu = mergefront.refused(
+        "launch", job, "--set", "workers.device=cuda", "--set", "workers.gpus=1"
+    )
     assert_refused(no_gpu, "do not fit here, found 0 CPUs, 0 GPUs; 1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs")
     hidden = mergefront.network.hidden / "math"
     shutil.copytree(tiny_pool.checkpoints["math"], hidden, dirs_exist_ok=True)
     models = {**tiny_pool.models, "checkpoints": {"math": str(hidden)}}
-    lacking = mergefront("launch", job_file(models=models))
+    lacking = mergefront.refused("launch", job_file(models=models))
     assert_refused(lacking, "1 of 2 nodes lack checkpoints", "node two (10.", f"`math` ({hidden})")
-    other = mergefront("launch", job, "--python", write_old_python(tmp_path))
+    other = mergefront.refused("launch", job, "--python", write_old_python(tmp_path))
     assert_refused(other, "the cluster has Python 3.9")
+    unreachable = mergefront.refused("launch", job, "--address", "http://127.0.0.1:1")
+    assert_refused(unreachable, "nobody answers at http://127.0.0.1:1")
     assert not (tmp_path / "runs").exists()
 
 
