@@ -17,6 +17,8 @@ from workers.tied_weights import check_duplicates
 BASE_NAME = "base"
 """What the base is called in recipes and tables."""
 
+# Scheme of a URL -> our extra with what fsspec reads it by.
+_STORE_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # What a snapshot of a hub repository must bring: weights, configuration, tokenizer; never code.
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Weights in other layouts that many repositories carry beside the usual one; of directories only
@@ -175,9 +177,23 @@ def _combined(errors: list[CheckpointError]) -> CheckpointError:
     return kind("\n".join([title, *(error.message for error in errors)]), errors=errors)
 
 
+def _fetched(name: str, url: str) -> Path:
+    try:
+        return fetch(name, url, _HUB_PATTERNS)
+    except CheckpointError as error:
+        extra = _STORE_EXTRAS.get(url.partition("://")[0])
+        if extra is None or not isinstance(error.__cause__, ImportError):
+            raise
+        raise CheckpointError(
+            f"model `{name}`: {url} cannot be read without a package that is not installed "
+            f"({error.__cause__}): pip install 'mergefront[{extra}]', on every node of a cluster",
+            **error.context,
+        ) from error
+
+
 def _directory_of(name: str, source: ModelSource) -> Path:
     if is_url(source.path):
-        return fetch(name, source.path, _HUB_PATTERNS)
+        return _fetched(name, source.path)
     path = Path(source.path).expanduser()
     if path.is_dir():
         return path.resolve()

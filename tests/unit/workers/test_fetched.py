@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import re
 import shutil
+import sys
 import threading
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from workers.job import WorkerSpec
 from workers.node_runner import on_this_node
 from workers.sources import ResolvedSource, missing_directories, resolve_sources
 
+ROOT = Path(__file__).parents[3]
 PATTERNS = ("*.safetensors", "*.json")
 
 
@@ -44,6 +48,21 @@ def test_checkpoint_is_fetched_once(bucket, monkeypatch):
     assert not (first / "code.py").exists()
     monkeypatch.setattr(fetched, "_download", lambda *_: pytest.fail("fetched again"))
     assert fetch("base", bucket + "/", PATTERNS) == first
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_missing_package_of_a_store_is_told_with_its_extra(tiny_pool, monkeypatch, scheme, package):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    monkeypatch.setitem(sys.modules, package, None)
+    models = Models.model_validate(
+        {**tiny_pool.models, "base": f"{scheme}://bucket/{scheme}-{tiny_pool.base.parent.name}"}
+    )
+    with pytest.raises(CheckpointError, match=r"pip install 'mergefront\[\w+\]'") as error:
+        resolve_sources(models)
+    extra = re.search(r"mergefront\[(\w+)\]", str(error.value)).group(1)
+    assert [re.match(r"\w+", wanted).group() for wanted in extras[extra]] == [package]
 
 
 def test_workers_of_a_machine_wait_for_the_one_that_fetches(bucket, monkeypatch):
