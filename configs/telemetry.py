@@ -69,8 +69,9 @@ class TelemetrySettings(Section):
     """Who is told of a search beside the person who watches it."""
 
     log_file: str | None = None
-    """File that gets one JSON object per event and log record; it is appended to. None writes
-    none."""
+    """File that gets one JSON object per event and log record, with the ids of search, candidate
+    and worker where they are known; it is appended to. None writes none. Processes of workers write
+    such lines in any case, to the logs that Ray keeps on their nodes."""
     metrics: bool = True
     """Whether Ray exports counters of the search, at the metrics port of the driver's node."""
     tensorboard: TensorBoardSettings | None = None

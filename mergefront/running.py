@@ -117,7 +117,7 @@ def _search(
 
     with ExitStack() as stack:
         watching = stack.enter_context(watchers(archive, job))
-        pool = stack.enter_context(_pool(prepared, archive, in_process))
+        pool = stack.enter_context(_pool(archive, prepared, in_process))
         on_event = watching.beside(tell)
         if job.workers.address is not None and not in_process:
             from workers.ray_head import watching_head
@@ -129,10 +129,10 @@ def _search(
     return Search(archive.place)
 
 
-def _pool(prepared: "Prepared", archive: Archive, in_process: bool) -> "WorkerPool":
+def _pool(archive: Archive, prepared: "Prepared", in_process: bool) -> "WorkerPool":
     from workers.job import JobRunner, WorkerSpec
 
-    spec = WorkerSpec(job=prepared.job, sources=prepared.sources, manifest=prepared.manifest)
+    spec = WorkerSpec(prepared.job, prepared.sources, prepared.manifest, archive.uid)
     if in_process:
         from workers.pool import LocalPool
 

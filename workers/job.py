@@ -39,11 +39,13 @@ class WorkerSpec:
     """Everything that a worker is made from; picklable, and the same for all workers.
 
     The manifest says which items belong to a split, so a request only has to name the split.
+    ``search`` is the id of the search in logs; empty where there is none.
     """
 
     job: JobConfig
     sources: "Sources"
     manifest: "Manifest"
+    search: str = ""
 
 
 RunnerFactory = Callable[[WorkerSpec, str], "EvaluationRunner"]
@@ -217,6 +219,12 @@ def failure_of(
         attempt,
         worker,
         exc_info=error,
+        extra={
+            "candidate": request.key.candidate,
+            "split": request.key.split,
+            "attempt": attempt,
+            "worker": worker,
+        },
     )
     return Failed(
         key=request.key,

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from workers.job import RunnerFactory, WorkerSpec, failure_of
+from workers.json_log import about, log_as_worker
 from workers.outcome import EvaluationRequest, Outcome, Stage
 from workers.pool import EvaluationRunner
 
@@ -55,6 +56,7 @@ class WorkerProcess:
         # is the number of reserved cores.
         os.environ["OMP_NUM_THREADS"] = str(spec.job.workers.threads)
         self._name = f"{worker}@{socket.gethostname()}:{os.getpid()}"
+        log_as_worker(spec.search, self._name)
         try:
             self._runner = make_runner(spec, self._name)
         except Exception as error:
@@ -66,10 +68,12 @@ class WorkerProcess:
         """Run one evaluation; an exception that a runner should not have raised is an outcome."""
         if self._runner is None:
             raise RuntimeError("`run` was called before `start` succeeded")
-        try:
-            return self._runner.run(request, attempt)
-        except Exception as error:  # noqa: BLE001 - one outcome per request, whatever happens
-            return failure_of(error, request, attempt, worker=self._name, stage=Stage.WORKER)
+        key = request.key
+        with about(candidate=key.candidate, split=key.split, attempt=attempt):
+            try:
+                return self._runner.run(request, attempt)
+            except Exception as error:  # noqa: BLE001 - one outcome per request, whatever happens
+                return failure_of(error, request, attempt, worker=self._name, stage=Stage.WORKER)
 
     def close(self) -> None:
         """Let the runner end what it started, before this process is killed."""

@@ -148,7 +148,7 @@ def run_archived(
     from workers.ray_pool import RayPool
 
     job = prepared.job
-    spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+    spec = WorkerSpec(job, prepared.sources, prepared.manifest, archive.uid)
     say(console, f"archive {archive.place}", style="dim")
     view = make_view(archive, console, plain=plain)
     command = command or f"mergefront resume {shlex.quote(str(archive.place))}{options}"

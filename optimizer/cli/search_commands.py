@@ -137,7 +137,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             stack.enter_context(on_cluster(job))
             prepared = prepare(job, archive=archive, announce=announce)
         warn(console, prepared)
-        spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+        spec = WorkerSpec(job, prepared.sources, prepared.manifest, archive.uid)
         view = make_view(archive, console, plain=True)
         command = f"mergefront resume {shlex.quote(str(archive.place))}{options_of(overrides)}"
         with (
@@ -197,7 +197,7 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         stack.enter_context(on_cluster(job))
         archive, prepared = stack.enter_context(opened_or_begun(job, console, refusal))
         say(console, f"archive {archive.place}", style="dim")
-        spec = WorkerSpec(job=job, sources=prepared.sources, manifest=prepared.manifest)
+        spec = WorkerSpec(job, prepared.sources, prepared.manifest, archive.uid)
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
         deadly = deadly_recipes(searched) | deadly_recipes(archive)

@@ -4,10 +4,8 @@ Each line is one object with ``time`` (UTC, ISO-8601), ``level``, ``event`` and 
 (``Archive.uid``); what it is about is in ``candidate``, ``split`` and ``worker``.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +19,7 @@ from optimizer.events import (
     WorkersSeen,
 )
 from optimizer.seen_outcomes import SeenOutcomes, count_items
+from workers.json_log import FIELDS, JsonFormatter
 from workers.outcome import Failed, Outcome
 from workers.pool import WorkerState
 
@@ -28,30 +27,6 @@ Fields = Mapping[str, object]
 
 # Workers come and go between these with every evaluation, which has lines of its own.
 _USUAL_STATES = frozenset({"busy", "idle"})
-_FIELDS = "mergefront_fields"
-
-
-class JsonFormatter(logging.Formatter):
-    """Writes a log record as one JSON object on one line.
-
-    Args:
-        search: Id of the search that the records belong to.
-    """
-
-    def __init__(self, search: str) -> None:
-        super().__init__()
-        self._search = search
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
-        fields = getattr(record, _FIELDS, None)
-        if fields is None:
-            fields = {"event": "log", "logger": record.name, "message": record.getMessage()}
-            if record.exc_info:
-                fields["traceback"] = self.formatException(record.exc_info)
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": when, "level": record.levelname.lower(), "search": self._search, **fields}
-        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class _LogFile(logging.FileHandler):
@@ -112,7 +87,7 @@ class EventLog:
     def _write(self, fields: Fields, *, is_bad: bool = False) -> None:
         level = logging.WARNING if is_bad else logging.INFO
         record = logging.LogRecord(__name__, level, __file__, 0, "", None, None)
-        setattr(record, _FIELDS, fields)
+        setattr(record, FIELDS, fields)
         # Not through a logger: its records would appear on the console, too.
         self._file.handle(record)
 

@@ -105,7 +105,7 @@ def test_log_records_of_the_process_are_lines_too(tmp_path):
     assert first.pop("time")
     assert first == {
         "level": "warning", "search": "abc", "event": "log", "logger": "workers.ray_pool",
-        "message": "lost worker-1\nat once",
+        "message": "lost worker-1\nat once", "worker": "worker-1",
     }  # fmt: skip
     assert second["level"] == "error"
     assert second["traceback"].endswith("ValueError: näh")
