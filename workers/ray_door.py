@@ -51,6 +51,8 @@ def knock(address: str) -> None:
     answer = ask(target, is_client=address.startswith(CLIENT), as_found=address == "auto")
     if answer is None or answer.status == "OK":
         _require_version(address, answer)
+        if answer is not None and not address.startswith(CLIENT) and _sends_token():
+            _require_same_mode(address, target)
         return
     if answer.status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         raise ClusterError(_refusal(address))
@@ -91,7 +93,12 @@ def _require_listener(address: str, target: str) -> None:
 
 
 def ask(
-    target: str, *, is_client: bool = False, as_found: bool = False, timeout_s: float = _ANSWER_S
+    target: str,
+    *,
+    is_client: bool = False,
+    as_found: bool = False,
+    with_token: bool = True,
+    timeout_s: float = _ANSWER_S,
 ) -> Answer | None:
     """Ask a port of Ray whether it is there, with the token that Ray would send.
 
@@ -100,6 +107,7 @@ def ask(
         is_client: Whether it is that of Ray Client.
         as_found: Whether Ray itself found the address: then it takes a token that lies about,
             even where ``RAY_AUTH_MODE`` is not set.
+        with_token: Whether the token is shown, and TLS spoken, where Ray would.
         timeout_s: How long an answer is waited for.
 
     Returns:
@@ -123,7 +131,7 @@ def ask(
         authentication_token_setup.maybe_enable_token_auth_if_token_available(
             warn_if_disabled=False
         )
-    with init_grpc_channel(target) as channel:
+    with init_grpc_channel(target) if with_token else grpc.insecure_channel(target) as channel:
         try:
             if is_client:
                 ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
@@ -143,6 +151,20 @@ def _require_version(address: str, answer: Answer | None) -> None:
         raise ClusterError(
             f"`{address}` runs Ray {there}, here is Ray {here}: install the cluster's version here "
             f"(`pip install 'ray[client]=={there}'`), or this one on the cluster"
+        )
+
+
+def _require_same_mode(address: str, target: str) -> None:
+    """Refuse a cluster without tokens where this process asks for one.
+
+    It could join, but the head could not ask back, and would cancel every actor.
+    """
+    answer = ask(target, with_token=False)
+    if answer is not None and answer.status == "OK":
+        raise ClusterError(
+            f"`{address}` asks nobody for a token, but RAY_AUTH_MODE is `token` here, which both "
+            "must agree on: set RAY_AUTH_MODE=disabled here, or start the cluster with "
+            "RAY_AUTH_MODE=token"
         )
 
 

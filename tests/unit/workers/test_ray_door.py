@@ -47,6 +47,18 @@ def test_missing_token_is_asked_for(kind, monkeypatch):
             knock(address)
 
 
+def test_cluster_without_tokens_is_refused_to_who_asks_for_one(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    with serving("") as address:
+        with pytest.raises(ClusterError, match=f"`{address}` asks nobody for a token, but RAY_AU"):
+            knock(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        knock(address)
+    with serving("ray://") as address:
+        knock(address)  # what talks to the cluster is a process of its own there
+
+
 def test_other_ray_is_refused():
     with (
         serving("", ray="2.9.3") as address,
