@@ -51,6 +51,12 @@ class Assignment:
         """Id of the recipe that is evaluated."""
         return self.request.recipe.recipe_id
 
+    @property
+    def ids(self) -> dict[str, object]:
+        """What log records about it carry."""
+        key = self.request.key
+        return {"candidate": key.candidate, "split": key.split, "attempt": self.attempt}
+
     def num_kills(self, is_lost: Callable[[str], bool]) -> int:
         """Count the workers that died in this request, but not with their nodes.
 

@@ -247,7 +247,12 @@ class RayPool:
         if not isinstance(outcome, Failed):
             self._patience.note(assignment.request, time.monotonic() - slot.began)
         elif assignment.may_pass(outcome):
-            logger.warning("%s: trying again after %s", slot.title, outcome.error_class)
+            logger.warning(
+                "%s: trying again after %s",
+                slot.title,
+                outcome.error_class,
+                extra=assignment.ids,
+            )
             assignment.num_passing += 1
             self._waiting.appendleft(assignment)
             self._free(slot, outcome)
@@ -290,7 +295,7 @@ class RayPool:
         if assignment is None:
             self._fleet.fail_start(slot, reason, counts=not is_innocent)
             return
-        logger.warning("%s on %s is lost: %s", slot.title, slot.where, reason)
+        logger.warning("%s on %s is lost: %s", slot.title, slot.where, reason, extra=assignment.ids)
         if not is_innocent:
             assignment.died_on.append(slot.node)
         self._try_again(
@@ -327,7 +332,13 @@ class RayPool:
         assignment = slot.assignment
         if assignment is not None and slot.is_hang_limit:
             limit_s = slot.deadline - slot.began
-            logger.warning("%s on %s hangs: no answer in %.0f s", slot.title, slot.where, limit_s)
+            logger.warning(
+                "%s on %s hangs: no answer in %.0f s",
+                slot.title,
+                slot.where,
+                limit_s,
+                extra=assignment.ids,
+            )
             assignment.died_on.append(slot.node)
             self._try_again(
                 slot,

@@ -52,7 +52,7 @@ def test_request_completes_in_its_second_attempt_when_it_killed_its_worker_once(
     assert outcome.attempt == 2
 
 
-def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool):
+def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool, caplog):
     pool = make_pool(count=2, max_attempts=2)
     pool.submit(request(0, "kill"))
     (outcome,) = drain(pool)
@@ -62,6 +62,8 @@ def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool):
     assert (
         "given up after attempt 2, which took 2 workers (workers.max_attempts)" in outcome.message
     )
+    lost = [record for record in caplog.records if "is lost" in record.getMessage()]
+    assert [(record.candidate, record.attempt) for record in lost] == [(0, 1), (0, 2)]
     pool.submit(request(1))
     assert isinstance(drain(pool)[0], Completed), "the pool has workers again"
 
