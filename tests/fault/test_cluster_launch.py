@@ -12,6 +12,9 @@ import yaml
 
 from configs.errors import ClusterError, JobChangedError
 from optimizer.archive.archive import Archive
+from optimizer.archive.verify import verify_archive
+from optimizer.resume import verify_replay
+from optimizer.space import SearchSpace
 from scripts.bench.hosts import ROOT, TOKEN
 
 pytestmark = pytest.mark.campaign
@@ -129,6 +132,38 @@ def test_launched_search_is_followed_stopped_and_launched_again(mergefront, job_
     unknown = mergefront("logs", "mergefront-none-0")
     assert unknown.returncode == ClusterError.exit_code
     assert "knows no job `mergefront-none-0`" in unknown.stderr
+
+
+def test_launched_search_whose_worker_and_driver_are_killed_goes_on_when_launched_again(
+    mergefront, job_file, tmp_path
+):
+    job, archive, hosts = job_file(), tmp_path / "runs" / "archive.sqlite", mergefront.network.hosts
+    first = mergefront.launch(job, "--evaluations", 5000)
+    wait_for_outcomes(archive, 2)
+    assert sum(host.kill("ray::WorkerActor") for host in hosts.values()) >= 1
+    with Archive.open(archive) as found:
+        number = len(found.outcomes("search"))
+    wait_for_outcomes(archive, number + 2)
+    assert hosts["head"].kill("optimizer.cli") >= 1
+    wait_until(lambda: mergefront.states()[first] == "failed")
+    second = mergefront.launch(job)
+    followed = mergefront("logs", second, "--follow")
+    assert "search ended: budget of 18 evaluations spent" in followed.stdout, followed.stderr
+    assert f"{second}: succeeded" in mergefront("status", second).stdout
+    with Archive.open(archive) as found:
+        keys = [outcome.key for outcome in found.evaluations()]
+        assert len(keys) == len(set(keys))
+        assert {key.candidate for key in keys} >= set(range(18))
+        assert verify_replay(found, SearchSpace(found.job, found.sources)) == []
+        assert found.choice() in found.scores("report")
+    assert verify_archive(archive).problems == []
+
+
+def wait_until(happened):
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end, "not within 120 s"
+        time.sleep(1.0)
 
 
 def wait_for_outcomes(path, number):
