@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 # What idle workers have to end their own processes before they are killed.
 _CLOSE_S = 5.0
-# What an idle worker has to answer, which takes it a millisecond.
+# What an idle worker has to answer, which takes it a millisecond; who has just said something is
+# not asked.
 _ANSWER_S = 10.0
+_FRESH_S = 0.1
 # An actor that has no process after this waits for room on a cluster.
 _PLACE_S = 15.0
 # How often a cluster is asked for its nodes.
@@ -69,10 +71,10 @@ class Slot:
     """The place of one worker, whose process may be replaced.
 
     ``since``, ``began`` and ``deadline`` are in seconds of ``time.monotonic``: when its actor was
-    made, its request was sent, and will be given up. ``is_hang_limit`` tells a deadline that comes
-    from medians. ``held`` is the id of the recipe that the worker was given last, whose tensors its
-    model may still hold. ``num_done`` counts the requests of this process, ``num_failed`` those
-    that failed one after another.
+    made, its request was sent, and will be given up, and ``heard`` when it said something last.
+    ``is_hang_limit`` tells a deadline that comes from medians. ``held`` is the id of the recipe
+    that the worker was given last, whose tensors its model may still hold. ``num_done`` counts the
+    requests of this process, ``num_failed`` those that failed one after another.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Slot:
     held: str = ""
     since: float = 0.0
     began: float = 0.0
+    heard: float = -math.inf
     deadline: float = math.inf
     is_hang_limit: bool = False
     num_done: int = 0
@@ -160,6 +163,8 @@ class Fleet:
 
         What it would have been given next is not to blame then.
         """
+        if time.monotonic() - slot.heard < _FRESH_S:
+            return True
         call = slot.actor.ping.remote()
         try:
             if ray.wait([call], timeout=_ANSWER_S)[0]:
@@ -188,6 +193,7 @@ class Fleet:
             ray.kill(slot.actor, no_restart=True)
         slot.actor = slot.arrived = slot.process = slot.assignment = None
         slot.held = ""
+        slot.heard = -math.inf
         slot.deadline = math.inf
         slot.num_done = slot.num_failed = 0
 

@@ -223,6 +223,7 @@ class RayPool:
         except ray.exceptions.RayError as error:
             self._lose(slot, error)
         else:
+            slot.heard = time.monotonic()
             if isinstance(answer, Arrived | Started | NotStarted):
                 self._fleet.welcome(slot, answer)
             else:

@@ -10,6 +10,7 @@ import pytest
 from tests.contract.light_runners import LightRunner, light_spec, request
 from tests.contract.pool_contract import drain, warm_up
 from tests.fault.processes import wait_until_gone
+from workers import ray_fleet
 from workers.outcome import Completed, Failed, Stage
 from workers.ray_pool import RayPool
 
@@ -71,6 +72,8 @@ def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool, capl
 def test_workers_that_die_while_they_are_idle_are_not_held_against_the_next_recipe(make_pool):
     pool = make_pool(count=1, max_attempts=1)
     warm_up(pool)
+    # Who has just answered is not asked for a sign of life.
+    time.sleep(2 * ray_fleet._FRESH_S)
     killed = pool.worker_pids().values()
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
@@ -89,6 +92,7 @@ def test_worker_that_froze_while_it_was_idle_is_not_held_against_the_next_recipe
     monkeypatch.setattr("workers.ray_fleet._ANSWER_S", 2.0)
     pool = make_pool(count=1, max_attempts=1, timeout_s=5.0)
     warm_up(pool)
+    time.sleep(2 * ray_fleet._FRESH_S)
     os.kill(pool.worker_pids()["worker-1"], signal.SIGSTOP)
     pool.submit(request(9))
     (outcome,) = drain(pool)
