@@ -39,7 +39,7 @@ from scripts.papers.figures import draw  # noqa: E402 - the path comes first
 from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
 from scripts.papers.runner import Settings, cells_of, measure_all  # noqa: E402 - the path comes first
 from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
-from scripts.papers.study import Judged  # noqa: E402 - the path comes first
+from scripts.papers.study import Figure, Judged, Study  # noqa: E402 - the path comes first
 from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS, make_zoo  # noqa: E402 - the path comes first
 
 RESULTS = ROOT / "scripts" / "bench" / "results"
@@ -99,27 +99,33 @@ def main(
         _print_json(judge_all(chosen, records, fast=fast))
     is_whole = not fast and not study and which == SEEDS
     where = out or (RESULTS if is_whole else None)
-    figures = {
-        one.name: [Path(FIGURES) / f"{figure.name}.svg" for figure in one.figures if where]
-        for one in chosen
-    }
+    drawn = {one.name: _figures(one, records[one.name]) if where else [] for one in chosen}
     text = page(
         chosen,
         records,
         command=_command(settings, study),
         machine="; ".join(settings.cells.machines(cells_of(settings))),
-        figures=figures,
+        figures={
+            name: [Path(FIGURES) / f"{figure.name}.svg" for figure in figures]
+            for name, figures in drawn.items()
+        },
         fast=fast,
     )
     if where is not None:
-        for one in chosen:
-            for figure in one.figures:
-                draw(figure, records[one.name], where / FIGURES / f"{figure.name}.svg")
+        for name, figures in drawn.items():
+            for figure in figures:
+                draw(figure, records[name], where / FIGURES / f"{figure.name}.svg")
         (where / PAGE).write_text(text, encoding="utf-8")
         settings.cells.write(cells_of(settings), where / RECORDS)
         console.print(f"{where / PAGE}", markup=False)
     elif not as_json:
         print(text)
+
+
+def _figures(study: Study, records: DataFrame) -> list[Figure]:
+    """Return the figures of a study for whose width there are records."""
+    widths = set(records["width"])
+    return [figure for figure in study.figures if figure.width in widths]
 
 
 def _say_what_is_missing(console: Console, settings: Settings) -> None:
@@ -140,7 +146,8 @@ def _print_json(judged: Mapping[str, Judged]) -> None:
             "mean": one.mean,
             "by_seed": one.by_seed,
             "margin": one.claim.margin,
-            "fast_margin": one.claim.fast,
+            "fast_above": one.claim.fast_above,
+            "fast_below": one.claim.fast_below,
         }
         for key, one in judged.items()
     }

@@ -201,6 +201,7 @@ scores, as a share of what perfect scores would have. Best by skill is the best 
             close is within 5 %""",
             value=lambda r: _ratio(r, INTERPOLATED, SEARCHED) - 1.0,
             margin=-_CLOSE,
+            fast_below=0.0,
         ),
     ),
     tables=(

@@ -231,6 +231,7 @@ is not counted.""",
             measured="""log2 of processor seconds: the search until it is as good (all of its time
             where it never was), over DAM's""",
             value=lambda r: float(np.log2(_seconds(r, _AS_DAM) / _seconds(r, "DAM"))),
+            fast_below=0.0,
         ),
         Claim(
             key="columns_matter",

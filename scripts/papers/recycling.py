@@ -224,6 +224,7 @@ our weights are projected onto the simplex, and can be exactly zero.""",
             text="It outperforms merge-based baselines (abstract): the uniform soup.",
             measured="mean of the searched tasks (two, three), scalar_cma minus the uniform soup",
             value=lambda r: _gain(r, "uniform soup"),
+            fast_above=0.0,
         ),
         Claim(
             key="recycling_beats_greedy",

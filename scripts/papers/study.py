@@ -32,8 +32,9 @@ class Claim:
         measured: What the number is, with its unit.
         value: Returns it from the records of one seed, all widths.
         margin: What it must exceed for the claim to hold.
-        fast: What it must exceed in a ``--fast`` run; None where so few items cannot show it.
-            Chosen from ``--fast`` runs of all seeds, with room.
+        fast_above: What it must exceed in a ``--fast`` run; None where so few items cannot show
+            it. Chosen from ``--fast`` runs of all seeds, with room.
+        fast_below: What it must stay below there, likewise.
         full_only: Whether it is about a width or a part that ``--fast`` does not measure.
     """
 
@@ -42,7 +43,8 @@ class Claim:
     measured: str
     value: Callable[[DataFrame], float]
     margin: float = 0.0
-    fast: float | None = None
+    fast_above: float | None = None
+    fast_below: float | None = None
     full_only: bool = False
 
 
