@@ -143,6 +143,10 @@ def _environment(name: str) -> str:
     return os.environ.get(name, "")
 
 
+def _allocate(megabytes: str) -> str:
+    return str(len(np.ones(int(megabytes) * 2**20, np.uint8)))
+
+
 _VERBS: dict[str, Callable[[str], str]] = {
     "score": _score,
     "farewell": _score,
@@ -157,6 +161,7 @@ _VERBS: dict[str, Callable[[str], str]] = {
     "stop": _stop,
     "stop_once": _stop_once,
     "environment": _environment,
+    "allocate": _allocate,
 }
 
 

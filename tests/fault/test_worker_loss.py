@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.light_runners import LightRunner, light_spec, request
 from tests.contract.pool_contract import drain, warm_up
+from tests.fault.memory_limit import memory_limit
 from tests.fault.processes import wait_until_gone
 from workers import ray_fleet
 from workers.outcome import Completed, Failed, Stage
@@ -67,6 +68,20 @@ def test_request_fails_when_it_kills_its_worker_in_every_attempt(make_pool, capl
     assert [(record.candidate, record.attempt) for record in lost] == [(0, 1), (0, 2)]
     pool.submit(request(1))
     assert isinstance(drain(pool)[0], Completed), "the pool has workers again"
+
+
+def test_request_is_tried_again_when_the_kernel_kills_its_worker_for_lack_of_memory(
+    make_pool, tmp_path
+):
+    pool = make_pool(count=1)
+    warm_up(pool)
+    with memory_limit(tmp_path, 300 * 2**20) as processes:
+        processes.write_text(str(pool.worker_pids()["worker-1"]))
+        pool.submit(request(0, "allocate 1000"))
+        (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    # The limit was that of the process which is gone.
+    assert outcome.attempt == 2
 
 
 def test_workers_that_die_while_they_are_idle_are_not_held_against_the_next_recipe(make_pool):
