@@ -50,7 +50,7 @@ STRATEGIES = ("dirichlet", "surrogate_cma")
 WORKERS = (1, 4, 16, 64)
 MEDIAN_S, SIGMA = 2.0, 0.8
 # What a row may take; the slowest worker counts have the fewest evaluations.
-ROW_S = 40.0
+ROW_S = 30.0
 BARRIER_GENERATIONS = 4
 NUM_ITEMS = 32
 ARCHIVE_OUTCOMES = 500
