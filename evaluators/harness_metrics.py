@@ -215,9 +215,7 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
-    # The function is a task author's: on numbers that it does not expect it may raise anything, and
-    # all of it means that it is not the aggregation that was asked for. The debug log has it.
-    except Exception:
+    except Exception:  # of a task author's function: it is not the aggregation that was asked for
         logger.debug("%s takes no numbers such as %s", _name_of(aggregation), probes, exc_info=True)
         return False
 

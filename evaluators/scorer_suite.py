@@ -7,7 +7,7 @@ Nothing is scored here and no model is loaded; the modules of the scorers are im
 import difflib
 import functools
 import hashlib
-import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from configs.errors import Problem
@@ -121,6 +121,21 @@ def _find(spec: ScorerSpec) -> tuple[Callable[..., object], str]:
     return function, digest.hexdigest()[:16]
 
 
+class _BytesLoader(importlib.machinery.SourceFileLoader):
+    """Runs bytes that were read from a file, and whose digest was taken.
+
+    The usual way would read the file again, or trust a cached one of the same second and size.
+    """
+
+    def __init__(self, fullname: str, path: Path, source: bytes) -> None:
+        super().__init__(fullname, str(path))
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the bytes."""
+        return self.source_to_code(self._source, self.get_filename(fullname))
+
+
 def _module_of_file(path: Path) -> tuple[ModuleType, bytes]:
     """Run a file as a module of a name that no other has; equal files are run once.
 
@@ -146,10 +161,7 @@ def _module_of_file(path: Path) -> tuple[ModuleType, bytes]:
         sys.path.append(str(path.parent))
     sys.modules[name] = module
     try:
-        # This imports the user's own module, which the job names. Not the loader's own way, which
-        # would trust a cached file of the same second and size: what is executed are the bytes
-        # whose digest was taken.
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - see above
+        _BytesLoader(name, path, source).exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _ScorerProblemError(

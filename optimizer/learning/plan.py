@@ -100,9 +100,15 @@ def plan_learning(
     if pool is not None:
         checks.attempt(partial(_check_memory, job, pool))
     suite = checks.attempt(lambda: JobSuite(job.objectives, job.evaluation))
-    checks.raise_errors()
-    if sources is None or pool is None or suite is None or settings is None or origins is None:
-        raise ValueError("a check has no result, and nothing was found wrong")
+    if (
+        checks.errors
+        or sources is None
+        or pool is None
+        or suite is None
+        or settings is None
+        or origins is None
+    ):
+        raise checks.error()
     texts = gather_texts(
         *(job, sources, pool.vocabulary, suite, origins),
         max_tokens=max_tokens or DEFAULT_MAX_TOKENS,

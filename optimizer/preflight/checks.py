@@ -22,23 +22,21 @@ class Checks:
             self.errors.append(error)
             return None
 
-    def raise_errors(self) -> None:
-        """Raise what was found, as one error.
+    def error(self) -> MergefrontError:
+        """Return what was found, which is something, as one error.
 
-        A single error is raised as it is. Several become one of the first one's family, so that
+        A single error is returned as it is. Several become one of the first one's family, so that
         the exit code says what to look at first: the job, then checkpoints, then suites.
         """
-        if len(self.errors) <= 1:
-            for error in self.errors:
-                raise error
-            return
+        if len(self.errors) == 1:
+            return self.errors[0]
         title = f"{len(self.errors)} parts of the job cannot be used"
         problems = [problem for error in self.errors for problem in _problems_of(error)]
         if any(isinstance(error, ConfigError) for error in self.errors):
-            raise ConfigError(title, problems)
+            return ConfigError(title, problems)
         first = next((e for e in self.errors if isinstance(e, CheckpointError)), self.errors[0])
         lines = [f"  {problem}" for problem in problems]
-        raise _family_of(first)("\n".join([title, *lines]), problems=problems)
+        return _family_of(first)("\n".join([title, *lines]), problems=problems)
 
 
 def _problems_of(error: MergefrontError) -> list[Problem]:

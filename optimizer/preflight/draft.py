@@ -8,9 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-import jinja2
 import yaml
 
 from configs.errors import ConfigError, Problem
@@ -18,6 +16,7 @@ from configs.evaluation import SplitSizes
 from configs.load import job_of
 from configs.schema import JobConfig
 from optimizer.preflight.estimate import RUNTIME_BYTES, format_bytes
+from optimizer.templates import environment
 from workers.hardware import Hardware, find_hardware
 
 # Metrics and examples of tasks that have several; of others the only metric is taken.
@@ -98,18 +97,14 @@ def draft_job(wishes: Wishes, hardware: Hardware | None = None) -> Draft:
     from workers.sources import resolve_sources
 
     machine = find_hardware() if hardware is None else hardware
-    content = _content(wishes)
-    job = job_of(content, {"evaluation.splits": {"search": 1, "select": 1, "report": 1}})
+    job = job_of(_content(wishes, {"search": 1, "select": 1, "report": 1}))
     sources = resolve_sources(job.models, with_digests=False)
     pool = check_compatible(sources, job.merge, headers_only=True)
     items = _count_items(job)
     on_gpu = bool(machine.gpus)
     is_slow = not on_gpu and pool.num_parameters > _SMALL
     wanted = SplitSizes(search=24, select=32, report=96) if is_slow else SplitSizes()
-    evaluation = content["evaluation"]
-    assert isinstance(evaluation, dict)  # noqa: S101 - made here
-    evaluation["splits"] = _splits(wanted, items)
-    content |= {
+    content = _content(wishes, _splits(wanted, items)) | {
         "budget": {
             "evaluations": (60 if is_slow else 96) + 8 * max(0, len(wishes.checkpoints) - 3)
         },
@@ -128,17 +123,10 @@ def draft_job(wishes: Wishes, hardware: Hardware | None = None) -> Draft:
 
 def render_draft(draft: Draft) -> str:
     """Write a job file with comments."""
-    environment = jinja2.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - YAML has its own quotes
-    )
-    environment.filters["yaml"] = _scalar
-    template = files("optimizer.preflight").joinpath("draft.yaml.j2").read_text(encoding="utf-8")
+    templates = environment("optimizer.preflight")
+    templates.filters["yaml"] = _scalar
     gpus = [f"{gpu.name} with {format_bytes(gpu.memory_bytes)}" for gpu in draft.hardware.gpus]
-    return environment.from_string(template).render(
+    return templates.get_template("draft.yaml.j2").render(
         content=draft.content,
         few_items={n: c for n, c in draft.items.items() if c < draft.wanted.total},
         model=f"{draft.num_parameters / 1e9:.3g} G parameters, {format_bytes(draft.model_bytes)}",
@@ -148,7 +136,7 @@ def render_draft(draft: Draft) -> str:
     )
 
 
-def _content(wishes: Wishes) -> dict[str, object]:
+def _content(wishes: Wishes, splits: Mapping[str, int]) -> dict[str, object]:
     models: dict[str, object] = {"checkpoints": dict(wishes.checkpoints)}
     merge: dict[str, object] = {"method": "linear", "parametrization": "simplex"}
     if wishes.base is not None:
@@ -165,6 +153,7 @@ def _content(wishes: Wishes) -> dict[str, object]:
         evaluation["data_dir"] = wishes.data_dir
     if wishes.runs_code:
         evaluation["allow_code_execution"] = True
+    evaluation["splits"] = dict(splits)
     return {
         "name": wishes.name,
         "seed": 0,

@@ -171,8 +171,8 @@ def prepare(
             checks.attempt(partial(try_prompts, job, sources, suite))
         untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
         warnings.extend(untried or ())
-    checks.raise_errors()
-    assert sources and pool and space and suite and cost and given  # noqa: S101, PT018 - else something was raised
+    if checks.errors or not (sources and pool and space and suite and cost and given):
+        raise checks.error()
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
     warnings += findings_before(job, space, cost.num_baselines)

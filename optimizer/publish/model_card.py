@@ -3,11 +3,8 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import jinja2
 
 from configs.evaluation import SPLITS, SplitName
 from configs.recipe import MergeRecipe
@@ -23,6 +20,7 @@ from optimizer.results.front_view import SHORT_ID, format_score
 from optimizer.results.select import Choice
 from optimizer.results.verdict_view import format_difference
 from optimizer.scalarize import preferred_mean
+from optimizer.templates import environment
 from workers.architecture import architecture_of
 from workers.column_coefficients import EXPORTED_FILE
 from workers.fetched import is_url
@@ -71,16 +69,9 @@ def model_card(
 
 def render_card(template: str, content: Mapping[str, object]) -> str:
     """Fill a Markdown template of this package; a name that it lacks is an error."""
-    environment = jinja2.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
-    )
-    environment.filters |= {"md": escape_markdown, "code": code_span, "quoted": shlex.quote}
-    text = files("optimizer.publish").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(content)
+    templates = environment("optimizer.publish")
+    templates.filters |= {"md": escape_markdown, "code": code_span, "quoted": shlex.quote}
+    return templates.get_template(template).render(content)
 
 
 def _content(archive: "Archive", choice: Choice, out_name: str) -> dict[str, object]:

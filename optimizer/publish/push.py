@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError, HubError, Problem
+from optimizer.hub_errors import unreachable_error
 from optimizer.publish.push_check import Upload
 
 if TYPE_CHECKING:
@@ -146,17 +147,11 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turn what the client raises into errors that say what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Of the HTTP library, which one that is depends on the client's version.
-    unreachable = next(
-        base
-        for base in HfHubHTTPError.__mro__
-        if issubclass(base, Exception) and base.__name__ == "HTTPError"
-    )
     try:
         yield
     except HfHubHTTPError as error:
         raise HubError(_refusal(error, repo_id), repo_id=repo_id) from error
-    except unreachable as error:
+    except unreachable_error() as error:
         raise HubError(
             f"the hub at {endpoint} cannot be reached ({type(error).__name__}: {error}); check "
             "the network and HF_ENDPOINT, and try again",

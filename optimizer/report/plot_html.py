@@ -5,11 +5,9 @@ Hovering a point shows its recipe; the legend hides and shows kinds of merges.
 
 import html
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -23,6 +21,7 @@ from optimizer.report.plot import (
     Picture,
 )
 from optimizer.results.front_view import ScoredCandidate, format_score, format_weights, gene_table
+from optimizer.templates import environment
 
 _PANEL_PIXELS = 250
 _SYMBOLS = ("square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon")
@@ -49,10 +48,7 @@ def write_html(picture: Picture, path: Path) -> None:
         }
         for number, (title, figure) in enumerate(figures)
     ]
-    template = jinja2.Template(
-        files("optimizer.report").joinpath("plot_page.html.j2").read_text(encoding="utf-8"),
-        autoescape=True,
-    )
+    template = environment("optimizer.report").get_template("plot_page.html.j2")
     text = template.render(picture=picture, parts=parts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,8 @@ reads well in wikis that strip scripts, in the dark and on a phone.
 import io
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -18,6 +16,7 @@ from configs.errors import ArchiveError, ConfigError, Problem
 from optimizer.report.document import Document, Drawing
 from optimizer.report.markdown import escape_markdown, fence
 from optimizer.report.plot import CHOSEN_COLOR, FRONT_COLOR, plot_style
+from optimizer.templates import environment
 
 _DPI = 130
 # Of matplotlib's SVG: what the page decides, since it may be dark.
@@ -92,9 +91,9 @@ def write_report(
 
 def html_of(document: Document) -> str:
     """Return the page; whatever a text holds is shown as text."""
-    environment = _environment(autoescape=True)
-    environment.globals["svg"] = lambda drawing: Markup(svg_of(drawing))  # noqa: S704 - matplotlib escapes texts
-    return environment.from_string(_template("report.html.j2")).render(document=document)
+    templates = environment("optimizer.report")
+    templates.globals["svg"] = lambda drawing: Markup(svg_of(drawing))  # noqa: S704 - matplotlib escapes texts
+    return templates.get_template("report.html.j2").render(document=document)
 
 
 def markdown_of(document: Document, pictures: dict[str, str]) -> str:
@@ -104,12 +103,9 @@ def markdown_of(document: Document, pictures: dict[str, str]) -> str:
         document: The report.
         pictures: Name of a figure -> address of its file; others are left out.
     """
-    environment = _environment(autoescape=False)
-    environment.filters["md"] = escape_markdown
-    environment.filters["fence"] = fence
-    text = environment.from_string(_template("report.md.j2")).render(
-        document=document, pictures=pictures
-    )
+    templates = environment("optimizer.report")
+    templates.filters |= {"md": escape_markdown, "fence": fence}
+    text = templates.get_template("report.md.j2").render(document=document, pictures=pictures)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -143,20 +139,6 @@ def _relative(path: Path, start: Path) -> str:
     """Return the address of a file as seen from a directory, for a link in Markdown."""
     address = Path(os.path.relpath(path, start)).as_posix()
     return f"<{address}>" if " " in address else address
-
-
-def _environment(*, autoescape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=autoescape,  # noqa: S701 - Markdown has its own escape
-    )
-
-
-def _template(name: str) -> str:
-    return files("optimizer.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _write(path: Path, content: bytes) -> None:

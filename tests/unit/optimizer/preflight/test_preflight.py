@@ -163,7 +163,7 @@ def raised(*errors):
     checks = Checks()
     checks.errors.extend(errors)
     with pytest.raises(type(errors[0]).__mro__[0]) as caught:
-        checks.raise_errors()
+        raise checks.error()
     return caught.value
 
 
@@ -188,14 +188,14 @@ def test_several_errors_become_one_of_the_family_to_look_at_first():
     checks = Checks()
     checks.errors = [suite, checkpoint]
     with pytest.raises(CheckpointError) as caught:
-        checks.raise_errors()
+        raise checks.error()
     assert type(caught.value) is CheckpointError
     assert caught.value.exit_code == 3
     assert "gone\n  for good" in caught.value.message
     assert "no suite" in caught.value.message
     checks.errors = [suite, checkpoint, config]
     with pytest.raises(ConfigError, match="3 parts of the job") as caught:
-        checks.raise_errors()
+        raise checks.error()
     assert len(caught.value.problems) == 3
 
 
