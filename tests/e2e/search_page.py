@@ -50,6 +50,14 @@ def raise_a_floor(page: "Page", front: Sequence[FrontRow]) -> None:
     page.get_by_text(f"{name} >= ").wait_for()
 
 
+def open_merge(page: "Page", index: int) -> None:
+    """Open a merge from its point, by keys: others may lie on it."""
+    page.locator(f'.scatters > div:first-child [data-index="{index}"]').focus()
+    page.keyboard.press("Enter")
+    number = page.locator("#recipe dd").first
+    number.filter(has_text=re.compile(f"^{index}$")).wait_for()
+
+
 def compare_with_uniform_soup(page: "Page", task: str) -> None:
     """Compare the recipe that is open with the soup, down to what both generated for an item."""
     from playwright.sync_api import expect
@@ -61,7 +69,7 @@ def compare_with_uniform_soup(page: "Page", task: str) -> None:
     counts = re.compile(rf"{task}: \d+ wins, \d+ losses")
     items = panel.locator("details", has_text=counts)
     items.locator("summary").click()
-    # What both generated stands there as text.
+    # What both generated stands there as text, which is kept of what held-out items were for.
     expect(items.locator("li").first.locator("pre")).to_have_count(2)
 
 

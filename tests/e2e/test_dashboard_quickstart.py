@@ -14,6 +14,7 @@ from tests.e2e.search_page import (
     download_export,
     id_of,
     marks_of,
+    open_merge,
     raise_a_floor,
     wait_for_state,
 )
@@ -74,6 +75,9 @@ def test_quickstart_search_from_its_form_to_a_model_that_loads(
         raise_a_floor(page, client.front(id_of(page)).front)
         page.get_by_role("button", name="As the job has it").click()
         page.locator(".choice button").click()
+        chosen = client.search(id_of(page)).choice
+        assert chosen is not None
+        open_merge(page, chosen)
         compare_with_uniform_soup(page, "zoo_math")
         model = download_export(page, tmp_path / "download")
     assert model.num_parameters() > 900_000
