@@ -52,7 +52,7 @@ def run(job: JobConfig, *, on_outcome: OnOutcome | None = None, in_process: bool
     Raises:
         MergefrontError: The job cannot work, or too many candidates failed.
     """
-    from optimizer.cli.running import begun, on_cluster
+    from optimizer.beginning import begun, on_cluster
     from optimizer.preflight.preflight import prepare
 
     if in_process:
@@ -100,7 +100,8 @@ def _search(
     archive: Archive, prepared: "Prepared", on_outcome: OnOutcome | None, in_process: bool
 ) -> Search:
     """Run the search of an archive."""
-    from optimizer.cli.running import checking, watchers
+    from optimizer.beginning import checking
+    from optimizer.cli.running import watchers
     from optimizer.driver import run_search
 
     job = prepared.job

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 
 import typer
 from rich.console import Console, RenderableType
@@ -20,9 +19,9 @@ from rich.logging import RichHandler
 from configs.errors import INTERRUPTED, TERMINATED, ClusterError, JobChangedError, WorkerError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
+from optimizer.beginning import begun, checking
 from optimizer.cli.read_commands import stdout_console
 from optimizer.driver import run_search
-from optimizer.events import Event, OnEvent
 from optimizer.job_changes import changed_keys, may_change
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
@@ -60,49 +59,6 @@ def warn(console: Console, prepared: Prepared) -> None:
     """Print what is suspicious about a job."""
     for warning in prepared.warnings:
         say(console, f"warning: {warning}", style="yellow")
-
-
-@contextmanager
-def on_cluster(job: JobConfig) -> Iterator[None]:
-    """Join the cluster that a job names, if it names one, and look whether it has what is needed.
-
-    Checkpoints may take hours to read, and a record that was begun refuses a job that was mended:
-    what can be wrong with a cluster is found before both.
-
-    Raises:
-        WorkerError: It cannot be joined, has no room for a worker, or a node lacks a checkpoint.
-    """
-    if job.workers.address is None:
-        yield
-        return
-    from workers.ray_cluster import require_models
-    from workers.ray_session import ray_session, require_resources
-
-    with ray_session(job.workers):
-        require_resources(job.workers)
-        require_models(job)
-        yield
-
-
-@contextmanager
-def begun(prepared: Prepared, job_path: Path | None = None) -> Iterator[Archive]:
-    """Make the archive of a search once it can begin: Ray runs, with room for its workers.
-
-    Args:
-        prepared: What is searched.
-        job_path: The file of the job; None where it says something else.
-
-    Raises:
-        WorkerError: There is no Ray, or too little room; then there is no archive, either.
-        ArchiveExistsError: There is an archive already.
-    """
-    from workers.ray_session import ray_session, require_resources
-
-    settings = prepared.job.workers
-    with ray_session(settings):
-        require_resources(settings)
-        with prepared.new_archive(job_path) as archive:
-            yield archive
 
 
 @contextmanager
@@ -223,16 +179,6 @@ def resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[Callab
     except WorkerError as error:
         text = f"{error.message.removesuffix('.')}. {how_to_go_on()}"
         raise type(error)(text, **error.context) from error
-
-
-def checking(check: Callable[[], None], on_event: OnEvent) -> OnEvent:
-    """Return what the driver is to call instead of ``on_event``, so that it checks, too."""
-
-    def checked(event: Event) -> None:
-        on_event(event)
-        check()
-
-    return checked
 
 
 def options_of(overrides: Mapping[str, object]) -> str:

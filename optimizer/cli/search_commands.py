@@ -19,11 +19,9 @@ from configs.load import job_of, load_job
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import WarmStart
+from optimizer.beginning import begun, checking, on_cluster
 from optimizer.cli.read_commands import print_json, stdout_console
 from optimizer.cli.running import (
-    begun,
-    checking,
-    on_cluster,
     opened_or_begun,
     options_of,
     resumable,
