@@ -40,6 +40,8 @@ _MOST_OUTCOMES, _MOST_S = 4, 0.15
 _STARTING, _START_S = 0.3, 6.0
 # How often a search is struck from outside: short ones are many.
 _MOST_STRIKES = 8
+# How many other kinds come before one that cannot strike now.
+_LATER = 5
 # A search that needs more drivers than this is not getting anywhere.
 _MOST_LIVES = 40
 # How long a driver that hangs has to say where.
@@ -224,8 +226,9 @@ class DisturbedSearch:
                     struck = kind in ENDING or self._is_full
                     count = self._moment()
                 else:
-                    # Not now; another kind comes first.
-                    self._deck.insert(self._random.randrange(len(self._deck)), self._deck.pop())
+                    # Not now; a few other kinds come first.
+                    later = len(self._deck) - 1 - self._random.randint(1, _LATER)
+                    self._deck.insert(max(0, later), self._deck.pop())
                     count = 1
         return last, struck
 

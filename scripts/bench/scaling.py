@@ -50,8 +50,8 @@ STRATEGIES = ("dirichlet", "surrogate_cma")
 WORKERS = (1, 4, 16, 64)
 MEDIAN_S, SIGMA = 2.0, 0.8
 # What a row may take; the slowest worker counts have the fewest evaluations.
-ROW_S = 30.0
-BARRIER_GENERATIONS = 4
+ROW_S = 22.0
+BARRIER_GENERATIONS = 3
 NUM_ITEMS = 32
 ARCHIVE_OUTCOMES = 500
 PAPER_WORKERS, PAPER_EVALUATION_S = 1024, 300.0
@@ -247,7 +247,7 @@ def _any_job(workers: int) -> JobConfig:
 def num_evaluations(workers: int) -> int:
     """Return how many evaluations a row takes, so that it takes about ``ROW_S``."""
     mean_s = MEDIAN_S * math.exp(SIGMA**2 / 2)
-    return max(16, round(workers * ROW_S / mean_s))
+    return max(24, round(workers * ROW_S / mean_s))
 
 
 def measure(workers: int, strategies: Iterable[str]) -> list[dict[str, object]]:
