@@ -5,12 +5,9 @@ seconds, is kept on disk by torch between processes, and pays off for large mode
 """
 
 import logging
-import os
-import shutil
-import subprocess
 import types
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from threading import Lock
 from typing import NamedTuple
@@ -18,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.cpp_compiler import CompilerOptions, cpp_options, find_cpp_compiler
 from workers.drops import Drops, RankedDrops
 from workers.methods.contract import Chunk, Combine
 
@@ -39,15 +37,17 @@ _FEWEST_ROWS = 2
 _SMALLEST_POOL = 2**24
 
 _NEVER = 10**6
-_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
+_OPTIONS: CompilerOptions = {
     # Fused multiply-add rounds once where the eager path rounds twice. The first option is for
     # C++, the second turns it off in Triton as a part of following eager's roundings.
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
     # Triton divides approximately otherwise.
     "eager_numerics.division_rounding": True,
-    # Called through C++, which lets go of Python's lock: tensors are merged side by side.
+    # Called through C++, which lets go of Python's lock: tensors, or parts of them, are merged side
+    # by side by threads of our own. Those of OpenMP would be the compiler's, beside torch's.
     "cpp_wrapper": True,
+    "cpp.threads": 1,
     # Everything stays in registers: by default long expressions and many reads are stored between.
     "realize_opcount_threshold": _NEVER,
     "realize_reads_threshold": _NEVER,
@@ -55,21 +55,15 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
 }
 
 
-# GCC copies a vector of integers by halves on processors without AVX-512, and the load of the whole
-# that follows waits until both halves have left the store buffer: half of the time of a DARE merge.
-_WHOLE_MOVES = "-mmove-max=256"
-
-
 def is_worthwhile(total_elements: int, device: torch.device) -> bool:
     """Say whether compiling pays off for candidates of this many elements on this device."""
     return total_elements >= _SMALLEST_POOL and has_compiler(device.type)
 
 
-@cache
 def has_compiler(device_type: str) -> bool:
     """Say whether inductor finds what it needs: a C++ compiler, or Triton for a GPU."""
     if device_type == "cpu":
-        return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+        return find_cpp_compiler() is not None
     return find_spec("triton") is not None
 
 
@@ -163,7 +157,7 @@ def _first_call(
         if key in _FAILED:
             raise _FAILED[key]
         if key not in _GRAPHS:
-            graph = _compile(combine, options, key)
+            graph = _compile(combine, options, key, operands.out.device.type)
             _mark_rows_dynamic(operands)
             try:
                 _call(graph, combine, options, operands)
@@ -175,29 +169,17 @@ def _first_call(
     _call(_GRAPHS[key], combine, options, operands)
 
 
-def _compile(combine: Combine, options: Options, key: tuple[object, ...]) -> MergeChunk:
+def _compile(
+    combine: Combine, options: Options, key: tuple[object, ...], device_type: str
+) -> MergeChunk:
     name = getattr(combine, "__name__", "combine")
     logger.info("compiling %s with %s for %s", name, dict(options), key[2:])
     # torch limits the graphs per code object, so each key gets a code object of its own.
     code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{abs(hash(key))}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
-    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=_OPTIONS | _processor())
+    chosen = _OPTIONS | cpp_options() if device_type == "cpu" else _OPTIONS
+    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=chosen)
     return compiled
-
-
-@cache
-def _processor() -> dict[str, str]:
-    """Return how code is made for this processor, where inductor's own choice is slow."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX2":
-        return {}
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        probe = [get_cpp_compiler(), _WHOLE_MOVES, "-fsyntax-only", "-x", "c++", os.devnull]
-        understood = subprocess.run(probe, check=False, capture_output=True).returncode == 0
-    except (RuntimeError, OSError):
-        return {}  # No compiler that works; the first call says so.
-    return {"cpp.march": f"native {_WHOLE_MOVES}"} if understood else {}
 
 
 def _mark_rows_dynamic(operands: Operands) -> None:

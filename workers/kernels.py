@@ -6,6 +6,7 @@ Compiled by ``workers.compiled`` it becomes one pass over the sources. Both give
 nothing is contracted into fused multiply-add, and nothing depends on where a chunk ends.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from workers.compiled import COMPILED_CHUNK, COMPILED_WIDTH, Operands, Step, fus
 from workers.drops import Drops, Hashed, Indices, RandomDrops, RankedDrops, TrimDrops
 from workers.mask import BLOCK_ELEMENTS
 from workers.plan import TensorMerge
+from workers.side_by_side import do_side_by_side
 from workers.source_tiles import SourceTile, source_tiles
 from workers.statistics import StatisticsCache, Trim, ranked_drop_ratios
 from workers.tiles import WHOLE, Tile, Window
@@ -33,6 +35,8 @@ SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_CHUNK = 2**15
 # On an accelerator the temporaries lie in its memory, 256 MiB each; launches cost more below.
 _ACCELERATOR_CHUNK = 2**26
+# Compiled code merges what is longer in several threads; to start one takes a tenth of this.
+_LONG = 2**20
 
 
 def merge_flat(
@@ -146,6 +150,8 @@ def merge_window(
 ) -> None:
     """Merge a part of a tensor, which gets the bits that the whole merge has there.
 
+    Compiled code on the CPU merges as many pieces of a long part at once as torch may use threads.
+
     Args:
         plan: What to do.
         facts: Of the whole tensors, from :func:`whole_facts`.
@@ -160,11 +166,18 @@ def merge_window(
         ValueError: Shapes, dtypes or devices that do not fit.
     """
     _check_operands(plan, out, base, tuned)
+    is_shared = backend == "compiled" and out.device.type == "cpu" and out.numel() > _LONG
+    if is_shared and chunk_elements is None:
+        chunk_elements = _share_of_a_thread(out.numel())
     tiles = cut_sources(
         plan, base, tuned, window=window, backend=backend, chunk_elements=chunk_elements
     )
+    steps = merge_steps(plan, facts, out, tiles, backend=backend)
+    if is_shared:
+        do_side_by_side(steps, device_type=out.device.type)
+        return
     with torch.no_grad():
-        for step in merge_steps(plan, facts, out, tiles, backend=backend):
+        for step in steps:
             step()
 
 
@@ -280,6 +293,12 @@ def _drops(
 
 def _default_chunk(device: torch.device) -> int:
     return _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+
+
+def _share_of_a_thread(count: int) -> int:
+    """Return the elements of a piece, whole rows, where each thread gets one of the same size."""
+    rows = math.ceil(count / (COMPILED_WIDTH * torch.get_num_threads()))
+    return min(rows * COMPILED_WIDTH, COMPILED_CHUNK)
 
 
 def _check_operands(

@@ -69,6 +69,18 @@ install_chromium() {
         say "Chromium cannot be installed; tests of the dashboard are skipped"
 }
 
+# Installs the compiler that makes the fastest merges; its tests are skipped without it.
+install_clang() {
+    local package
+    command -v clang++ >/dev/null && echo '#include <omp.h>' | clang++ -fopenmp -E -x c++ - >/dev/null 2>&1 && return
+    for package in clang libomp-dev; do
+        (apt_install "$package" "merges are compiled by it where it is") || {
+            say "$package cannot be installed; GCC compiles merges, where it is"
+            return
+        }
+    done
+}
+
 # Prints a Python of version 3.11 or later.
 find_python() {
     local candidate found=""

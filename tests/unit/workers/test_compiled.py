@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 from workers import compiled
-from workers.compiled import Operands, fuse, has_compiler, is_worthwhile
+from workers.compiled import Operands, fuse, is_worthwhile
 from workers.methods.linear import add_tuned
 
 # torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
@@ -118,16 +118,6 @@ def test_compiling_is_worthwhile_for_large_models_where_a_compiler_is(
     assert is_worthwhile(7_000_000_000, cpu)
     monkeypatch.setattr(compiled, "has_compiler", lambda _: False)
     assert not is_worthwhile(7_000_000_000, cpu)
-
-
-def test_compiler_is_looked_for_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.delenv("CXX", raising=False)
-    has_compiler.cache_clear()
-    try:
-        assert not has_compiler("cpu")
-    finally:
-        has_compiler.cache_clear()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,97 @@
+"""The compiler of merge kernels: chosen by what it can do, and the same bits whichever it is."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from workers import cpp_compiler
+from workers.cpp_compiler import cpp_options, find_cpp_compiler
+
+MERGE = """
+import torch
+from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
+base, tuned = pool(100_003, num_tuned=3)
+odd = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-40, -1e-40, 3e38])
+for tensor in (base, *tuned):
+    tensor[:8] = odd = odd.roll(1)
+base, *tuned = (tensor.bfloat16() for tensor in (base, *tuned))
+for method in ("dare_linear", "dare_ties"):
+    chosen = terms([0.7, -0.3, 1.1], [0.5, 0.0, 0.9])
+    eager = merge(base, tuned, chosen, method=method)
+    assert same_bits(merge(base, tuned, chosen, method=method, backend="compiled"), eager)
+print("same bits")
+"""
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """Make a path with no program on it; returns its only directory."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    """Put a shell script on a path."""
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_compiler_is_looked_for_on_the_path(path):
+    assert find_cpp_compiler() is None
+    assert cpp_options() == {}
+    program(path, "g++", "exit 0")
+    assert find_cpp_compiler() == "g++"
+
+
+def test_complete_compiler_of_llvm_is_preferred_and_an_incomplete_one_is_not(path):
+    program(path, "g++", "exit 0")
+    # As where omp.h is missing.
+    program(path, "clang++", "exit 1")
+    assert find_cpp_compiler() == "g++"
+    assert "cpp.cxx" not in cpp_options()
+    program(path, "clang++-18", "exit 0")
+    assert cpp_options() == {"cpp.cxx": "clang++-18"}
+
+
+def test_named_compiler_is_obeyed(path, monkeypatch):
+    program(path, "clang++", "exit 0")
+    monkeypatch.setenv("CXX", "icpx")
+    assert find_cpp_compiler() is None
+    program(path, "icpx", "exit 0")
+    assert find_cpp_compiler() == "icpx"
+    assert "cpp.cxx" not in cpp_options()
+
+
+@pytest.mark.parametrize("understands", [True, False])
+def test_integers_are_moved_whole_where_the_compiler_can(path, monkeypatch, understands):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    cpp_compiler._moves_whole.cache_clear()
+    program(path, "g++", f"exit {int(not understands)}")
+    assert cpp_options() == ({"cpp.march": "native -mmove-max=256"} if understands else {})
+    cpp_compiler._moves_whole.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_every_compiler_gives_the_eager_bits(compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} on this machine")
+    chosen = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", MERGE],
+        env={**os.environ, **chosen},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if compiler == "clang++" and "omp.h" in done.stderr:
+        pytest.skip("clang++ has no OpenMP: libomp-dev is missing")
+    assert done.stdout == "same bits\n", done.stderr

@@ -1,0 +1,71 @@
+"""Which C++ compiler makes the merge kernels, and what inductor has to tell it.
+
+LLVM's where it is complete, else GCC: both give the same bits, and a DARE merge by LLVM's code
+takes five sixths of the time. GCC takes the outcome of every comparison from the mask register
+that has it to a vector and back, and shifts by counts that it reads.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+# Of compilers with a version in their name, the newest; older ones do not know bfloat16.
+_CLANG = ("clang++", *(f"clang++-{version}" for version in range(30, 13, -1)))
+# What inductor's files need: headers of the standard library and of OpenMP, and both libraries.
+_PROBE = "#include <cmath>\n#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n"
+# GCC copies a vector of integers by halves on processors without AVX-512, and the load of the whole
+# that follows waits until both halves have left the store buffer: half of the time of a DARE merge.
+_WHOLE_MOVES = "-mmove-max=256"
+
+CompilerOptions = dict[str, str | int | bool | Callable[..., object]]
+"""Of ``torch.compile``: names of inductor's settings and their values."""
+
+
+def find_cpp_compiler() -> str | None:
+    """Return the C++ compiler of the merge kernels: ``CXX``, LLVM's where complete, else GCC."""
+    if named := os.environ.get("CXX"):
+        return named if shutil.which(named) else None
+    return _clang() or ("g++" if shutil.which("g++") else None)
+
+
+def cpp_options() -> CompilerOptions:
+    """Return inductor's options for that compiler."""
+    compiler = find_cpp_compiler()
+    if compiler is None:
+        return {}  # The first call says so.
+    if compiler == _clang():
+        return {"cpp.cxx": compiler}
+    is_slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return {"cpp.march": f"native {_WHOLE_MOVES}"} if is_slow and _moves_whole(compiler) else {}
+
+
+def _clang() -> str | None:
+    """Return the name of LLVM's compiler, where it has all that it needs."""
+    places = ((name, shutil.which(name)) for name in _CLANG)
+    return next((name for name, place in places if place and _is_complete(place)), None)
+
+
+@cache
+def _is_complete(compiler: str) -> bool:
+    with tempfile.TemporaryDirectory() as directory:
+        out = f"{directory}/probe.so"
+        return _compiles(compiler, "-fopenmp", "-shared", "-fPIC", "-o", out, source=_PROBE)
+
+
+@cache
+def _moves_whole(compiler: str) -> bool:
+    return _compiles(compiler, _WHOLE_MOVES, "-fsyntax-only", source="")
+
+
+def _compiles(compiler: str, *arguments: str, source: str) -> bool:
+    command = [compiler, *arguments, "-x", "c++", "-"]
+    try:
+        done = subprocess.run(command, input=source.encode(), check=False, capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
