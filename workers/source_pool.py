@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from threading import Lock
 from typing import Self
 
 import torch
@@ -61,6 +62,8 @@ class SourcePool:
         self._facts = FactsCache()
         self._plan: RecipePlan | None = None
         self._shared: dict[tuple[int, torch.device], Coefficients] = {}
+        # Threads merge parts of one recipe: one of them begins with it, for all.
+        self._planning = Lock()
         # Whether all that was prepared since depends on a recipe's structure and on what is shared.
         self._can_go_on = False
         self._keeps_tiles = keeps_tiles
@@ -252,19 +255,21 @@ class SourcePool:
                     self.store.release(part)
 
     def _plan_of(self, recipe: MergeRecipe) -> RecipePlan:
-        plan = self._plan
-        if plan is None or plan.recipe is not recipe:
-            plan = self._plan = RecipePlan(recipe)
-            # What was prepared before keeps its own.
-            self._shared = {}
-            self._can_go_on = True
-        return plan
+        with self._planning:
+            plan = self._plan
+            if plan is None or plan.recipe is not recipe:
+                plan = self._plan = RecipePlan(recipe)
+                # What was prepared before keeps its own.
+                self._shared = {}
+                self._can_go_on = True
+            return plan
 
     def _shared_by(self, plan: TensorMerge, device: torch.device) -> Coefficients:
         key = plan.group, device
-        if key not in self._shared:
-            self._shared[key] = Coefficients(plan, plan.scales, device)
-        return self._shared[key]
+        with self._planning:
+            if key not in self._shared:
+                self._shared[key] = Coefficients(plan, plan.scales, device)
+            return self._shared[key]
 
     def _stay(self, readers: list[Found | None], name: str) -> bool:
         return all(found is None or self.store.keeps(found[1], name) for found in readers)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
-from workers import compiled
+from workers import compiled, kernels
 from workers.compiled import Operands, fuse, is_worthwhile
 from workers.methods.linear import add_tuned
 
@@ -61,14 +61,19 @@ def odd_pool(count: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
     ],
 )
 def test_compiled_merge_gives_the_eager_bits(
-    method: str, dtypes: tuple[torch.dtype, ...], drop_ratios: list[float]
+    method: str,
+    dtypes: tuple[torch.dtype, ...],
+    drop_ratios: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Long enough for several threads.
+    monkeypatch.setattr(kernels, "_LONG", 2**15)
     base, *tuned = odd_pool(COUNT, dtypes)
     chosen = terms([0.7, -0.3, 1.1][: len(tuned)], drop_ratios)
     eager = merge(base, tuned, chosen, method=method)
     before = torch.get_num_threads()
     try:
-        for threads, chunk in ((1, None), (2, None), (2, 33_333)):
+        for threads, chunk in ((1, None), (2, None), (3, None), (2, 33_333)):
             torch.set_num_threads(threads)
             options = {"method": method, "backend": "compiled", "chunk_elements": chunk}
             assert same_bits(merge(base, tuned, chosen, **options), eager)

@@ -1,6 +1,8 @@
 """What is prepared for one recipe and serves the next gives the bits of a fresh merge."""
 
 import random
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.small_models import live_model, recipe_of, saved_tensors
-from workers import compiled
+from workers import compiled, materialize, source_pool
 from workers.digest import weights_digest
 from workers.materialize import Materializer
 from workers.source_pool import SourcePool
@@ -113,6 +115,67 @@ def test_model_of_a_wider_dtype_takes_recipe_after_recipe(
         recipe = recipe_of(sources, [weight] * 3, dtype="bfloat16")
         materializer.into(model, recipe)
         assert materializer.digest_of(model) == fresh_digest(sources, recipe, "bfloat16")
+
+
+@pytest.fixture
+def two_threads():
+    """As large models are merged; the other tests of workers have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_thread_that_begins_with_a_recipe_last_does_not_undo_what_others_prepared(
+    pools: Callable[..., Sources], small_graphs_never: None, two_threads: None, monkeypatch
+) -> None:
+    class SlowPlan(source_pool.RecipePlan):
+        def __init__(self, recipe) -> None:
+            super().__init__(recipe)
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.1)
+
+    monkeypatch.setattr(source_pool, "RecipePlan", SlowPlan)
+    monkeypatch.setattr(materialize, "_SMALL_ELEMENTS", 2**12)
+    sources = pools("bfloat16")
+    for _ in range(5):
+        model = live_model(sources, "bfloat16")
+        # The largest is merged through a buffer, by a thread, while others are prepared.
+        model.model.embed_tokens.float()
+        model.tie_weights()
+        materializer = Materializer(sources, backend="compiled")
+        for weight in (0.5, 0.25, 0.125):
+            recipe = recipe_of(sources, [weight] * 3, dtype="bfloat16")
+            materializer.into(model, recipe)
+            assert materializer.digest_of(model) == fresh_digest(sources, recipe, "bfloat16")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_give_the_bits_of_one(
+    pools: Callable[..., Sources],
+    method: str,
+    small_graphs_never: None,
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(materialize, "_SMALL_ELEMENTS", 2**10)
+    sources = pools()
+    model, materializer = live_model(sources), Materializer(sources, backend="compiled")
+    recipes = [
+        recipe_of(
+            sources,
+            [weight, 0.3, -0.2],
+            drop_ratios=[0.5, 0.0, 0.25] if METHODS[method] else [0.0] * 3,
+            method=method,
+        )
+        for weight in (0.5, 0.25, 0.5)
+    ]
+    digests = []
+    for recipe in recipes:
+        materializer.into(model, recipe)
+        digests.append(digest_of(model))
+        assert digests[-1] == fresh_digest(sources, recipe)
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_after_a_merge_that_failed_everything_is_prepared_anew(
