@@ -14,13 +14,17 @@ from workers.statistics import StatisticsCache
 
 
 class FactsCache:
-    """The facts of the tensors of a pool; threads may ask side by side."""
+    """The facts of the tensors of a pool; threads may ask side by side.
 
-    def __init__(self) -> None:
+    Args:
+        num_histograms: Of the magnitudes of a tensor, kept for other drop ratios; None is all.
+    """
+
+    def __init__(self, num_histograms: int | None = None) -> None:
         self._locks: defaultdict[str, Lock] = defaultdict(Lock)
         # Of every tensor, for its next part: plan and device, facts.
         self._last: dict[str, tuple[tuple[TensorMerge, torch.device], TensorFacts]] = {}
-        self._statistics = StatisticsCache()
+        self._statistics = StatisticsCache(num_histograms)
 
     def known(self, plan: TensorMerge, device: torch.device) -> TensorFacts | None:
         """Return what holds for all of a tensor, where nothing has to be read to know it."""

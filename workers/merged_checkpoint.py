@@ -47,7 +47,8 @@ def write_checkpoint(
 
     Beyond what torch needs (a compiler's memory among it), the process's own memory grows by the
     parts in flight, 7 at most; DELLA, which ranks, needs some 40 bytes per element of a part and
-    checkpoint besides. Checkpoints larger than the memory that is free leave it as they are read.
+    checkpoint besides, and TIES 32 MiB for what it knows of tensors. Checkpoints larger than the
+    memory that is free leave it as they are read.
 
     Args:
         recipe: Names sources of the pool.

@@ -33,6 +33,9 @@ _PIECE_ELEMENTS = 2**24
 # Ranking takes some 40 bytes per element and checkpoint, and every thread of the CPU ranks.
 _RANKED_ON_CPU = 2**20
 
+# Of tensors that are merged once, one after another, for their parts: 32 MiB.
+_HISTOGRAMS_OF_ONE_MERGE = 2**10
+
 
 class SourcePool:
     """The open checkpoints of a search, found by their digests; threads may merge side by side.
@@ -59,7 +62,7 @@ class SourcePool:
     ) -> None:
         self.vocabulary = vocabulary
         self._store = TensorStore()
-        self._facts = FactsCache()
+        self._facts = FactsCache(None if keeps_tiles else _HISTOGRAMS_OF_ONE_MERGE)
         self._plan: RecipePlan | None = None
         self._shared: dict[tuple[int, torch.device], Coefficients] = {}
         # Threads merge parts of one recipe: one of them begins with it, for all.

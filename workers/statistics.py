@@ -6,6 +6,7 @@ devices: magnitudes are compared as integers, ties go by index, sums have a fixe
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -222,10 +223,13 @@ class StatisticsCache:
 
     Histograms take 32 KiB per tensor and checkpoint. Thresholds are kept for the drop ratios used
     last; another one costs two more looks at the tensors, not a sort.
+
+    Args:
+        num_histograms: How many are kept, those that were used last; None keeps all.
     """
 
-    def __init__(self) -> None:
-        self._histograms: dict[tuple[str, ...], Tensor] = {}
+    def __init__(self, num_histograms: int | None = None) -> None:
+        self._histograms: _Recent[tuple[str, ...], Tensor] = _Recent(num_histograms or sys.maxsize)
         self._trims: _Recent[tuple[str, str, str, int], Trim] = _Recent(2**17)
         self._grams: dict[tuple[str, ...], tuple[tuple[float, ...], ...]] = {}
 
@@ -239,7 +243,7 @@ class StatisticsCache:
             histogram = self._histograms.get((name, *digests))
             if histogram is None:
                 histogram = magnitude_histogram(base, tuned)
-                self._histograms[name, *digests] = histogram
+                self._histograms.put((name, *digests), histogram)
             known = find_trim(base, tuned, kept, histogram)
             self._trims.put(key, known)
         return known

@@ -1,10 +1,12 @@
 """Merge methods: their options, how they are found, and what they do beyond plain sums."""
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,26 @@ def test_method_of_an_installed_package_is_found_by_its_entry_point(plug_in) -> 
     _, tuned = pool(100, num_tuned=2)
     linear = merge(None, tuned, terms([0.5, 0.5]), method="linear")
     assert same_bits(merge(None, tuned, terms([0.5, 0.5]), method="average"), linear)
+
+
+def test_package_that_is_installed_brings_its_method(tmp_path) -> None:
+    (tmp_path / "plug_in.py").write_text(
+        "from workers.methods import MergeMethod\n"
+        "from workers.methods.linear import add_tuned\n"
+        "METHOD = MergeMethod(name='mine', paper='here', needs_base=False, combine=add_tuned)\n"
+    )
+    metadata = tmp_path / "plug_in-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mergefront.methods]\nmine = plug_in:METHOD\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import workers.methods as m; print(m.get_method('mine').paper)"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "here\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.workers.merge_cases import pool
+from workers import statistics
 from workers.statistics import (
     KEEP_ALL,
     KEEP_NONE,
@@ -167,6 +168,22 @@ def test_cache_looks_at_the_tensors_again_only_for_other_drop_ratios() -> None:
     assert cache.trim("t", ("base", "a"), base, tuned, 0.9) == fresh != first
     assert cache.trim("other", ("base", "a"), base, base, 0.5) != first
     assert cache.trim("t", ("base", "b"), base, base, 0.5) != first
+
+
+def test_cache_keeps_as_many_histograms_as_it_may(monkeypatch) -> None:
+    base, (tuned,) = pool(1000, num_tuned=1)
+    looks: list[int] = []
+    look = statistics.magnitude_histogram
+    monkeypatch.setattr(
+        statistics, "magnitude_histogram", lambda *both: looks.append(1) or look(*both)
+    )
+    for capacity, expected in ((None, 3), (3, 3), (2, 6)):
+        cache = StatisticsCache(capacity)
+        looks.clear()
+        for drop_ratio in (0.5, 0.9):
+            for name in ("a", "b", "c"):
+                cache.trim(name, ("base", "tuned"), base, tuned, drop_ratio)
+        assert len(looks) == expected
 
 
 def test_cache_forgets_the_thresholds_that_were_used_least_recently() -> None:
