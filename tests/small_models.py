@@ -1,6 +1,7 @@
 """Pools, recipes and small real models that the tests of several modules need alike."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,3 +125,28 @@ def write_words(directory: Path, count: int) -> None:
     """Write the vocabulary of an encoder: five special tokens, and numbers from 0."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(count - 5))]
     (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+
+
+def save_adapter(
+    directory: Path,
+    base: Path,
+    *,
+    model_class: "type[PreTrainedModel] | None" = None,
+    **config: Any,
+) -> Path:
+    """Save a LoRA adapter with random weights that peft made for a base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = (model_class or LlamaForCausalLM).from_pretrained(base)
+        model = get_peft_model(made, LoraConfig(**config))
+        draw = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora_" in key or "modules_to_save" in key:
+                    parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+        model.save_pretrained(directory)
+    return directory

@@ -308,6 +308,11 @@ def is_adapter(directory: Path) -> bool:
     )
 
 
+def is_merged_adapter(directory: Path) -> bool:
+    """Say whether a directory is one that :meth:`Adapter.merge` made in a user's cache."""
+    return directory.parts[-3:-1] == ADAPTER_CACHE
+
+
 def add_low_rank(base: "Tensor", left: "Tensor", right: "Tensor", scaling: float) -> "Tensor":
     """Return base + scaling * left @ right, computed in float64 and rounded once.
 

@@ -59,6 +59,10 @@ class Sources:
         return self.everything[0]
 
 
+class BaseNeededError(CheckpointError):
+    """A LoRA adapter was named without the model that it was trained on."""
+
+
 def resolve_sources(models: Models, *, with_digests: bool = True) -> Sources:
     """Find, fetch and check every model of a job.
 
@@ -145,7 +149,7 @@ def _open(
         check_duplicates(reader)
         return reader
     if models.base is None:
-        raise CheckpointError(
+        raise BaseNeededError(
             f"{directory}: `{name}` is a LoRA adapter, which needs what it was trained on; name "
             "it in models.base",
             path=str(directory),

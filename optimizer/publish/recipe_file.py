@@ -16,7 +16,17 @@ from optimizer.recorded_recipe import RecordedRecipe, read_json, recorded_recipe
 from workers.checkpoint import CheckpointReader
 from workers.column_coefficients import coefficients_of
 from workers.layers import Layout
-from workers.sources import BASE_NAME, ResolvedSource, Sources, resolve_sources
+from workers.lora import is_merged_adapter
+from workers.sources import (
+    BASE_NAME,
+    BaseNeededError,
+    ResolvedSource,
+    Sources,
+    resolve_sources,
+)
+
+# Of a model, and of an adapter.
+_MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +88,18 @@ def _of_recipe(path: Path, recorded: RecordedRecipe, directories: Sequence[Path]
     spelled: dict[str, str] = {}
     looked: list[str] = []
     given = [ModelSource(path=str(place)) for place in _checkpoints_in(directories)]
-    for source in [*given, *_recorded_places(recorded)]:
-        if wanted.keys() <= places.keys():
-            break
+    base: ModelSource | None = None
+    adapters: list[ModelSource] = []
+    # An adapter is merged onto the base, which may be named after it.
+    waiting = [*given, *_recorded_places(recorded)]
+    while waiting and not wanted.keys() <= places.keys():
+        source = waiting.pop(0)
         try:
-            found = resolve_sources(Models(checkpoints={"model": source})).checkpoints[0]
+            models = Models(base=base, checkpoints={"model": source})
+            found = resolve_sources(models).checkpoints[0]
+        except BaseNeededError:
+            adapters.append(source)
+            continue
         except CheckpointError as error:
             if source in given:
                 raise
@@ -91,8 +108,16 @@ def _of_recipe(path: Path, recorded: RecordedRecipe, directories: Sequence[Path]
         if found.digest not in wanted:
             looked.append(f"{source.path}: has digest {found.digest[:12]}, which is not needed")
             continue
+        if recipe.base is not None and found.digest == recipe.base.digest and base is None:
+            base = source
+            waiting += adapters
+            adapters = []
         places.setdefault(found.digest, found)
         spelled.setdefault(found.digest, spelled_as(source, found))
+    looked += [
+        f"{source.path}: is a LoRA adapter, and the base of the recipe was not found"
+        for source in adapters
+    ]
     if missing := {digest: name for digest, name in wanted.items() if digest not in places}:
         lines = [f"`{name}` with digest {digest[:12]}" for digest, name in missing.items()]
         raise CheckpointNotFoundError(
@@ -128,16 +153,19 @@ def _checkpoints_in(directories: Sequence[Path]) -> list[Path]:
     """Return the directories that are checkpoints, and those inside that are."""
     found = []
     for directory in directories:
-        inner = []
-        if directory.is_dir() and not (directory / "config.json").is_file():
-            inner = sorted(path.parent for path in directory.glob("*/config.json"))
-        found += inner or [directory]
+        inner: set[Path] = set()
+        if directory.is_dir() and not any((directory / name).is_file() for name in _MODEL_FILES):
+            inner = {path.parent for name in _MODEL_FILES for path in directory.glob(f"*/{name}")}
+        found += sorted(inner) or [directory]
     return found
 
 
 def spelled_as(source: ModelSource, found: ResolvedSource) -> str:
-    """Return how a model is named to others: its directory, or its hub id with the revision."""
-    if Path(source.path).expanduser().is_dir():
+    """Return how a model is named to others: its directory, or its hub id with the revision.
+
+    An adapter is named by the directory of its base with it, which others can read as a model.
+    """
+    if Path(source.path).expanduser().is_dir() or is_merged_adapter(found.directory):
         return str(found.directory)
     return source.path + (f"@{source.revision}" if source.revision else "")
 

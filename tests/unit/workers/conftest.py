@@ -2,7 +2,6 @@
 
 import json
 import struct
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import TinyPool
-from tests.small_models import TinyVariants
+from tests.small_models import TinyVariants, save_adapter
 from tests.unit.workers.copied_pool import CopiedPool
 from tests.unit.workers.grown_models import Grow, grow_model
 from tests.unit.workers.lora_adapters import Make
@@ -117,18 +116,7 @@ def make_adapter(tmp_path: Path) -> Make:
         model_class: type[PreTrainedModel] = LlamaForCausalLM,
         **config: Any,
     ) -> Path:
-        from peft import LoraConfig, get_peft_model
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = get_peft_model(model_class.from_pretrained(base), LoraConfig(**config))
-            draw = torch.Generator().manual_seed(3)
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if "lora_" in key or "modules_to_save" in key:
-                        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
-            model.save_pretrained(tmp_path / name)
-        return tmp_path / name
+        return save_adapter(tmp_path / name, base, model_class=model_class, **config)
 
     return make
 

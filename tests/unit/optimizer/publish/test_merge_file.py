@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from configs.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from configs.schema import Models, ModelSource
 from optimizer.cli import app as cli
 from optimizer.publish.merge_file import plan_merge, write_merge
-from optimizer.publish.recipe_file import read_recipe_file
+from optimizer.publish.recipe_file import read_recipe_file, spelled_as
+from tests.small_models import recipe_of, save_adapter
+from workers.sources import resolve_sources
 
 
 def mergefront(*arguments: object):
@@ -225,3 +228,25 @@ def test_a_target_in_use_is_refused_before_anything_is_read(config, tmp_path):
     result = mergefront("merge", config, "--out", tmp_path / "merged")
     assert result.exit_code == 3
     assert "already exists" in result.stderr
+
+
+@pytest.mark.parametrize("base_first", [True, False])
+def test_adapter_of_a_recipe_is_merged_onto_the_base_that_is_found(
+    tiny_pool, tmp_path, monkeypatch, base_first
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    adapter = save_adapter(tmp_path / "tuned", tiny_pool.base, r=2)
+    pool = Models(base=str(tiny_pool.base), checkpoints={"tuned": str(adapter)})
+    recipe = recipe_of(resolve_sources(pool), [0.5], method="task_arithmetic")
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.model_dump_json())
+    places = [tiny_pool.base, adapter] if base_first else [adapter, tiny_pool.base]
+    found = read_recipe_file(path, directories=places)
+    assert found.recipe == recipe
+    merged = found.spelled[recipe.checkpoints[0].digest]
+    assert (Path(merged) / "model.safetensors").is_file()
+    with pytest.raises(CheckpointNotFoundError, match="LoRA adapter, and the base of the recipe"):
+        read_recipe_file(path, directories=[adapter])
+    # An id on the hub is an adapter to others, too, so they get the directory.
+    named = spelled_as(ModelSource(path="org/tuned"), found.sources.checkpoints[0])
+    assert named == merged
