@@ -9,6 +9,7 @@ from configs.errors import IncompatibleCheckpointsError, Problem
 from workers.architecture import unused_tensors
 from workers.block import LocalPart, is_distributed, local_part
 from workers.checkpoint import CheckpointReader
+from workers.live_tensors import live_tensors
 from workers.shard_header import TensorEntry
 
 
@@ -65,17 +66,18 @@ def _bind(
 ) -> dict[str, LocalPart]:
     """Find the live part of every tensor of the checkpoints, or say what does not fit."""
     entries = reference.entries
-    parts = {name: local_part(state[name]) for name in entries if name in state}
+    live = live_tensors(model, entries)
+    parts = {name: local_part(live[name]) for name in entries if name in live}
     unused = unused_tensors(model)
     problems = [
         Problem(name, "is in the checkpoints, but the model has no tensor of that name")
         for name in entries
-        if name not in state and not unused.search(name)
+        if name not in live and not unused.search(name)
     ]
     written: dict[int, str] = {}
     for name, part in parts.items():
         address = part.tensor.data_ptr()
-        if message := _misfit(entries[name], state[name], part, merged_dtype):
+        if message := _misfit(entries[name], live[name], part, merged_dtype):
             problems.append(Problem(name, message))
         elif part.tensor.numel() and (other := written.setdefault(address, name)) != name:
             problems.append(
@@ -89,7 +91,7 @@ def _bind(
     problems += [
         Problem(name, "is in the model, but the checkpoints have no tensor of that name")
         for name, tensor in state.items()
-        if name not in parts
+        if name not in live
         and isinstance(tensor, nn.Parameter)
         and _is_elsewhere(local_part(tensor).tensor, covered)
     ]

@@ -21,7 +21,7 @@ from configs.errors import (
     Problem,
 )
 from configs.schema import DtypeName
-from workers.shard_header import REFUSED_BITS, TensorEntry, read_header
+from workers.shard_header import REFUSED_BITS, SAFETENSORS_DTYPES, TensorEntry, read_header
 from workers.tied_weights import unify_names
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ INDEX_FILE = "model.safetensors.index.json"
 # Below the user's cache: where adapters that were merged onto their base are kept.
 ADAPTER_CACHE = ("mergefront", "adapters")
 
+# Weights of these are quantized; older models carry their causal mask in them.
+_BYTES = ("uint8", "int8")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -258,11 +260,18 @@ def _check_index(indexed: Mapping[str, str], entries: Mapping[str, TensorEntry])
     return problems
 
 
+def _is_mask(shape: tuple[int, ...]) -> bool:
+    """Say whether a tensor has the shape of the causal mask that older models carry."""
+    return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+
+
 def _refuse_quantized(
     directory: Path, config: Mapping[str, object], entries: Mapping[str, TensorEntry]
 ) -> None:
     found = [
-        f"{entry.name} ({entry.dtype})" for entry in entries.values() if entry.dtype in REFUSED_BITS
+        f"{entry.name} ({SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype)})"
+        for entry in entries.values()
+        if entry.dtype in REFUSED_BITS or (entry.dtype in _BYTES and not _is_mask(entry.shape))
     ]
     method = config.get("quantization_config")
     if method is None and not found:

@@ -15,6 +15,7 @@ from configs.worker_settings import Residency
 from workers.binding import Binding
 from workers.block import Block, LocalPart, full_tensor, local_part
 from workers.digest import weights_digest
+from workers.live_tensors import live_tensors
 from workers.merge_backend import BackendChoice
 from workers.merged_checkpoint import merged_entries
 from workers.residency import Placement, TensorStore, choose_placement, measure_memory
@@ -211,13 +212,13 @@ class Materializer:
         """
         if (recipe := self._recipe) is None:
             raise ValueError("nothing was materialized; call `into` first")
-        state: dict[str, Tensor] = model.state_dict()
+        live = live_tensors(model, self._pool.reference.entries)
 
         def merged(entry: TensorEntry) -> Tensor:
             dtype: torch.dtype = getattr(torch, entry.dtype)
-            if entry.name in state:
+            if entry.name in live:
                 # Narrowing back is exact: `into` refuses models that do not hold merged values.
-                return full_tensor(state[entry.name]).to(dtype)
+                return full_tensor(live[entry.name]).detach().to(dtype)
             tensor = torch.empty(entry.numel, dtype=dtype)
             self._pool.merge(recipe, entry.name, tensor)
             return tensor.view(entry.shape)

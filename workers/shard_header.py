@@ -19,6 +19,8 @@ DTYPES: dict[str, tuple[str, int]] = {
     "I32": ("int32", 4),
     "I16": ("int16", 2),
     "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
 }
 SAFETENSORS_DTYPES = {name: code for code, (name, _) in DTYPES.items()}
 FLOATING = frozenset({"float32", "bfloat16", "float16"})
@@ -30,8 +32,6 @@ REFUSED_BITS = {
     "U64": 64,
     "U32": 32,
     "U16": 16,
-    "U8": 8,
-    "I8": 8,
     "F8_E4M3": 8,
     "F8_E5M2": 8,
     "F8_E8M0": 8,
@@ -123,7 +123,7 @@ def _parse_entry(
         or not isinstance(shape, list)
         or not isinstance(offsets, list)
         or len(offsets) != 2
-        or not all(isinstance(number, int) and number >= 0 for number in (*shape, *offsets))
+        or not all(type(number) is int and number >= 0 for number in (*shape, *offsets))
     ):
         raise ValueError(f"entry of `{name}`")
     if code in DTYPES:

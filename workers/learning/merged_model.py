@@ -21,6 +21,7 @@ from configs.recipe import Vocabulary
 from workers.binding import Binding
 from workers.block import whole
 from workers.checkpoint import CheckpointReader
+from workers.live_tensors import live_tensors
 from workers.residency import TensorStore, choose_placement, measure_memory
 from workers.sources import ResolvedSource, Sources
 from workers.vocabulary import open_readers
@@ -88,13 +89,20 @@ class LearnableMerge:
         }
         size_bytes = sum(reader.size_bytes for reader in readers.values())
         self._store = _store_for(self._targets.values(), size_bytes)
-        state = model.state_dict(keep_vars=True)
+        live = live_tensors(model, self._entries)
+        whole_ones = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        if slices := [name for name in self._targets if id(live[name]) not in whole_ones]:
+            raise CheckpointError(
+                f"{type(model).__name__} holds `{slices[0]}` and {len(slices) - 1} other tensors "
+                "as slices of larger ones, whose gradients are not told apart; search this pool "
+                "instead"
+            )
         self._hooks = [
             parameter.requires_grad_().register_post_accumulate_grad_hook(
                 partial(self._take_gradient, name)
             )
             for name in self._targets
-            if isinstance(parameter := state[name], nn.Parameter)
+            if isinstance(parameter := live[name], nn.Parameter)
         ]
 
     @property

@@ -226,6 +226,12 @@ def test_dtypes_that_cannot_be_merged_are_refused(
         CheckpointReader(directory)
 
 
+def test_causal_masks_of_older_models_are_read(make_checkpoint: Make) -> None:
+    mask = torch.ones(1, 1, 6, 6).tril().to(torch.uint8)
+    with CheckpointReader(make_checkpoint("c", {"a": A, "attention.bias": mask})) as reader:
+        assert torch.equal(reader.tensor("attention.bias"), mask)
+
+
 def test_quantized_checkpoint_is_refused_by_its_config(make_checkpoint: Make) -> None:
     config = {"quantization_config": {"quant_method": "gptq"}}
     directory = make_checkpoint("c", {"a": A}, config=config)
