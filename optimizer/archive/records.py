@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from configs.errors import ArchiveError
 from configs.evaluation import Objective
-from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray, Items, Scores, TaskScores
 from optimizer.candidate import Candidate
@@ -138,28 +136,6 @@ def proposal_row(candidate: Candidate, pending: Sequence[int], proposed_at: str)
         "pending": json.dumps(list(pending)),
         "proposed_at": proposed_at,
     }
-
-
-def decode_candidate(row: Mapping[Any, Any]) -> Candidate:
-    """Build a candidate from its row.
-
-    Raises:
-        ArchiveError: The recipe is not the one that was recorded.
-    """
-    recipe = MergeRecipe.model_validate(json.loads(row["recipe"]))
-    if recipe.recipe_id != row["recipe_id"]:
-        raise ArchiveError(
-            f"the recipe of candidate {row['candidate']} has id {recipe.recipe_id[:12]}, recorded "
-            f"was {row['recipe_id'][:12]}: the archive is damaged, restore it from a copy",
-            candidate=row["candidate"],
-        )
-    return Candidate(
-        index=row["candidate"],
-        genotype=blob_to_floats(row["genotype_f64"]),
-        recipe=recipe,
-        origin=row["origin"],
-        seen=row["seen"],
-    )
 
 
 def decode_outcome(row: Mapping[Any, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
