@@ -177,7 +177,7 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
     completed = outcome if isinstance(outcome, Completed) else None
     failed = outcome if isinstance(outcome, Failed) else None
     return {
-        **_key_columns(outcome.key),
+        **key_columns(outcome.key),
         "sequence": sequence,
         "status": "completed" if completed else "failed",
         "attempt": outcome.attempt,
@@ -193,7 +193,7 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
 
 def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
     """Encode the score of every objective."""
-    columns = _key_columns(key)
+    columns = key_columns(key)
     return [
         {
             **columns,
@@ -210,7 +210,7 @@ def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items)
     """Encode per-item scores task by task; ids are stored only where they are not the usual."""
     return [
         {
-            **_key_columns(key),
+            **key_columns(key),
             "task": task,
             "values_zlib": scores_to_blob(part.values),
             "weights_zlib": None if part.weights is None else scores_to_blob(part.weights),
@@ -244,7 +244,7 @@ def json_to_block(text: str) -> dict[str, tuple[str, ...]]:
 def text_rows(outcome: Completed) -> Rows:
     """Encode the generated texts task by task."""
     return [
-        {**_key_columns(outcome.key), "task": task, "texts_zlib": texts_to_blob(part)}
+        {**key_columns(outcome.key), "task": task, "texts_zlib": texts_to_blob(part)}
         for task, part in outcome.texts.items()
     ]
 
@@ -265,7 +265,8 @@ def same_items(part: TaskScores, usual: Items) -> bool:
     return tuple(usual.get(part.task, ())) == part.item_ids
 
 
-def _key_columns(key: EvaluationKey) -> Row:
+def key_columns(key: EvaluationKey) -> Row:
+    """Encode which evaluation a row is of."""
     return {
         "candidate": key.candidate,
         "split": key.split,
