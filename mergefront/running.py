@@ -138,7 +138,7 @@ def _pool(archive: Archive, prepared: "Prepared", in_process: bool) -> "WorkerPo
         from workers.pool import LocalPool
 
         return LocalPool(JobRunner(spec, "here"))
-    from optimizer.remembered import deadly_recipes
+    from optimizer.remembered import past_of
     from workers.ray_pool import RayPool
 
-    return RayPool(spec, deadly=deadly_recipes(archive))
+    return RayPool(spec, past=past_of(archive))

@@ -3,7 +3,7 @@
 A recipe determines the tensors (D1), and an item scores the same in every candidate's company, so
 an outcome of the same recipe on the same items is the outcome. The caller makes sure that both
 archives mean the same by an item (:func:`same_scores`). What a recipe did to its workers is
-remembered, too, from the search's own archive (:func:`deadly_recipes`).
+remembered, too, from the search's own archive (:func:`past_of`).
 """
 
 from collections import deque
@@ -14,6 +14,7 @@ from optimizer.archive.archive import Archive
 from workers.attempts import is_deadly
 from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Outcome
 from workers.pool import WorkerPool, WorkerState
+from workers.toll import Past
 
 WORKER = "remembered"
 """Name of the worker in outcomes that were copied."""
@@ -119,6 +120,19 @@ def deadly_recipes(archive: Archive) -> dict[str, str]:
         for outcome in archive.evaluations()
         if is_deadly(outcome.error_class, outcome.message)
     }
+
+
+def past_of(archive: Archive, *others: Archive) -> Past:
+    """Return what recipes and evaluations did to workers, as a pool takes it; it is kept here.
+
+    Args:
+        archive: Of the search, open for writing.
+        others: What took its workers there is given to none here either.
+    """
+    deadly: dict[str, str] = {}
+    for known in (*others, archive):
+        deadly |= deadly_recipes(known)
+    return Past(deadly, archive.losses(), archive.record_loss)
 
 
 def same_scores(archive: Archive, other: Archive) -> bool:

@@ -38,13 +38,15 @@ class Assignment:
     """A request on its way to an outcome.
 
     ``attempt`` counts the workers that took it; ``died_on`` holds the node of every one that died
-    or hung in it; ``num_passing`` counts the errors of the machine that were tried again.
+    or hung in it, ``num_before`` counts those of earlier runs of the search; ``num_passing`` counts
+    the errors of the machine that were tried again.
     """
 
     request: EvaluationRequest
     attempt: int = 0
     died_on: list[str] = field(default_factory=list)
     num_passing: int = 0
+    num_before: int = 0
 
     @property
     def recipe_id(self) -> str:
@@ -64,7 +66,7 @@ class Assignment:
             is_lost: Whether a node is gone by now: what looked like a crash may have been the
                 first sign of it.
         """
-        return sum(not is_lost(node) for node in self.died_on)
+        return self.num_before + sum(not is_lost(node) for node in self.died_on)
 
     def may_pass(self, failure: Failed) -> bool:
         """Say whether a failure is tried once more: it may be that of the machine."""

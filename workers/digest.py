@@ -77,7 +77,7 @@ def source_digest(reader: CheckpointReader, *, cache: "DigestCache | None" = Non
     """Return the SHA-256 that names a checkpoint's tensors, as 64 hexadecimal digits.
 
     Configuration and tokenizer are not part of it. Reads every byte once, unless the cache
-    knows files of the same path, size and time of change.
+    knows these very files, unchanged.
     """
 
     def digest() -> str:
@@ -163,6 +163,16 @@ class DigestCache:
 
 
 def _files_key(files: Iterable[Path]) -> str:
+    """Name files as they are now.
+
+    Nodes may share the cache and not the files: a copy can have the path, size and time of the
+    original, and other bytes. No copy has its inode's number and time of change as well, which
+    nobody can set; and of a shared file system every node sees the same, so that one of them reads
+    for all.
+    """
     stats = [(str(path.resolve()), path.stat()) for path in files]
-    facts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    facts = [
+        [name, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+        for name, stat in stats
+    ]
     return json.dumps([_SOURCE_DIGEST_VERSION, *facts])

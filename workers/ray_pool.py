@@ -5,15 +5,14 @@ evaluation per worker; a worker that died, hangs or cannot be reached is killed 
 reference to its call is dropped with it, and an outcome of another attempt than the last is dropped
 wherever it comes from: the old processes of a node that was cut off may run on beside their
 replacements. An idle worker gives a sign of life before it is given a request, which pays for
-nothing that happened before. What is tried again is decided in ``workers.attempts``, where workers
-are in ``workers.ray_fleet``.
+nothing that happened before. What is tried again is decided in ``workers.attempts`` and
+``workers.toll``, where workers are in ``workers.ray_fleet``.
 """
 
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -21,13 +20,14 @@ import ray
 import ray.exceptions
 
 from configs.errors import WorkerError, WorkerLostError, WorkerTimeoutError
-from workers.attempts import MOST_ATTEMPTS, POISONING_ERRORS, Assignment, Patience, given_up
+from workers.attempts import POISONING_ERRORS, Assignment, Patience
 from workers.job import RunnerFactory, WorkerSpec, failure_of
 from workers.node_runner import build_runner
 from workers.outcome import EvaluationRequest, Failed, Outcome, Stage
 from workers.pool import WorkerState
 from workers.ray_fleet import Arrived, Fleet, Slot, is_of_node, reason_of
 from workers.ray_session import ray_session, require_resources
+from workers.toll import Past, Toll
 from workers.worker_process import NotStarted, Started
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class RayPool:
         spec: Job, resolved checkpoints and manifest; ``job.workers`` says how many workers, with
             which resources and where, and how long and how often an evaluation is tried.
         make_runner: Builds the runner inside each worker's process; importable there by name.
-        deadly: Recipes that took their workers in an earlier run of the search, by their id, and
-            the message of that: they are given to none.
+        past: What evaluations did to workers in earlier runs of the search.
 
     Raises:
         WorkerError: Ray cannot be started or joined, or lacks what the job asks for.
@@ -62,7 +61,7 @@ class RayPool:
         spec: WorkerSpec,
         make_runner: RunnerFactory = build_runner,
         *,
-        deadly: Mapping[str, str] | None = None,
+        past: Past | None = None,
     ) -> None:
         self._settings = spec.job.workers
         sizes = {
@@ -75,8 +74,8 @@ class RayPool:
         self._settled: deque[Outcome] = deque()
         self._num_pending = 0
         self._is_draining = False
-        # Recipe id -> why it is not given to a worker any more.
-        self._deadly = dict(deadly or {})
+        max_attempts = self._settings.max_attempts
+        self._toll = Toll(past or Past(), self._fleet.is_lost, max_attempts)
         self._exit = ExitStack()
         try:
             self._exit.enter_context(ray_session(self._settings))
@@ -112,9 +111,9 @@ class RayPool:
         if self.num_free == 0:
             raise ValueError("no worker is free; take an outcome first")
         self._num_pending += 1
-        assignment = Assignment(request)
-        if assignment.recipe_id in self._deadly:
-            error = WorkerLostError(self._deadly[assignment.recipe_id])
+        assignment = self._toll.assignment(request)
+        if (reason := self._toll.refusal(assignment)) is not None:
+            error = WorkerLostError(reason)
             self._settled.append(_failed(error, request, attempt=1, worker="none"))
             return
         self._waiting.append(assignment)
@@ -196,6 +195,7 @@ class RayPool:
     def _collect(self, wait_s: float) -> None:
         """Wait for at most one call to answer, then give up those that outlast their limit."""
         self._fleet.check()
+        self._toll.forgive()
         calls = self._fleet.calls
         for slot in calls.values():
             # Who began before anything was known would have no limit for ever.
@@ -297,28 +297,23 @@ class RayPool:
             self._fleet.fail_start(slot, reason, counts=not is_innocent)
             return
         logger.warning("%s on %s is lost: %s", slot.title, slot.where, reason, extra=assignment.ids)
-        if not is_innocent:
-            assignment.died_on.append(slot.node)
-        self._try_again(
-            slot,
-            WorkerLostError(
-                f"its worker's process died, the last time on {slot.where}: {reason} Look for lack "
-                "of memory (dmesg) or a crash in native code"
-            ),
+        error_of_worker = WorkerLostError(
+            f"its worker's process died, the last time on {slot.where}: {reason} Look for lack "
+            "of memory (dmesg) or a crash in native code"
         )
+        self._try_again(slot, assignment, error_of_worker, is_charged=not is_innocent)
         self._fleet.replace(slot)
 
-    def _try_again(self, slot: Slot, error: WorkerError) -> None:
+    def _try_again(
+        self, slot: Slot, assignment: Assignment, error: WorkerError, *, is_charged: bool = True
+    ) -> None:
         """Give the request of a worker to another one, or fail it where that was done enough."""
-        assignment = slot.assignment
-        assert assignment is not None  # noqa: S101 - both callers have looked
-        kills = assignment.num_kills(self._fleet.is_lost)
-        if kills < self._settings.max_attempts and assignment.attempt < MOST_ATTEMPTS:
+        if is_charged:
+            # Who ends this process may have ended its workers with it: that is not kept.
+            self._toll.charge(assignment, slot.node, error, keep=not self._is_draining)
+        if (message := self._toll.verdict(assignment, error)) is None:
             self._waiting.appendleft(assignment)
             return
-        message = given_up(assignment.attempt, kills, error.message)
-        if kills:
-            self._deadly[assignment.recipe_id] = message
         self._settled.append(
             _failed(
                 type(error)(message),
@@ -340,9 +335,9 @@ class RayPool:
                 limit_s,
                 extra=assignment.ids,
             )
-            assignment.died_on.append(slot.node)
             self._try_again(
                 slot,
+                assignment,
                 WorkerTimeoutError(
                     f"no answer within {limit_s:.0f} s, {self._settings.hang_factor:g} times the "
                     "median of such evaluations (workers.hang_factor), the last time on "

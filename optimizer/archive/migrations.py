@@ -52,6 +52,30 @@ def m004_searches_have_names(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+@migration
+def m005_losses_are_kept(connection: Connection) -> None:
+    """Workers that an evaluation took are counted over the lives of its drivers."""
+    connection.exec_driver_sql(
+        "CREATE TABLE losses (search_id INTEGER NOT NULL, loss INTEGER NOT NULL, "
+        "candidate INTEGER NOT NULL, split VARCHAR NOT NULL, block VARCHAR NOT NULL, "
+        "signal VARCHAR NOT NULL, attempt INTEGER NOT NULL, node VARCHAR NOT NULL, "
+        "error_class VARCHAR NOT NULL, message TEXT NOT NULL, is_forgiven INTEGER NOT NULL, "
+        "lost_at VARCHAR NOT NULL, PRIMARY KEY (search_id, loss), "
+        "FOREIGN KEY(search_id, candidate) REFERENCES proposals (search_id, candidate))"
+    )
+    is_postgres = connection.dialect.name == "postgresql"
+    for change in ("UPDATE", "DELETE", *(["TRUNCATE"] if is_postgres else [])):
+        each = "STATEMENT" if change == "TRUNCATE" else "ROW"
+        body = (
+            f"FOR EACH {each} EXECUTE FUNCTION refuse_change()"
+            if is_postgres
+            else f"BEGIN SELECT RAISE(ABORT, 'losses is append-only: {change} refused'); END"
+        )
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER losses_no_{change.lower()} BEFORE {change} ON losses {body}"
+        )
+
+
 def schema_version() -> int:
     """Return the version that this mergefront reads and writes."""
     return OLDEST_VERSION + len(MIGRATIONS)

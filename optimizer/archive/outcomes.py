@@ -19,10 +19,10 @@ from configs.evaluation import Objective, SplitName, TaskSpec
 from evaluators.blocks import WHOLE, remaining, union
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive.archived_search import ArchivedSearch
+from optimizer.archive.recorded_candidate import decode_candidate
 from optimizer.archive.records import (
     RecordedOutcome,
     covered_objectives,
-    decode_candidate,
     decode_items,
     decode_outcome,
     json_to_block,
@@ -188,7 +188,9 @@ class OutcomeReader(ArchivedSearch):
             first = len(self._candidates)
             query = self._of_search(proposals).where(proposals.c.candidate >= first)
             for row in connection.execute(query.order_by(proposals.c.candidate)).all():
-                self._propose(decode_candidate(row._mapping), row.recipe_id)
+                # Who goes on with a search goes by all of it.
+                candidate = decode_candidate(row._mapping, checked=self._store.writable)
+                self._propose(candidate, row.recipe_id)
             waiting = self._new_stops(connection)
             for outcome in self._new_outcomes(connection):
                 while waiting and waiting[0].sequence < outcome.sequence:

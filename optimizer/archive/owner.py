@@ -37,6 +37,11 @@ class Owner:
         return f"{text} (last sign of life {max(0.0, self.silent_s):.0f} s ago)"
 
     @property
+    def named(self) -> tuple[int, str, str]:
+        """What tells it from all others, whenever it gave a sign of life."""
+        return self.pid, self.host, self.started_at
+
+    @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine."""
         return self.host == socket.gethostname()
@@ -56,6 +61,15 @@ def locked(place: Place, owner: Owner | None, *, advice: str = "") -> ArchiveLoc
         path=str(place),
         owner={} if owner is None else asdict(owner),
     )
+
+
+def taken_over(place: Place, owner: Owner | None) -> ArchiveLockedError:
+    """Return the error that stops a writer whose archive another has taken over."""
+    advice = (
+        "this process was silent for so long, or cut off, that it counted as gone. What it "
+        "recorded is safe; stop it"
+    )
+    return locked(place, owner, advice=advice)
 
 
 class Heartbeat:

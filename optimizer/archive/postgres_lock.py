@@ -15,9 +15,8 @@ from threading import RLock
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from configs.errors import ArchiveLockedError
 from configs.place import DatabasePlace
-from optimizer.archive.owner import SILENT_S, Heartbeat, Owner, locked, this_process
+from optimizer.archive.owner import SILENT_S, Heartbeat, Owner, locked, taken_over, this_process
 
 NAMESPACE = 0x6D67_6672
 """First number of our advisory locks, ``mgfr``; the second is the search, 0 for the tables."""
@@ -192,7 +191,7 @@ class WriterSession:
         found = connection.execute(_OWNER, key).one()
         owner = _named(connection, self._search_id)
         if found.token != self._token:
-            raise _taken_over(self._place, owner)
+            raise taken_over(self._place, owner)
         if connection.execute(_TRY, key).scalar_one():
             return
         # The server has not noticed yet that the old connection is gone.
@@ -231,11 +230,3 @@ def _named(connection: Connection, search_id: int) -> Owner | None:
     if found is None:
         return None
     return Owner(found.pid, found.host, found.started_at, float(found.silent_s))
-
-
-def _taken_over(place: DatabasePlace, owner: Owner | None) -> ArchiveLockedError:
-    advice = (
-        "this process was silent for so long, or cut off, that it counted as gone. What it "
-        "recorded is safe; stop it"
-    )
-    return locked(place, owner, advice=advice)

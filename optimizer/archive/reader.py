@@ -14,6 +14,7 @@ from configs.errors import ArchiveError
 from configs.evaluation import SplitName
 from evaluators.blocks import remaining
 from evaluators.scores import Items, Scores, TaskScores, aggregate
+from optimizer.archive.losses import decode_loss
 from optimizer.archive.outcomes import OutcomeReader
 from optimizer.archive.records import RecordedOutcome, blob_to_texts, covered_objectives
 from optimizer.archive.run import RecordedRun
@@ -21,6 +22,7 @@ from optimizer.archive.schema import (
     choices,
     companion_scores,
     item_scores,
+    losses,
     outcomes,
     proposals,
     runs,
@@ -28,6 +30,7 @@ from optimizer.archive.schema import (
     texts,
 )
 from workers.outcome import Signal
+from workers.toll import Loss
 
 
 class ArchiveCounters(NamedTuple):
@@ -203,6 +206,12 @@ class ArchiveReader(OutcomeReader):
             "digest of its tensors",
             candidate=candidate,
         )
+
+    def losses(self) -> list[Loss]:
+        """Return the workers that evaluations took, over all runs, in their order."""
+        query = self._of_search(losses).order_by(losses.c.loss)
+        with self._transaction() as connection:
+            return [decode_loss(row._mapping) for row in connection.execute(query)]
 
     def choice(self) -> int | None:
         """Return the candidate that was chosen last; None when none was."""

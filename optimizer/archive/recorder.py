@@ -15,6 +15,7 @@ from configs.evaluation import SplitName
 from evaluators.blocks import WHOLE, block_name, remaining
 from evaluators.scores import Items
 from optimizer.archive.checks import checked_block, checked_scores
+from optimizer.archive.losses import loss_row
 from optimizer.archive.outcomes import Reading
 from optimizer.archive.reader import ArchiveReader
 from optimizer.archive.records import (
@@ -35,6 +36,7 @@ from optimizer.archive.schema import (
     choices,
     companion_scores,
     item_scores,
+    losses,
     objective_scores,
     outcomes,
     proposals,
@@ -50,6 +52,7 @@ from optimizer.archive.store import Store
 from optimizer.archive.texts import KeptTexts
 from optimizer.candidate import Candidate
 from workers.outcome import Completed, Outcome
+from workers.toll import Loss
 
 
 class ArchiveRecorder(ArchiveReader):
@@ -181,6 +184,18 @@ class ArchiveRecorder(ArchiveReader):
         with self._learning() as reading:
             for row in rows:
                 self._stop(reading, decode_stop(row))
+
+    def record_loss(self, loss: Loss) -> None:
+        """Record that an evaluation took a worker, or was forgiven one; on the disk on return.
+
+        Raises:
+            ArchiveError: There is no such candidate.
+        """
+        self.candidate(loss.key.candidate)
+        with self._writing() as connection:
+            query = self._of_search(losses, select(func.count()).select_from(losses))
+            number = int(connection.execute(query).scalar_one())
+            self._insert(connection, losses, [loss_row(loss, number, utc_now())])
 
     def record_warm_start(self, start: WarmStart) -> None:
         """Record what a search knows before its first proposal; it is on the disk on return.

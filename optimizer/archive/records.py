@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from configs.errors import ArchiveError
 from configs.evaluation import Objective
-from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray, Items, Scores, TaskScores
 from optimizer.candidate import Candidate
@@ -140,28 +138,6 @@ def proposal_row(candidate: Candidate, pending: Sequence[int], proposed_at: str)
     }
 
 
-def decode_candidate(row: Mapping[Any, Any]) -> Candidate:
-    """Build a candidate from its row.
-
-    Raises:
-        ArchiveError: The recipe is not the one that was recorded.
-    """
-    recipe = MergeRecipe.model_validate(json.loads(row["recipe"]))
-    if recipe.recipe_id != row["recipe_id"]:
-        raise ArchiveError(
-            f"the recipe of candidate {row['candidate']} has id {recipe.recipe_id[:12]}, recorded "
-            f"was {row['recipe_id'][:12]}: the archive is damaged, restore it from a copy",
-            candidate=row["candidate"],
-        )
-    return Candidate(
-        index=row["candidate"],
-        genotype=blob_to_floats(row["genotype_f64"]),
-        recipe=recipe,
-        origin=row["origin"],
-        seen=row["seen"],
-    )
-
-
 def decode_outcome(row: Mapping[Any, Any], scores: Scores, job: JobConfig) -> RecordedOutcome:
     """Build an outcome from its row and its scores, which take the order of the job."""
     in_order = {name: scores[name] for name in job.objectives if name in scores}
@@ -201,7 +177,7 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
     completed = outcome if isinstance(outcome, Completed) else None
     failed = outcome if isinstance(outcome, Failed) else None
     return {
-        **_key_columns(outcome.key),
+        **key_columns(outcome.key),
         "sequence": sequence,
         "status": "completed" if completed else "failed",
         "attempt": outcome.attempt,
@@ -217,7 +193,7 @@ def outcome_row(outcome: Outcome, *, sequence: int, finished_at: str) -> Row:
 
 def objective_rows(key: EvaluationKey, scores: Scores) -> Rows:
     """Encode the score of every objective."""
-    columns = _key_columns(key)
+    columns = key_columns(key)
     return [
         {
             **columns,
@@ -234,7 +210,7 @@ def item_rows(key: EvaluationKey, parts: Mapping[str, TaskScores], usual: Items)
     """Encode per-item scores task by task; ids are stored only where they are not the usual."""
     return [
         {
-            **_key_columns(key),
+            **key_columns(key),
             "task": task,
             "values_zlib": scores_to_blob(part.values),
             "weights_zlib": None if part.weights is None else scores_to_blob(part.weights),
@@ -268,7 +244,7 @@ def json_to_block(text: str) -> dict[str, tuple[str, ...]]:
 def text_rows(outcome: Completed) -> Rows:
     """Encode the generated texts task by task."""
     return [
-        {**_key_columns(outcome.key), "task": task, "texts_zlib": texts_to_blob(part)}
+        {**key_columns(outcome.key), "task": task, "texts_zlib": texts_to_blob(part)}
         for task, part in outcome.texts.items()
     ]
 
@@ -289,7 +265,8 @@ def same_items(part: TaskScores, usual: Items) -> bool:
     return tuple(usual.get(part.task, ())) == part.item_ids
 
 
-def _key_columns(key: EvaluationKey) -> Row:
+def key_columns(key: EvaluationKey) -> Row:
+    """Encode which evaluation a row is of."""
     return {
         "candidate": key.candidate,
         "split": key.split,

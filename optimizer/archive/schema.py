@@ -231,6 +231,27 @@ seeds = Table(
 )
 """What a search that was started from another archive knew before its first proposal."""
 
+losses = Table(
+    "losses",
+    METADATA,
+    Column("search_id", Integer, primary_key=True),
+    Column("loss", Integer, primary_key=True, autoincrement=False, doc="counts from 0"),
+    Column("candidate", Integer, nullable=False),
+    Column("split", String, nullable=False),
+    Column("block", String, nullable=False),
+    Column("signal", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("node", String, nullable=False, doc="as Ray names it"),
+    Column("error_class", String, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("is_forgiven", Integer, nullable=False, doc="1: takes a row of its evaluation back"),
+    Column("lost_at", String, nullable=False),
+    ForeignKeyConstraint(
+        ["search_id", "candidate"], ["proposals.search_id", "proposals.candidate"]
+    ),
+)
+"""Workers that died or hung in an evaluation, written before it is tried again."""
+
 warm_starts = Table(
     "warm_starts",
     METADATA,
@@ -253,6 +274,7 @@ APPEND_ONLY = (
     companion_scores,
     texts,
     choices,
+    losses,
 )
 """Tables whose rows never change and never go."""
 

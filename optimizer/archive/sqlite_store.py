@@ -48,8 +48,9 @@ class SqliteStore(Store):
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Lend a transaction; a commit is on the disk when it returns."""
-        if not self.writable:
+        if self._lock is None:
             raise self.not_writable()
+        self._lock.check()
         with self.reading() as connection:
             yield connection
 

@@ -21,10 +21,10 @@ from evaluators.blocks import WHOLE, block_name, ordered
 from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive.archived_search import ArchivedSearch
 from optimizer.archive.copy import copied_tables
+from optimizer.archive.recorded_candidate import decode_candidate
 from optimizer.archive.records import (
     blob_to_texts,
     covered_objectives,
-    decode_candidate,
     decode_items,
     json_to_block,
 )
@@ -126,7 +126,7 @@ class _Verifier(ArchivedSearch):
                 yield Problem(where, f"comes where candidate {number} should; some are missing")
                 return
             try:
-                candidate = decode_candidate(row._asdict())
+                candidate = decode_candidate(row._asdict(), checked=True)
             except _DECODING as error:
                 yield Problem(where, _told(error))
                 continue

@@ -14,7 +14,6 @@ from configs.evaluation import SPLITS, SplitName
 from optimizer.archive.archive import Archive
 from optimizer.results.front_choice import FrontWish, wished_front
 from optimizer.results.front_view import front_table, row_record, rows_csv
-from optimizer.status import status_record
 
 # Where output is not a terminal, a table that is cut is of no use.
 _PIPE_WIDTH = 160
@@ -32,6 +31,8 @@ def print_json(content: object) -> None:
 
 def status(place: str, *, as_json: bool) -> None:
     """Print how far a search is."""
+    from optimizer.status import status_record
+
     with Archive.open(place) as archive:
         record = status_record(archive)
     if as_json:

@@ -98,7 +98,7 @@ def run_archived(
 
     ``command`` is that command where it is another one than ``resume``.
     """
-    from optimizer.remembered import deadly_recipes
+    from optimizer.remembered import past_of
     from workers.job import WorkerSpec
     from workers.ray_metrics import metrics_url
     from workers.ray_pool import RayPool
@@ -111,7 +111,7 @@ def run_archived(
     with resumable(archive, job, command) as check, watchers(archive, job) as telemetry:
         with (
             view,
-            RayPool(spec, deadly=deadly_recipes(archive)) as pool,
+            RayPool(spec, past=past_of(archive)) as pool,
             finishing_on_sigterm(
                 pool, telemetry.beside(view.on_event), job.workers.grace_s
             ) as on_event,

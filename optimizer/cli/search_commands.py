@@ -110,7 +110,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
 
     Does nothing where they have been scored. A job that is not the archive's is refused.
     """
-    from optimizer.remembered import deadly_recipes
+    from optimizer.remembered import past_of
     from workers.job import WorkerSpec
     from workers.ray_pool import RayPool
 
@@ -142,7 +142,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,
             view,
-            RayPool(spec, deadly=deadly_recipes(archive)) as pool,
+            RayPool(spec, past=past_of(archive)) as pool,
         ):
             on_event = checking(check, telemetry.beside(view.on_event))
             run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
@@ -174,7 +174,7 @@ def resume(
 
 def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
     """Run random search at the budget of a finished search, beside its archive, and compare."""
-    from optimizer.remembered import RememberingPool, deadly_recipes
+    from optimizer.remembered import RememberingPool, past_of
     from optimizer.rival import rival_job
     from workers.job import WorkerSpec
     from workers.ray_pool import RayPool
@@ -198,8 +198,8 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         spec = WorkerSpec(job, prepared.sources, prepared.manifest, archive.uid)
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
-        deadly = deadly_recipes(searched) | deadly_recipes(archive)
-        pool = RememberingPool(RayPool(spec, deadly=deadly), searched)
+        past = past_of(archive, searched)
+        pool = RememberingPool(RayPool(spec, past=past), searched)
         with (
             resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,

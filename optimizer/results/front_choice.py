@@ -81,17 +81,18 @@ def wished_front(
         ConfigError: The wish makes no sense, or nothing meets its floors.
         ArchiveError: Something is wished for, and nothing was scored yet.
     """
-    from optimizer.results.belief import believed_candidates
-    from optimizer.results.select import choice_from, ranked
-
     is_raw = wish.raw or split != "search"
     if not wish.is_plain and is_raw:
         flag = "--raw" if wish.raw else "--split"
         message = "leave it out with --prefer, --at-least and --knee: they go by the posterior"
         raise ConfigError("the command line cannot be read", [Problem(flag, message)])
+    if wish.is_plain and is_raw:
+        return front_of(scored_candidates(archive, split)), None
+    # What believes takes longer to import than a raw front takes to read.
+    from optimizer.results.belief import believed_candidates
+    from optimizer.results.select import choice_from, ranked
+
     if wish.is_plain:
-        if is_raw:
-            return front_of(scored_candidates(archive, split)), None
         return front_of(believed_candidates(archive) if believed is None else believed), None
     wanted = ranked(
         archive, prefer=wish.prefer, floors=wish.floors, knee=wish.knee, believed=believed

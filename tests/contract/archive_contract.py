@@ -22,6 +22,7 @@ from configs.errors import (
     SchemaVersionError,
 )
 from optimizer.archive.archive import Archive
+from optimizer.archive.migrations import schema_version
 from optimizer.archive.schema import APPEND_ONLY
 from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.archive.stops import Stop
@@ -38,6 +39,8 @@ from tests.contract.archive_examples import (
     item_ids,
     with_companion,
 )
+from workers.outcome import EvaluationKey
+from workers.toll import Loss
 
 
 class ArchiveContract:
@@ -120,7 +123,9 @@ class ArchiveContract:
         execute(f"UPDATE meta SET value = '{found}' WHERE key = 'schema_version'")  # noqa: S608 - our own text
         execute("UPDATE meta SET value = '7.8.9' WHERE key = 'mergefront_version'")
 
-        with pytest.raises(SchemaVersionError, match=rf"schema {found}, .* reads 4; .*7\.8\.9"):
+        with pytest.raises(
+            SchemaVersionError, match=rf"schema {found}, .* reads {schema_version()}; .*7\.8\.9"
+        ):
             Archive.open(location, writable=writable)
 
     # Proposals
@@ -245,6 +250,23 @@ class ArchiveContract:
                     record()
             assert len(reader.candidates()) == 1
 
+    def test_losses_of_workers_are_kept_in_their_order(self, archive, location) -> None:
+        archive.record_proposal(example_candidate(0))
+        block = archive.record_block("search", {"mbpp": item_ids("search", "mbpp")[:2]})
+        key = EvaluationKey(0, "search", block)
+        died = Loss(key, 1, "node", "WorkerLostError", "half \ud800 and \0")
+        archive.record_loss(died)
+        archive.record_loss(dataclasses.replace(died, is_forgiven=True))
+        with pytest.raises(ArchiveError, match="no candidate 7"):
+            archive.record_loss(dataclasses.replace(died, key=EvaluationKey(7, "search")))
+
+        stored = dataclasses.replace(died, message="half \\ud800 and \\x00")
+        with Archive.open(location) as reader:
+            assert reader.losses() == [stored, dataclasses.replace(stored, is_forgiven=True)]
+            assert reader.observations() == []
+            with pytest.raises(ArchiveError, match="open for reading"):
+                reader.record_loss(died)
+
     def test_second_writer_is_refused_while_the_first_has_it_open(self, create, location) -> None:
         with create() as archive:
             assert archive.writable
@@ -312,6 +334,7 @@ class ArchiveContract:
             archive.record_choice(0, "only one")
             archive.record_proposal(example_candidate(1))
             archive.record_stops({1: Stop(reason="racing", scores={}, numbers={})})
+            archive.record_loss(Loss(EvaluationKey(1, "search"), 1, "node", "Error", "it died"))
 
         for table in APPEND_ONLY:
             with pytest.raises(Exception, match=f"{table.name} is append-only"):

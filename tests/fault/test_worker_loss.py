@@ -14,6 +14,7 @@ from tests.fault.processes import wait_until_gone
 from workers import ray_fleet
 from workers.outcome import Completed, Failed, Stage
 from workers.ray_pool import RayPool
+from workers.toll import Past
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.slow
 def make_pool(local_ray):
     pools = []
 
-    def make(deadly=None, **workers):
-        pools.append(RayPool(light_spec(**workers), LightRunner, deadly=deadly))
+    def make(past=None, **workers):
+        pools.append(RayPool(light_spec(**workers), LightRunner, past=past))
         return pools[-1]
 
     yield make
@@ -141,11 +142,38 @@ def test_recipe_that_killed_two_workers_is_not_tried_again(make_pool, tmp_path):
 
 def test_recipe_that_killed_two_workers_is_not_tried_again_by_the_next_pool(make_pool, tmp_path):
     killer = request(1, f"kill_twice {tmp_path / 'marker'}")
-    pool = make_pool(count=1, deadly={killer.recipe.recipe_id: "took two"})
+    pool = make_pool(count=1, past=Past({killer.recipe.recipe_id: "took two"}))
     pool.submit(killer)
     outcome = pool.next_outcome(timeout_s=0)
     assert (outcome.error_class, outcome.message) == ("WorkerLostError", "took two")
     assert not (tmp_path / "marker").exists()
+
+
+def test_worker_that_was_lost_before_its_driver_counts_for_the_next_driver(make_pool, tmp_path):
+    killer = request(0, f"kill_twice {tmp_path / 'marker'}")
+    kept = []
+
+    class DriverEndedError(Exception):
+        pass
+
+    def keep_and_end(loss):
+        kept.append(loss)
+        raise DriverEndedError
+
+    first = make_pool(count=1, past=Past(keep=keep_and_end))
+    first.submit(killer)
+    with pytest.raises(DriverEndedError):
+        drain(first)
+    first.close()
+    assert [(loss.key, loss.attempt) for loss in kept] == [(killer.key, 1)]
+
+    second = make_pool(count=1, past=Past(losses=tuple(kept), keep=kept.append))
+    second.submit(killer)
+    (outcome,) = drain(second)
+    assert isinstance(outcome, Failed)
+    assert outcome.attempt == 1
+    assert "given up after attempt 2, which took 2 workers" in outcome.message
+    assert len(kept) == 2
 
 
 def test_evaluation_that_hangs_is_tried_on_another_worker(make_pool, tmp_path):

@@ -86,6 +86,30 @@ def test_source_digest_is_remembered_until_a_file_changes(
         assert source_digest(reader, cache=cache) == digest
 
 
+@pytest.mark.parametrize("is_overwritten", [False, True])
+def test_copy_that_only_looks_like_the_file_is_not_taken_for_it(
+    tmp_path: Path, is_overwritten: bool
+) -> None:
+    """A node's own copy under the same path, where nodes share the user's cache."""
+    cache = DigestCache(tmp_path / "digests.json")
+    file, copy = tmp_path / "model.safetensors", tmp_path / "copy"
+    file.write_bytes(b"right")
+    assert cache.find([file], lambda: "of the right bytes") == "of the right bytes"
+    before = file.stat()
+
+    copy.write_bytes(b"wrong")
+    if is_overwritten:  # in place: the inode stays
+        file.write_bytes(copy.read_bytes())
+    else:
+        copy.replace(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `rsync -a` does
+
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert cache.get([file]) is None
+    assert cache.find([file], lambda: "of the wrong bytes") == "of the wrong bytes"
+
+
 def test_digest_of_a_file_that_changes_meanwhile_is_not_that_of_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("before")

@@ -22,6 +22,7 @@ from tests.contract.archive_examples import completed, example_archive, example_
 from tests.fault.refused_commands import mergefront, refused
 from tests.postgres_server import PASSWORD
 from tests.unit.optimizer.synthetic_archive import Merge, build
+from workers.toll import Loss
 
 pytestmark = pytest.mark.slow  # starts a database server
 
@@ -280,6 +281,34 @@ def test_database_is_brought_up_to_date_when_it_is_opened_for_writing(url, newer
         record(archive, 1)
     with Archive.open(url) as reader:
         assert len(reader.observations()) == 2
+
+
+def test_database_of_schema_4_goes_on_as_a_new_one(postgres, database, url) -> None:
+    """What ``m005_losses_are_kept`` makes is what a new database has."""
+
+    def found() -> list[list[tuple[object, ...]]]:
+        queries = (
+            "SELECT column_name, data_type, is_nullable FROM information_schema.columns "
+            "WHERE table_name = 'losses'",
+            "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname LIKE 'losses%'",
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
+            "WHERE conrelid = 'mergefront.losses'::regclass",
+        )
+        return [sorted(postgres.execute(query, database)) for query in queries]
+
+    with example_archive(url) as archive:
+        record(archive, 1)
+    before = found()
+    for statement in (
+        "DROP TABLE losses",
+        "DELETE FROM migrations WHERE name = 'm005_losses_are_kept'",
+        "UPDATE meta SET value = '4' WHERE key = 'schema_version'",
+    ):
+        postgres.execute(statement, database)
+    with Archive.open(url, writable=True) as archive:
+        archive.record_loss(Loss(completed(0).key, 1, "node", "WorkerLostError", "it died"))
+    assert found() == before
+    assert [len(rows) for rows in before[:2]] == [12, 3]
 
 
 def test_database_is_not_changed_under_an_older_mergefront(postgres, database, url, newer) -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from configs.errors import ArchiveError
 from configs.recipe import MergeRecipe
+from optimizer.archive.recorded_candidate import decode_candidate
 from optimizer.archive.records import (
     blob_to_floats,
     blob_to_scores,
     blob_to_texts,
-    decode_candidate,
     floats_to_blob,
     job_to_json,
     json_to_job,
@@ -93,7 +93,19 @@ def test_changed_recipe_is_refused() -> None:
     with pytest.raises(
         ArchiveError, match=r"recipe of candidate 3 has id \w{12}, recorded was 000"
     ):
-        decode_candidate(row)
+        decode_candidate(row, checked=True)
+
+
+def test_recorded_candidate_reads_its_recipe_once_and_can_be_replaced() -> None:
+    original = example_candidate(3)
+    found = decode_candidate(proposal_row(original, [], "now"))
+    assert (found.origin, found.is_baseline) == (original.origin, original.is_baseline)
+
+    assert found.recipe is found.recipe
+    other = dataclasses.replace(found, index=5)
+    assert (other.index, other.recipe, other.origin) == (5, original.recipe, original.origin)
+    with pytest.raises(AttributeError, match="recipes"):
+        assert found.recipes
 
 
 def test_job_survives_with_its_order() -> None:

@@ -86,7 +86,7 @@ def test_open_refuses_when_file_is_truncated(path, share, writable) -> None:
         Archive.open(path, writable=writable)
 
 
-def test_open_refuses_when_a_recipe_was_changed(path) -> None:
+def test_changed_recipe_is_refused_by_who_uses_it(path) -> None:
     with example_archive(path) as archive:
         record(archive, 2)
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -96,10 +96,14 @@ def test_open_refuses_when_a_recipe_was_changed(path) -> None:
             "WHERE candidate = 1"
         )
 
-    with (
-        Archive.open(path) as archive,
-        pytest.raises(ArchiveError, match=r"candidate 1 has id .*, recorded was .*damaged"),
-    ):
+    message = r"candidate 1 has id .*, recorded was .*damaged"
+    with Archive.open(path) as archive:
+        sound, changed = archive.candidates()
+        assert sound.recipe.method == "dare_linear"
+        with pytest.raises(ArchiveError, match=message):
+            assert changed.recipe
+    # Who goes on with a search goes by all of it.
+    with Archive.open(path, writable=True) as archive, pytest.raises(ArchiveError, match=message):
         archive.candidates()
 
 

@@ -29,6 +29,7 @@ from tests.contract.archive_examples import (
     with_companion,
 )
 from tests.fault.refused_commands import mergefront, refused
+from workers.toll import Loss
 
 pytestmark = pytest.mark.slow  # starts a database server
 
@@ -49,6 +50,7 @@ def fill(place) -> None:
         name = archive.record_block("search", BLOCK)
         archive.record_outcome(completed_block(1, name, BLOCK))
         archive.record_stops({1: Stop(reason="racing", scores=None, numbers={"by": 0})})
+        archive.record_loss(Loss(failed(2).key, 1, "node", "WorkerLostError", "it died"))
         archive.record_outcome(failed(2))
         archive.record_outcome(completed(0, "report"))
         archive.record_choice(0, "the only one")

@@ -5,6 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
+from configs.recipe import MergeRecipe
+from optimizer.archive import recorded_candidate
 from optimizer.archive.archive import Archive
 from optimizer.results.front_view import (
     format_weights,
@@ -41,6 +43,22 @@ def test_front_holds_what_nothing_dominates_best_mean_first(archive):
     assert [row.candidate.index for row in front] == [2, 1]
     assert front[0].mean == pytest.approx((0.6 + 0.8 + 0.8) / 3)
     assert [row.is_chosen for row in front] == [True, False]
+
+
+def test_front_reads_no_recipe_and_what_is_printed_only_those_of_its_members(archive, monkeypatch):
+    read = []
+
+    class Counted(MergeRecipe):
+        @classmethod
+        def model_validate(cls, obj, **options):
+            read.append(obj)
+            return MergeRecipe.model_validate(obj, **options)
+
+    monkeypatch.setattr(recorded_candidate, "MergeRecipe", Counted)
+    front = front_of(scored_candidates(archive, "search"))
+    assert (len(front), len(read)) == (2, 0)
+    assert [row_record(row)["candidate"] for row in front] == [2, 1]
+    assert len(read) == 2
 
 
 def test_front_of_another_split_holds_what_was_scored_there(archive):
