@@ -127,6 +127,11 @@ class CheckpointReader:
         return tuple(self.directory / shard for shard in self._shard_names)
 
     @property
+    def deciding_files(self) -> tuple[Path, ...]:
+        """All that decides the tensors: the weight files, and the config, which ties some."""
+        return (*self.files, self.directory / "config.json")
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.size_bytes for entry in self.entries.values())

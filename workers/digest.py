@@ -83,7 +83,7 @@ def source_digest(reader: CheckpointReader, *, cache: "DigestCache | None" = Non
     def digest() -> str:
         return tensors_digest(reader.entries.values(), reader.tensor)
 
-    return (cache or DigestCache()).find(reader.files, digest)
+    return (cache or DigestCache()).find(reader.deciding_files, digest)
 
 
 def tensors_digest(entries: Collection[TensorEntry], tensor: Callable[[str], "Tensor"]) -> str:
@@ -107,7 +107,7 @@ def tensors_digest(entries: Collection[TensorEntry], tensor: Callable[[str], "Te
 def undigested_bytes(readers: Iterable[CheckpointReader]) -> int:
     """Return how many bytes :func:`source_digest` would read: those that no cache knows."""
     cache = DigestCache()
-    return sum(reader.size_bytes for reader in readers if cache.get(reader.files) is None)
+    return sum(reader.size_bytes for reader in readers if cache.get(reader.deciding_files) is None)
 
 
 def _line(name: str, dtype: str, shape: tuple[int, ...], content: str) -> str:

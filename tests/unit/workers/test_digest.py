@@ -75,15 +75,31 @@ def test_source_digest_is_remembered_until_a_file_changes(
     cache = DigestCache(tmp_path / "deep" / "digests.json")
     with CheckpointReader(directory) as reader:
         digest = source_digest(reader, cache=cache)
-        assert cache.get(reader.files) == digest
+        assert cache.get(reader.deciding_files) == digest
         # What is found in the cache is believed.
         other = DigestCache(tmp_path / "other.json")
-        other.find(reader.files, lambda: "0" * 64)
+        other.find(reader.deciding_files, lambda: "0" * 64)
         assert source_digest(reader, cache=other) == "0" * 64
         path = directory / "model.safetensors"
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-        assert cache.get(reader.files) is None
+        assert cache.get(reader.deciding_files) is None
         assert source_digest(reader, cache=cache) == digest
+
+
+def test_config_that_unties_a_tensor_is_another_digest(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    tensors = {"model.embed_tokens.weight": B, "lm_head.weight": B.clone()}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 2}
+    directory = make_checkpoint("c", tensors, config={**config, "tie_word_embeddings": True})
+    cache = DigestCache(tmp_path / "digests.json")
+    with CheckpointReader(directory) as reader:
+        tied = source_digest(reader, cache=cache)
+    untied_config = json.dumps({**config, "tie_word_embeddings": False})
+    (directory / "config.json").write_text(untied_config)
+    with CheckpointReader(directory) as reader:
+        untied = source_digest(reader, cache=cache)
+        assert untied == source_digest(reader, cache=DigestCache(tmp_path / "fresh.json")) != tied
 
 
 @pytest.mark.parametrize("is_overwritten", [False, True])
@@ -129,7 +145,7 @@ def test_damaged_cache_is_replaced(make_checkpoint: Make, tmp_path: Path, conten
     cache.path.write_text(content)
     with CheckpointReader(make_checkpoint("c", {"a": A})) as reader:
         digest = source_digest(reader, cache=cache)
-        assert cache.get(reader.files) == digest
+        assert cache.get(reader.deciding_files) == digest
 
 
 def test_cache_that_cannot_be_written_is_no_error(make_checkpoint: Make, tmp_path: Path) -> None:
