@@ -297,9 +297,10 @@ members at the most).""",
             full_only=True,
             text="""Scoring merges on a reduced data set preserves performance (MERGE3, abstract);
             here by random items, without its estimators.""",
-            measured="""mean on report items, NSGA-II on 20 items minus on all items, plus 0.02, at
-            equal evaluations""",
-            value=lambda r: _of(r, NSGA2_FEW) - _of(r, NSGA2) + 0.02,
+            measured="""mean on report items, NSGA-II on 20 items minus on all items, at equal
+            evaluations; -0.02 counts as preserved""",
+            value=lambda r: _of(r, NSGA2_FEW) - _of(r, NSGA2),
+            margin=-0.02,
         ),
         Claim(
             key="normalize_helps",
