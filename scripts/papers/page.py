@@ -21,8 +21,8 @@ below: a base and what is fine-tuned from it, one zoo per seed. Cells are means 
 deviations over seeds (no ± where there is one). A claim *holds* where the 95 % interval of the mean
 over seeds (Student's t) lies above its margin, *does not hold* where it lies below, and is *not
 decided* otherwise. Every claim is judged for itself: were all {count} exactly at their margins,
-{chance:.1f} would hold by chance, and as many not. What holds here holds for such models and tasks;
-the papers' models are a thousand times larger."""
+{chance:.1f} would hold by chance, and as many would not. What holds here holds for such models and
+tasks; the papers' models are a thousand times larger."""
 
 
 def judge_all(

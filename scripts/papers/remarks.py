@@ -3,6 +3,7 @@
 Apart from the modules that measure, whose digests name cells: a new remark measures nothing again.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pandas import DataFrame, Series
@@ -11,7 +12,9 @@ from scripts.papers.dare import DARE
 from scripts.papers.encoders import ENCODERS
 from scripts.papers.encoders_merges import EMBEDDED
 from scripts.papers.learned import EVALUATIONS, FAST_EVALUATIONS, LEARNED, LEARNED_MERGES
-from scripts.papers.study import judge, mean_of
+from scripts.papers.lora import LORA
+from scripts.papers.merges import MERGES
+from scripts.papers.study import Study, judge, mean_of
 from scripts.papers.zoos import LONGER, NARROW, SKILL_SPECIALISTS, WIDE
 
 EARLY = (
@@ -140,6 +143,37 @@ def _as_good_by(records: DataFrame, name: str, evaluations: int, proposed: int) 
     return f"evaluation {count}, {'a proposal' if is_own else 'a proposal or a later baseline'}"
 
 
+def of_parts(study: Study, column: str, records: DataFrame) -> Iterator[str]:
+    """Say where a part is decided otherwise than the mean over all parts, which may hide it.
+
+    Args:
+        study: Whose claims.
+        column: Whose values are the parts.
+        records: Of at least two seeds, else nothing is decided.
+    """
+    for claim in study.claims:
+        try:
+            whole = judge(claim, records)
+            parts = {
+                str(value): judge(claim, part)
+                for value, part in records.groupby(column, sort=False)
+                if all(math.isfinite(claim.value(one)) for _, one in part.groupby("seed"))
+            }
+        except ValueError:
+            # It compares parts, or is not about them.
+            continue
+        others = [
+            f"{name} {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}), {one.verdict}"
+            for name, one in parts.items()
+            if one.verdict != whole.verdict
+        ]
+        if others and len(parts) > 1:
+            yield (
+                f'"{" ".join(claim.measured.split())}" is otherwise in parts: '
+                f"{'; '.join(others)} (all together: {whole.verdict})."
+            )
+
+
 def _spread(values: "Series[float]", digits: int) -> str:
     """Return the mean of some numbers, and the least and the largest where there are several."""
     mean = f"{values.mean():.{digits}f}"
@@ -164,7 +198,18 @@ REMARKS: Mapping[str, Remark] = {
     LEARNED_MERGES.name: of_learned,
 }
 
+PARTS: Mapping[str, tuple[Study, str]] = {
+    DARE.name: (DARE, "checkpoint"),
+    MERGES.name: (MERGES, "merged"),
+    ENCODERS.name: (ENCODERS, "checkpoint"),
+    LORA.name: (LORA, "task"),
+}
+"""Study -> the column over whose values its claims take means."""
+
 
 def remarks(study: str, records: DataFrame, *, fast: bool) -> Sequence[str]:
     """Return what there is to say of a study's records; ``fast`` as the records are."""
-    return list(REMARKS[study](records, fast=fast)) if study in REMARKS else []
+    said = list(REMARKS[study](records, fast=fast)) if study in REMARKS else []
+    if study in PARTS and records["seed"].nunique() > 1:
+        said += of_parts(*PARTS[study], records)
+    return said

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from pandas import DataFrame
 
+from scripts import reproduce
 from scripts.papers.page import FIGURES, PAGE, judge_all, page
+from scripts.papers.runner import Settings
 from scripts.papers.studies import STUDIES
 from scripts.papers.study import Claim, Judged
 from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS
@@ -82,6 +85,27 @@ def test_committed_page_is_that_of_the_committed_records(full: dict[str, DataFra
         },
     )
     assert (RESULTS / PAGE).read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("fast", "seeds", "command"),
+    [
+        (False, SEEDS, "python scripts/reproduce.py"),
+        (False, SEEDS[:2], "python scripts/reproduce.py --seeds 2"),
+        (True, (DEVELOPMENT_SEED,), "python scripts/reproduce.py --fast"),
+        (True, (DEVELOPMENT_SEED, *SEEDS), "python scripts/reproduce.py --fast --seeds 6"),
+    ],
+)
+def test_command_of_a_page_gives_its_seeds(
+    fast: bool, seeds: tuple[int, ...], command: str, tmp_path: Path
+) -> None:
+    settings = Settings(root=tmp_path, studies=(), seeds=seeds, fast=fast)
+    assert reproduce._command(settings, None) == command
+
+
+def test_sixth_seed_is_of_fast_runs_only(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="there are 5 seeds without --fast, found 6"):
+        reproduce.main(seeds=6, runs=tmp_path)
 
 
 def test_keys_of_claims_are_different() -> None:

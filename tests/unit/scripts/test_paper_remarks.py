@@ -9,8 +9,17 @@ from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
 from scripts.papers.cells import imported_modules
 from scripts.papers.learned import EVALUATIONS, FAST_EVALUATIONS, LEARNED
-from scripts.papers.remarks import EARLY, FAST_PROPOSED, PROPOSED, remarks
+from scripts.papers.remarks import (
+    EARLY,
+    FAST_PROPOSED,
+    PROPOSED,
+    of_dare,
+    of_encoders,
+    of_parts,
+    remarks,
+)
 from scripts.papers.studies import STUDIES
+from scripts.papers.study import Claim, Study, mean_of
 from scripts.papers.zoos import SKILL_SPECIALISTS
 from workers.sources import ResolvedSource, Sources
 
@@ -21,7 +30,7 @@ def test_remarks_measure_nothing(study: str) -> None:
 
 
 def test_study_without_remarks_has_none() -> None:
-    assert remarks("lora", DataFrame(), fast=False) == []
+    assert remarks("soups_front", DataFrame(), fast=False) == []
 
 
 def dare_records(ratio: float) -> DataFrame:
@@ -44,7 +53,7 @@ def dare_records(ratio: float) -> DataFrame:
 
 
 def test_how_much_longer_deltas_are_is_said_in_numbers() -> None:
-    narrow, wide, trained = remarks("dare", dare_records(9.0), fast=False)
+    narrow, wide, trained = of_dare(dare_records(9.0), fast=False)
     assert "9.5 (9.0 to 10.0) times in the median and 18.0 (18.0 to 18.0) times at the" in narrow
     assert narrow.startswith("Width 128")
     assert wide.startswith("Width 256")
@@ -84,7 +93,7 @@ def encoder_records() -> DataFrame:
 
 
 def test_chosen_fusion_and_failed_trainings_are_named() -> None:
-    chosen, share, failed = remarks("encoders", encoder_records(), fast=False)
+    chosen, share, failed = of_encoders(encoder_records(), fast=False)
     assert chosen == (
         "Chosen on search items: average of the joint one, two stages (seeds 1, 2, 3)."
     )
@@ -92,6 +101,39 @@ def test_chosen_fusion_and_failed_trainings_are_named() -> None:
     assert "`steps` has 0.50 in seed 1, where the median of all seeds is 1.00" in failed
     assert "retrieval alone has 0.30 in seed 2, where the median of all seeds is 0.60" in failed
     assert "similarity" not in failed
+
+
+def test_parts_that_are_decided_otherwise_are_named() -> None:
+    def between(records: DataFrame) -> float:
+        return mean_of(records, how="a") - mean_of(records, how="b")
+
+    study = Study(
+        name="one",
+        title="",
+        papers=(),
+        how="",
+        measure=lambda _: [],
+        checkpoints=(),
+        claims=(
+            Claim(key="gain", text="", measured="mean\n score", value=mean_of),
+            # Not about one part, so it is left out.
+            Claim(key="between", text="", measured="a minus b", value=between),
+        ),
+        tables=(),
+    )
+    scores = {"a": 0.5, "b": 0.3, "c": -0.1}
+    records = DataFrame(
+        [
+            {"seed": seed, "how": how, "score": score + seed / 100}
+            for seed in (1, 2)
+            for how, score in scores.items()
+        ]
+    )
+    assert list(of_parts(study, "how", records)) == [
+        '"mean score" is otherwise in parts: c -0.085 (-0.149 to -0.021), does not hold '
+        "(all together: holds)."
+    ]
+    assert list(of_parts(study, "how", records[records["how"] != "c"])) == []
 
 
 def learned_records(counts: dict[int, int | None]) -> DataFrame:
