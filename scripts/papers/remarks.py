@@ -115,7 +115,8 @@ def of_learned(records: DataFrame, *, fast: bool) -> Iterator[str]:
         yield f"The search is as good as {name} on select items by: {_by_seed(by)}."
     total = mean_of(records, "seconds", merge="search")
     yield (
-        f"All {evaluations} evaluations take {total:.0f} processor seconds to score, DAM's steps "
+        f"A search's first {len(EARLY)} evaluations are baselines. All {evaluations} take "
+        f"{total:.0f} processor seconds to score, DAM's steps "
         f"{mean_of(records, 'seconds', merge='DAM'):.0f}."
     )
     (claim,) = (one for one in LEARNED_MERGES.claims if one.key == "dam_beats_average")

@@ -165,7 +165,10 @@ def test_what_was_as_good_is_told_by_its_place() -> None:
         "evaluation 20, a proposal (seed 5); evaluation 21, a proposal or a later baseline "
         "(seed 6); nothing (seed 7)."
     )
-    assert said[3] == "All 60 evaluations take 30 processor seconds to score, DAM's steps 40."
+    assert said[3] == (
+        "A search's first 8 evaluations are baselines. All 60 take 30 processor seconds to score, "
+        "DAM's steps 40."
+    )
     assert said[4].startswith("DAM is not shown to be better than the average")
 
 

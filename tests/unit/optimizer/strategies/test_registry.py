@@ -1,8 +1,11 @@
 """Strategies that installed packages bring."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +61,26 @@ def test_strategy_of_an_installed_package_is_found_by_its_entry_point(
     assert isinstance(make_strategy(job, make_space(job)), Penalized)
     assert strategy_names()[-1] == "penalized"
     assert not can_choose("penalized")
+
+
+def test_package_that_is_installed_brings_its_strategy(tmp_path: Path) -> None:
+    (tmp_path / "plug_in.py").write_text(
+        "from optimizer.strategies.sobol import SobolStrategy\n\n"
+        "class Mine(SobolStrategy):\n    pass\n"
+    )
+    metadata = tmp_path / "plug_in-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mergefront.strategies]\nmine = plug_in:Mine\n")
+    code = "import optimizer.strategies.registry as r; print(r.strategy_factory('mine').__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[4]}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "Mine\n", done.stderr
 
 
 def test_own_strategies_are_not_replaced(plug_in: Install) -> None:
