@@ -64,7 +64,11 @@ def page(
     """
     judged = judge_all(studies, records, fast=fast)
     by_chance = len(judged) * (1 - CONFIDENCE) / 2
-    time = "" if seconds is None else f" Measuring took {seconds / 60:.0f} minutes of a processor."
+    time = (
+        ""
+        if seconds is None
+        else f" Measuring took {seconds / 60:.0f} minutes of a processor, zoos not counted."
+    )
     lines = [
         "# What the papers say, on models that are trained here",
         "",

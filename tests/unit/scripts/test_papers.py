@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from pandas import DataFrame
@@ -278,7 +279,7 @@ def test_page_says_what_the_records_say(tmp_path: Path) -> None:
         figures={"trivial": [Path("papers/x.svg")]},
         seconds=150.0,
     )
-    assert "2 processors. Measuring took 2 minutes of a processor." in text
+    assert "2 processors. Measuring took 2 minutes of a processor, zoos not counted." in text
     assert "were all 1 exactly at their margins, 0.0 would hold" in text
     assert "| A trivial study | 1 | 0 | 0 |" in text
     assert "Scores are larger than one." in text
@@ -312,6 +313,17 @@ def test_figure_is_the_same_file_for_the_same_records(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         draw(figure, records, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_lines_of_a_figure_are_told_apart_without_colours(tmp_path: Path) -> None:
+    figure = Figure("one", "Title", x="p", value="score", series="how", panel="width", label="y")
+    records = pd.concat([frame(0.1, 0.2), frame(0.3, 0.4).assign(how="otherwise")])
+    draw(figure, frame(0.1, 0.2), tmp_path / "one.svg")
+    draw(figure, records, tmp_path / "two.svg")
+    one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))
+    assert "stroke-dasharray" not in one
+    # In the panel and in the legend.
+    assert two.count("stroke-dasharray") == 2
 
 
 def write_model(directory: Path, values: list[float]) -> None:
