@@ -163,7 +163,9 @@ class SearchSettings(Section):
     strategy: str = "surrogate_cma"
     """``surrogate_cma`` (Gaussian processes choose from what CMA-ES and others propose), ``cma``
     (CMA-ES ranked by hypervolume contribution), ``scalar_cma`` (CMA-ES on one number, as
-    mergekit-evolve runs it), ``nsga2``, ``dirichlet`` (random search) or ``sobol``."""
+    mergekit-evolve runs it), ``nsga2``, ``dirichlet`` (random search), ``sobol``, ``grid``
+    (interpolations on grids of the simplex), or one that an installed package brings (entry points
+    ``mergefront.strategies``)."""
     population_size: int | None = Field(default=None, ge=4)
     """Outcomes per update of a distribution or population; None is 4 + 3 ln n for n genes, and 20
     for ``nsga2``."""

@@ -6,6 +6,21 @@ pycma keeps the mean, the step size and the covariance; sampling is done here, f
 of each ask's own, since pycma's asks would draw from one running stream.
 
 The one place where a score turns into something that is minimized is :func:`rank_fitness`.
+
+The rules (Hansen, arXiv:1604.00772, appendix A), for a population of lambda points x_k in R^n, of
+which x_{i:lambda} is the i-th best, with y_i = (x_{i:lambda} - m) / sigma of the mean m before:
+
+    x_k ~ m + sigma N(0, C)
+    w_i = w'_i / sum_{j <= mu} w'_j,   w'_i = log((lambda + 1) / 2) - log(i),   i <= mu
+    m <- m + c_m sigma sum_{i <= mu} w_i y_i,   mu = floor(lambda / 2),   c_m = 1
+    p_s <- (1 - c_s) p_s + sqrt(c_s (2 - c_s) mu_eff) C^(-1/2) sum_{i <= mu} w_i y_i
+    sigma <- sigma exp((c_s / d_s) (|p_s| / E|N(0, I)| - 1))
+    p_c <- (1 - c_c) p_c + h_s sqrt(c_c (2 - c_c) mu_eff) sum_{i <= mu} w_i y_i
+    C <- C + c_1 (p_c p_c^T - C) + c_mu sum_{i <= lambda} w_i (y_i y_i^T - C)
+
+with mu_eff = 1 / sum_{i <= mu} w_i^2. h_s is 0 while p_s is long, else 1; weights behind mu are
+negative, and their y_i scaled to |C^(-1/2) y_i|^2 = n. Rates and weights behind mu are pycma's.
+Here :meth:`Evolution.sample` is the first line, and :meth:`Evolution.update` the others.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,22 @@ The population changes whenever as many of its own outcomes have been told as it
 survives with them by rank and crowding. pymoo's algorithm object draws from a running stream
 and waits for whole generations; here its operators are called one by one, each with a generator
 that is a function of the ask or of the number of tells, so that a search is resumed exactly.
+
+The rules (Deb et al. 2002, section III), for objectives f_m that are minimized, here minus scores:
+
+- a dominates b where f_m(a) <= f_m(b) for all m and f_m(a) < f_m(b) for one. Rank 0 has what none
+  dominates, rank r what none dominates once all smaller ranks are taken away.
+- Crowding of the i-th by f_m of one rank: sum_m (f_m(i+1) - f_m(i-1)) / (max f_m - min f_m), and
+  infinite at both ends of any objective. (pymoo's is the mean over m, which orders alike.)
+- Old and new members survive by rank; of the rank that does not fit whole, the least crowded do.
+- Parents are drawn two at a time; the one that dominates the other is taken, else the less crowded.
+- Simulated binary crossover (Deb and Agrawal 1995) of x and y, per gene with probability 1/2:
+  ((1 + b) x + (1 - b) y) / 2 and ((1 - b) x + (1 + b) y) / 2, where for u ~ U(0, 1) b is
+  (2 u)^(1/(eta+1)) if u <= 1/2, else (2 (1 - u))^(-1/(eta+1)); eta = 15.
+- Polynomial mutation, per gene with probability min(1/2, 1/n): x + d (high - low), where d is
+  (2 u)^(1/(eta+1)) - 1 if u <= 1/2, else 1 - (2 (1 - u))^(1/(eta+1)); eta = 20.
+
+pymoo's b and d have the forms for bounds, whose children lie within; far from them they are these.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,20 @@
-"""The strategies by name."""
+"""Strategies by name: those below, and the entry points of the group ``mergefront.strategies``.
+
+A strategy of your own is called like a class that takes a job and a search space
+(:class:`~optimizer.strategies.strategy.Strategy`), in an installed package whose ``pyproject.toml``
+has ``my_strategy = "module:OBJECT"`` under ``[project.entry-points."mergefront.strategies"]``.
+"""
 
 import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from configs.errors import ConfigError
 from configs.schema import JobConfig
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
 from optimizer.strategies.dirichlet import DirichletStrategy
+from optimizer.strategies.grid import GridStrategy
 from optimizer.strategies.nsga2 import Nsga2Strategy
 from optimizer.strategies.scalar_cma import ScalarCmaStrategy
 from optimizer.strategies.sobol import SobolStrategy
@@ -20,23 +28,33 @@ STRATEGIES: dict[str, StrategyFactory] = {
     "nsga2": Nsga2Strategy,
     "sobol": SobolStrategy,
     "dirichlet": DirichletStrategy,
+    "grid": GridStrategy,
 }
+
+ENTRY_POINTS = "mergefront.strategies"
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Return the names of all strategies, those of installed packages last."""
+    return (*STRATEGIES, *(name for name in _plug_ins() if name not in STRATEGIES))
 
 
 def strategy_factory(name: str) -> StrategyFactory:
     """Return what builds the strategy of that name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the package that brings it does not load.
     """
-    if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        raise ConfigError.single(
-            "search.strategy",
-            f"unknown strategy `{name}`; {hint}there are {', '.join(STRATEGIES)}",
-        )
-    return STRATEGIES[name]
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    if name in _plug_ins():
+        return _load(_plug_ins()[name])
+    names = strategy_names()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean `{near[0]}`? " if near else ""
+    raise ConfigError.single(
+        "search.strategy", f"unknown strategy `{name}`; {hint}there are {', '.join(names)}"
+    )
 
 
 def check_strategy(job: JobConfig) -> None:
@@ -76,3 +94,25 @@ def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     """
     check_strategy(job)
     return strategy_factory(job.search.strategy)(job, space)
+
+
+@cache
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+@cache
+def _load(point: EntryPoint) -> StrategyFactory:
+    where = f"`{point.name}`, which is {point.value}"
+    try:
+        factory = point.load()
+    except Exception as error:
+        raise ConfigError.single("search.strategy", f"{where}, does not load: {error}") from error
+    if missing := [name for name in ("ask", "tell", "stop") if not hasattr(factory, name)]:
+        raise ConfigError.single(
+            "search.strategy",
+            f"{where}, must be a class with ask, tell and stop; {factory!r:.80} has no "
+            f"{', '.join(missing)}",
+        )
+    made: StrategyFactory = factory
+    return made

@@ -13,6 +13,9 @@ from optimizer.space import SearchSpace
 class Strategy(Protocol):
     """Proposes candidates, learns from observations in any finishing order.
 
+    In ``optimizer.strategies``, or a class of a package as an entry point of
+    ``mergefront.strategies``.
+
     A strategy's state is a function of the observations that it was told, in their order:
     ``ask`` never changes it, and draws only from a generator made of (seed, index). So a search
     is resumed by telling a fresh strategy the recorded observations in the recorded order,

@@ -65,12 +65,12 @@ class CellStore:
         records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["records"]
         return records
 
-    def keep(self, cell: Cell, records: list[Record]) -> None:
-        """Write a cell's records, and on which machine they were measured."""
+    def keep(self, cell: Cell, records: list[Record], seconds: float) -> None:
+        """Write a cell's records, on which machine they were measured, and how long that took."""
         path = self.path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")
-        content = {"machine": this_machine(), "records": records}
+        content = {"machine": this_machine(), "seconds": round(seconds, 1), "records": records}
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         partial.replace(path)
 
@@ -78,6 +78,16 @@ class CellStore:
         """Return where some cells, which are all there, were measured; each machine once."""
         contents = (json.loads(self.path(cell).read_text(encoding="utf-8")) for cell in cells)
         return list(dict.fromkeys(content["machine"] for content in contents))
+
+    def seconds(self, cells: Sequence[Cell]) -> float | None:
+        """Return how long measuring some cells took, which are all there; None where one lacks it.
+
+        The training of zoos is not in it.
+        """
+        contents = [json.loads(self.path(cell).read_text(encoding="utf-8")) for cell in cells]
+        if not all("seconds" in content for content in contents):
+            return None
+        return float(sum(content["seconds"] for content in contents))
 
     def write(self, cells: Sequence[Cell], file: Path) -> None:
         """Write some cells, which are all there, to one file, a line each."""

@@ -10,18 +10,19 @@ from pathlib import Path
 import pandas as pd
 from pandas import DataFrame
 
-from scripts.papers.study import Judged, Study, Table, judge
+from scripts.papers.remarks import remarks
+from scripts.papers.study import CONFIDENCE, Judged, Study, Table, judge
 
 PAGE = "papers.md"
 FIGURES = "papers"
 _INTRODUCTION = """
-Language models of 1 to 4 million parameters (encoders of a tenth of that), made by the command
+Language models of 1 to 4 million parameters (encoders of under 0.1 million), made by the command
 below: a base and what is fine-tuned from it, one zoo per seed. Cells are means ± standard
 deviations over seeds (no ± where there is one). A claim *holds* where the 95 % interval of the mean
 over seeds (Student's t) lies above its margin, *does not hold* where it lies below, and is *not
-decided* otherwise. Every claim is judged for itself: of forty that are exactly at their margins,
-one would hold by chance. What holds here holds for such models and tasks; the papers' models are a
-thousand times larger."""
+decided* otherwise. Every claim is judged for itself: were all {count} exactly at their margins,
+{chance:.1f} would hold by chance, and as many would not. What holds here holds for such models and
+tasks; the papers' models are a thousand times larger."""
 
 
 def judge_all(
@@ -47,6 +48,7 @@ def page(
     command: str,
     machine: str,
     figures: Mapping[str, Sequence[Path]],
+    seconds: float | None = None,
     fast: bool = False,
 ) -> str:
     """Return the page as Markdown.
@@ -57,15 +59,22 @@ def page(
         command: What was run.
         machine: Where.
         figures: Study -> files, relative to the page.
+        seconds: How long measuring took, where that is known of all records.
         fast: Whether the records are of ``--fast``.
     """
     judged = judge_all(studies, records, fast=fast)
+    by_chance = len(judged) * (1 - CONFIDENCE) / 2
+    time = (
+        ""
+        if seconds is None
+        else f" Measuring took {seconds / 60:.0f} minutes of a processor, zoos not counted."
+    )
     lines = [
         "# What the papers say, on models that are trained here",
         "",
-        _flat(_INTRODUCTION),
+        _flat(_INTRODUCTION.format(count=len(judged), chance=by_chance)),
         "",
-        f"{machine}.",
+        f"{machine}.{time}",
         "",
         "```bash",
         command,
@@ -74,7 +83,12 @@ def page(
         *_summary(studies, judged),
     ]
     for study in studies:
-        lines += ["", *_section(study, records[study.name], judged, figures.get(study.name, ()))]
+        said = [
+            *study.notes(records[study.name]),
+            *remarks(study.name, records[study.name], fast=fast),
+        ]
+        shown = figures.get(study.name, ())
+        lines += ["", *_section(study, records[study.name], judged, shown, said)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -88,7 +102,11 @@ def _summary(studies: Sequence[Study], judged: Mapping[str, Judged]) -> Iterator
 
 
 def _section(
-    study: Study, records: DataFrame, judged: Mapping[str, Judged], figures: Sequence[Path]
+    study: Study,
+    records: DataFrame,
+    judged: Mapping[str, Judged],
+    figures: Sequence[Path],
+    said: Sequence[str],
 ) -> Iterator[str]:
     yield f"## {study.title}"
     yield ""
@@ -108,10 +126,9 @@ def _section(
     if left := [c.key for c in study.claims if c.key not in judged]:
         yield ""
         yield f"Not measured with `--fast`: {', '.join(left)}."
-    notes = study.notes(records)
-    if notes:
+    if said:
         yield ""
-        yield from (f"- {note}" for note in notes)
+        yield from (f"- {sentence}" for sentence in said)
 
 
 def table_lines(table: Table, records: DataFrame) -> Iterator[str]:

@@ -212,67 +212,68 @@ our weights are projected onto the simplex, and can be exactly zero.""",
     measure=measure,
     checkpoints=(),
     claims=(
-        Claim(
+        *Claim(
             key="recycling_beats_single",
             text="An optimized merge outperforms the individual checkpoints (abstract).",
-            measured="""mean of the searched tasks (two, three), scalar_cma minus the best single
-            checkpoint""",
+            measured="mean of the searched tasks, scalar_cma minus the best single checkpoint",
             value=lambda r: _gain(r, "best single"),
-        ),
-        Claim(
+        ).split("tasks", dict(zip(TASKS, TASKS, strict=True)), full_only=("three",)),
+        *Claim(
             key="recycling_beats_uniform",
             text="It outperforms merge-based baselines (abstract): the uniform soup.",
-            measured="mean of the searched tasks (two, three), scalar_cma minus the uniform soup",
+            measured="mean of the searched tasks, scalar_cma minus the uniform soup",
             value=lambda r: _gain(r, "uniform soup"),
-            fast_above=0.0,
-        ),
-        Claim(
+            fast_above=0.02,
+        ).split("tasks", dict(zip(TASKS, TASKS, strict=True)), full_only=("three",)),
+        *Claim(
             key="recycling_beats_greedy",
             text="It outperforms merge-based baselines (abstract): the greedy soup.",
-            measured="mean of the searched tasks (two, three), scalar_cma minus the greedy soup",
+            measured="mean of the searched tasks, scalar_cma minus the greedy soup",
             value=lambda r: _gain(r, "greedy soup"),
-        ),
-        Claim(
+        ).split("tasks", dict(zip(TASKS, TASKS, strict=True)), full_only=("three",)),
+        *Claim(
             key="recycling_beats_scale",
             text="It outperforms merge-based baselines (abstract): task arithmetic with one scale.",
-            measured="mean of the searched tasks (two, three), scalar_cma minus one tuned scale",
+            measured="mean of the searched tasks, scalar_cma minus one tuned scale",
             value=lambda r: _gain(r, "one tuned scale"),
-        ),
+            fast_above=0.0,
+        ).split("tasks", dict(zip(TASKS, TASKS, strict=True)), full_only=("three",)),
         Claim(
             key="recycling_pareto",
             text="The optimized merge is Pareto-optimal among the checkpoints (abstract).",
-            measured="""smallest, over checkpoints, of the merge's largest advantage over the two
-            tasks: above zero, none is as good in both""",
+            measured="""tasks two: smallest, over checkpoints, of the merge's largest advantage over
+            the two tasks; above zero, none is as good in both""",
             value=_least_advantage,
+            fast_above=0.0,
         ),
         Claim(
             key="recycling_held_out",
             text="Optimizing for some tasks does not cost others (the paper's held-out tasks).",
-            measured="""mean of copying and instruct, scalar_cma of two tasks minus the best single
+            measured="""tasks two: mean of copying and instruct, scalar_cma minus the best single
             checkpoint""",
             value=lambda r: _held_out(r, CMA) - _held_out(r, "best single"),
             margin=-0.02,
         ),
-        Claim(
+        *Claim(
             key="recycling_nearly_all",
             text="Good merges give almost all checkpoints weights that are not zero (abstract).",
-            measured="share of weights above 0.01 in the merges of scalar_cma, minus 0.8",
-            value=lambda r: _nonzero_share(r, CMA) - 0.8,
-        ),
-        Claim(
+            measured="share of weights above 0.01 in the merge; 0.8 counts as almost all",
+            value=lambda r: _nonzero_share(r, CMA),
+            margin=0.8,
+        ).split("search", {one: f"{one} tasks, {CMA}" for one in TASKS}, full_only=("three",)),
+        *Claim(
             key="recycling_bad_in_merge",
             text="Even seemingly bad checkpoints contribute to good merges (abstract).",
-            measured="""what the merges of scalar_cma lose in the mean of the searched tasks without
-            one of the worst checkpoints, mean over these""",
+            measured="""what the merge loses in the mean of the searched tasks without one of the
+            worst checkpoints, mean over these""",
             value=lambda r: _lost(r, CMA),
-        ),
-        Claim(
+        ).split("search", {one: f"{one} tasks, {CMA}" for one in TASKS}, full_only=("three",)),
+        *Claim(
             key="recycling_bad_in_pool",
             text="This study: so a search with them finds more than one without.",
-            measured="""mean of the searched tasks (two, three), scalar_cma minus the same without
-            the worst""",
+            measured="mean of the searched tasks, scalar_cma minus the same without the worst",
             value=lambda r: _gain(r, WITHOUT_BAD),
-        ),
+        ).split("tasks", dict(zip(TASKS, TASKS, strict=True)), full_only=("three",)),
     ),
     tables=(
         Table("The pool: scores of checkpoints alone", ("checkpoint", "stage"), "task", "alone"),

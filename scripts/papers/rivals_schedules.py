@@ -9,10 +9,18 @@ What follows are their schedules, read from mergekit 0.1.4 (``mergekit/evo``,
 - nothing is rounded to bfloat16 or 4 bits;
 - a density below 0.01 is 0.01, since dropping everything leaves nothing to rescale.
 
-:func:`mergekit_evolve`: CMA-ES (pycma, its default population) on the sum of scores; a weight and a
+The tools themselves do not run beside this project on a machine without a GPU, by their packages'
+metadata and source: mergekit 0.1.4 wants safetensors ~=0.5.2, accelerate ~=1.6.0 and pydantic
+~=2.10.6, where this environment has 0.8.0, 1.15.0 and 2.14.3 (pip: ResolutionImpossible); 0.1.5
+installs; in both every evaluation of ``mergekit/evo`` is a Ray task or actor with ``num_gpus=1``.
+mergenetic 0.1.1 wants accelerate 1.3.0, transformers 4.45.2, lm-eval[vllm] 0.4.8, mergekit 0.0.6
+and pymoo 0.6.1.3 (ResolutionImpossible), and imports lm-eval's VLLM wherever it scores.
+
+:func:`mergekit_evolve`: CMA-ES (pycma, its default population; its rules are in
+``optimizer.strategies.cma``) on the sum of scores; a weight and a
 density per checkpoint, whose absolute values count, from 1/N and 1 with step 1/6.
-:func:`mergenetic`: pymoo's NSGA-II on all objectives, or its GA on their mean; weights and
-densities in [0, 1].
+:func:`mergenetic`: pymoo's NSGA-II on all objectives (``optimizer.strategies.nsga2``), or its GA on
+their mean, which survives by that alone; weights and densities in [0, 1].
 """
 
 from collections.abc import Callable, Sequence

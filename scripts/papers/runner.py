@@ -85,7 +85,7 @@ def measure_all(settings: Settings, on_cell: OnCell, make_zoo: MakeZoo) -> dict[
         left = [cell for cell, records in kept.items() if records is None and cell.seed == seed]
         for cell, records, seconds in _measured(settings, left, make_zoo):
             kept[cell] = records
-            store.keep(cell, records)
+            store.keep(cell, records, seconds)
             on_cell(cell, seconds)
     return {
         name: DataFrame(

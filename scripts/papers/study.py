@@ -7,7 +7,8 @@ sentence can say more than they show.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, str | int | float]
 Verdict = Literal["holds", "does not hold", "not decided"]
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
+"""Of the interval that decides on a claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Claim:
         value: Returns it from the records of one seed, all widths.
         margin: What it must exceed for the claim to hold.
         fast_above: What it must exceed in a ``--fast`` run; None where so few items cannot show
-            it. Chosen from ``--fast`` runs of all seeds, with room.
+            it. Chosen from ``--fast`` runs of all seeds, with room (``papers_fast.jsonl``).
         fast_below: What it must stay below there, likewise.
         full_only: Whether it is about a width or a part that ``--fast`` does not measure.
     """
@@ -46,6 +48,35 @@ class Claim:
     fast_above: float | None = None
     fast_below: float | None = None
     full_only: bool = False
+
+    def split(
+        self, column: str, parts: Mapping[str, str], *, full_only: Sequence[str] = ()
+    ) -> "tuple[Claim, ...]":
+        """Return a claim for each value of a column, since a mean over them may hide a refutation.
+
+        Args:
+            column: Of the records.
+            parts: What is appended to the key -> value of the column.
+            full_only: Which parts ``--fast`` does not measure.
+        """
+        return tuple(
+            replace(
+                self,
+                key=f"{self.key}_{part}",
+                measured=f"{column} {value}: {self.measured}",
+                value=partial(_value_where, self.value, column, value),
+                fast_above=None if part in full_only else self.fast_above,
+                fast_below=None if part in full_only else self.fast_below,
+                full_only=part in full_only,
+            )
+            for part, value in parts.items()
+        )
+
+
+def _value_where(
+    value: Callable[[DataFrame], float], column: str, wanted: str, records: DataFrame
+) -> float:
+    return value(records[records[column] == wanted])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +177,7 @@ def judge(claim: Claim, records: DataFrame) -> Judged:
     if len(values) < 2:
         return Judged(claim, by_seed, mean, math.nan, math.nan, math.nan)
     sd = float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
     return Judged(claim, by_seed, mean, sd, mean - half, mean + half)
 
 

@@ -1,4 +1,4 @@
-"""The studies of papers, small, on one zoo: every number that five seeds agree on has its sign."""
+"""The studies of papers, small, on one zoo: every number that six seeds agree on has its sign."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("claim", ASSERTED, ids=lambda claim: claim.key)
-def test_number_is_on_the_side_that_five_seeds_agree_on(page: Path, claim: Claim) -> None:
+def test_number_is_on_the_side_that_six_seeds_agree_on(page: Path, claim: Claim) -> None:
     judged = json.loads((page / "judged.json").read_text())
     (value,) = judged[claim.key]["by_seed"].values()
     if claim.fast_above is not None:

@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from pandas import DataFrame
@@ -64,6 +65,30 @@ def test_one_seed_decides_nothing() -> None:
 def test_claim_without_a_number_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"`larger` has no value in seeds \[1\]"):
         judged(2.0, math.nan)
+
+
+def test_split_claim_judges_every_part_for_itself() -> None:
+    claim = Claim(
+        key="gains",
+        text="It gains.",
+        measured="mean score",
+        value=mean_of,
+        fast_above=0.0,
+    )
+    two, three = claim.split("tasks", {"two": "two", "three": "three"}, full_only=("three",))
+    # In the mean over both it would hold.
+    records = DataFrame(
+        [
+            {"seed": seed, "tasks": tasks, "score": score + seed / 100}
+            for seed in (0, 1)
+            for tasks, score in (("two", 0.5), ("three", -0.2))
+        ]
+    )
+    assert judge(claim, records).verdict == "holds"
+    assert [judge(one, records).verdict for one in (two, three)] == ["holds", "does not hold"]
+    assert (two.key, two.measured) == ("gains_two", "tasks two: mean score")
+    assert (two.fast_above, two.full_only) == (0.0, False)
+    assert (three.fast_above, three.full_only) == (None, True)
 
 
 def test_table_shows_spread_over_seeds_not_over_records() -> None:
@@ -155,8 +180,21 @@ def test_records_of_one_run_spare_another_the_measuring(tmp_path: Path) -> None:
     found = measure_all(first, ignore, ignore)
     first.cells.write(cells_of(first), tmp_path / "papers.jsonl")
     second.cells.read(tmp_path / "papers.jsonl")
+    spent = second.cells.seconds(cells_of(second))
+    assert spent is not None
+    assert spent == first.cells.seconds(cells_of(first))
     assert measure_all(second, ignore, ignore)["trivial"].equals(found["trivial"])
     assert not (second.root / "calls").exists()
+
+
+def test_time_is_unknown_where_one_record_has_none(tmp_path: Path) -> None:
+    settings = Settings(root=tmp_path, studies=(trivial_study(),), seeds=(0, 1), fast=False)
+    first, second = cells_of(settings)
+    settings.cells.keep(first, [], 2.04)
+    settings.cells.keep(second, [], 3.0)
+    assert settings.cells.seconds([first, second]) == pytest.approx(5.0)
+    settings.cells.path(second).write_text(json.dumps({"machine": "", "records": []}))
+    assert settings.cells.seconds([first, second]) is None
 
 
 CODE = '''
@@ -239,7 +277,10 @@ def test_page_says_what_the_records_say(tmp_path: Path) -> None:
         command="python scripts/reproduce.py",
         machine="2 processors",
         figures={"trivial": [Path("papers/x.svg")]},
+        seconds=150.0,
     )
+    assert "2 processors. Measuring took 2 minutes of a processor, zoos not counted." in text
+    assert "were all 1 exactly at their margins, 0.0 would hold" in text
     assert "| A trivial study | 1 | 0 | 0 |" in text
     assert "Scores are larger than one." in text
     assert "+1.000, +1.100, +1.200" in text
@@ -272,6 +313,17 @@ def test_figure_is_the_same_file_for_the_same_records(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         draw(figure, records, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_lines_of_a_figure_are_told_apart_without_colours(tmp_path: Path) -> None:
+    figure = Figure("one", "Title", x="p", value="score", series="how", panel="width", label="y")
+    records = pd.concat([frame(0.1, 0.2), frame(0.3, 0.4).assign(how="otherwise")])
+    draw(figure, frame(0.1, 0.2), tmp_path / "one.svg")
+    draw(figure, records, tmp_path / "two.svg")
+    one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))
+    assert "stroke-dasharray" not in one
+    # In the panel and in the legend.
+    assert two.count("stroke-dasharray") == 2
 
 
 def write_model(directory: Path, values: list[float]) -> None:

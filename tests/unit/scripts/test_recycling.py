@@ -170,16 +170,16 @@ def records() -> DataFrame:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("recycling_beats_single", 0.725 - 0.6),
-        ("recycling_beats_uniform", 0.725 - 0.5),
-        ("recycling_beats_greedy", 0.725 - 0.6),
-        ("recycling_beats_scale", 0.725 - 0.65),
+        ("recycling_beats_single_two", 0.725 - 0.6),
+        ("recycling_beats_uniform_two", 0.725 - 0.5),
+        ("recycling_beats_greedy_two", 0.725 - 0.6),
+        ("recycling_beats_scale_two", 0.725 - 0.65),
         # Against a: max(-0.2, 0.45); against b: max(0.5, -0.05).
         ("recycling_pareto", 0.45),
         ("recycling_held_out", 0.5 - 0.5),
-        ("recycling_nearly_all", 0.5 - 0.8),
-        ("recycling_bad_in_merge", 0.02),
-        ("recycling_bad_in_pool", 0.725 - 0.675),
+        ("recycling_nearly_all_two", 0.5),
+        ("recycling_bad_in_merge_two", 0.02),
+        ("recycling_bad_in_pool_two", 0.725 - 0.675),
     ],
 )
 def test_claims_are_what_they_say(key: str, expected: float) -> None:

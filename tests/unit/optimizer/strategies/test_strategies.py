@@ -261,6 +261,7 @@ def test_every_strategy_is_tested_by_the_contract():
         "nsga2",
         "dirichlet",
         "sobol",
+        "grid",
     }
 
 
