@@ -45,8 +45,9 @@ EVALUATION_S = 300.0
 _TOLD = 640
 OUTCOMES, FULL_OUTCOMES = 96, 960
 """How many outcomes a row has at most."""
-# Seconds of the driver after which a row ends, per 100 outcomes that were wanted.
-_MOST_S = 10.0
+# Seconds of the driver after which a row ends, per 100 outcomes that were wanted, but not before
+# it has outcomes of two beliefs.
+_MOST_S, _LEAST_OUTCOMES = 10.0, 40
 # No search of a row comes to its end.
 _MANY = 1_000_000
 
@@ -115,7 +116,8 @@ class PaperPool:
     def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:  # noqa: ARG002 - nobody waits
         """Take the evaluation that ends next; the clock goes there if it is not beyond."""
         self._go_on()
-        if self.num_taken >= self._most or self.driver_s >= self._most_s:
+        is_late = self.driver_s >= self._most_s and self.num_taken >= _LEAST_OUTCOMES
+        if self.num_taken >= self._most or is_late:
             raise _Enough
         self._due, _, request = heapq.heappop(self._ends)
         self._now = max(self._now, self._due)
