@@ -1,33 +1,24 @@
 """The Jobs API over TLS: which certificates are trusted, and what is said of the others.
 
-The server is a stand-in with a certificate of its own; it answers what a head does.
+The head is a stand-in (``tests.unit.workers.tls_head``) with a certificate of its own.
 """
 
-import asyncio
 import datetime
 import ipaddress
-import ssl
 import subprocess
-import threading
-from importlib.metadata import version
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
-from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from configs.errors import ClusterError
-from workers.ray_jobs import MARK, ClusterAccess, JobClient
-
-TOKEN = "a-token"
-JOB = {
-    "type": "SUBMISSION", "submission_id": "mergefront-x-1", "job_id": None, "driver_info": None,
-    "status": "RUNNING", "entrypoint": "true", "message": "under way", "error_type": None,
-    "start_time": 1000, "end_time": None, "metadata": {MARK: "1"}, "runtime_env": {},
-    "driver_agent_http_address": None, "driver_node_id": None, "driver_exit_code": None,
-}  # fmt: skip
+from tests.unit.workers.tls_head import TOKEN
+from workers.ray_jobs import ClusterAccess, JobClient
 
 
 def write_certificate(directory, *addresses):
@@ -61,77 +52,21 @@ def write_certificate(directory, *addresses):
     return chain, secret
 
 
-@web.middleware
-async def wants_token(request, handler):
-    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-        return web.Response(status=401)
-    return await handler(request)
-
-
-async def answer_version(_):
-    return web.json_response(
-        {"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": "s"}
-    )
-
-
-async def answer_jobs(_):
-    return web.json_response([JOB])
-
-
-async def answer_job(_):
-    return web.json_response(JOB)
-
-
-async def answer_logs(_):
-    return web.json_response({"logs": "all of it\n"})
-
-
-async def tail_logs(request):
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    await socket.send_str("line by line\n")
-    await socket.close()
-    return socket
-
-
 @pytest.fixture(scope="module")
 def serve():
-    """Serves over TLS with a certificate and its key, in a thread; returns the address."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    runners = []
+    """Serves with a certificate and its key; returns the address."""
+    with ExitStack() as stack:
 
-    def wait_for(coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=30)
+        def start(chain, key):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.unit.workers.tls_head", str(chain), str(key)],
+                stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+            )  # fmt: skip
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return f"https://127.0.0.1:{int(process.stdout.readline())}"
 
-    async def begin(chain, secret):
-        app = web.Application(middlewares=[wants_token])
-        app.add_routes(
-            [
-                web.get("/api/version", answer_version),
-                web.get("/api/jobs/", answer_jobs),
-                web.get("/api/jobs/{job}", answer_job),
-                web.get("/api/jobs/{job}/logs", answer_logs),
-                web.get("/api/jobs/{job}/logs/tail", tail_logs),
-            ]
-        )
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(chain, secret)
-        runners.append(web.AppRunner(app))
-        await runners[-1].setup()
-        site = web.TCPSite(runners[-1], "127.0.0.1", 0, ssl_context=context)
-        await site.start()
-        return site._server.sockets[0].getsockname()[1]
-
-    yield lambda *certificate: f"https://127.0.0.1:{wait_for(begin(*certificate))}"
-    for runner in runners:
-        wait_for(runner.cleanup())
-    # Connections that were refused are closed by the loop's next rounds.
-    wait_for(asyncio.sleep(0.2))
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+        yield start
 
 
 @pytest.fixture(scope="module")
