@@ -38,6 +38,7 @@ from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from optimizer.report.report import render, report_of
 from optimizer.resume import verify_replay
+from optimizer.termination import finishing_on_sigterm
 
 
 def check(
@@ -143,9 +144,12 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             watchers(archive, job) as telemetry,
             view,
             RayPool(spec, deadly=deadly_recipes(archive)) as pool,
+            finishing_on_sigterm(
+                pool, telemetry.beside(view.on_event), job.workers.grace_s
+            ) as on_event,
         ):
-            on_event = checking(check, telemetry.beside(view.on_event))
-            run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
+            told = checking(check, on_event)
+            run_singles(archive, pool, prepared.space, job=job, on_event=told)
 
 
 def resume(
@@ -199,16 +203,19 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
         deadly = deadly_recipes(searched) | deadly_recipes(archive)
-        pool = RememberingPool(RayPool(spec, deadly=deadly), searched)
+        # What is remembered is there at once: only the others are waited for.
+        evaluating = RayPool(spec, deadly=deadly)
         with (
             resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,
             view,
-            pool,
+            RememberingPool(evaluating, searched) as pool,
+            finishing_on_sigterm(
+                evaluating, telemetry.beside(view.on_event), job.workers.grace_s
+            ) as on_event,
         ):
-            on_event = checking(check, telemetry.beside(view.on_event))
-            given = prepared.baselines
-            run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
+            told, given = checking(check, on_event), prepared.baselines
+            run_search(archive, pool, prepared.space, job=job, given=given, on_event=told)
         stdout_console().print(render(report_of(searched)))
 
 
