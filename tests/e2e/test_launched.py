@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -21,7 +22,6 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-EVALUATIONS = 17
 # Within so long somebody is told what is wrong.
 LIMIT_S = 30.0
 
@@ -94,13 +94,13 @@ def num_recorded(path):
         return len(archive.evaluations())
 
 
-def check_whole(path):
+def check_whole(path, evaluations):
     """One outcome of everything, whose proposals come out again."""
     with Archive.open(path) as archive:
         keys = [outcome.key for outcome in archive.evaluations()]
         assert len(keys) == len(set(keys))
         told = [seen.candidate.index for seen in archive.observations()]
-        assert len(told) >= EVALUATIONS
+        assert len(told) >= evaluations
         assert sorted(told) == list(range(len(told)))
         assert verify_replay(archive, SearchSpace(archive.job, archive.sources)) == []
         assert archive.choice() in archive.scores("report")
@@ -112,7 +112,7 @@ def test_search_whose_worker_and_driver_are_killed_goes_on_when_launched_again(
 ):
     archive = tmp_path / "run" / "archive.sqlite"
     job = job_file(
-        budget={"evaluations": EVALUATIONS},
+        budget={"evaluations": 6},
         validation={"candidates": 1},
         search={"strategy": "dirichlet"},
     )
@@ -127,27 +127,34 @@ def test_search_whose_worker_and_driver_are_killed_goes_on_when_launched_again(
     second = launcher.launch(job)
     assert "search ended: budget of" in launcher.follow(second)
     assert launcher.status(second) == "succeeded"
-    check_whole(archive)
+    check_whole(archive, 6)
 
 
 def test_two_searches_share_a_cluster_and_a_directory_of_archives(launcher, job_file, tmp_path):
+    archives = [tmp_path / "run" / f"{seed}.sqlite" for seed in (1, 2)]
     jobs = []
-    for seed in (1, 2):
+    for seed, archive in enumerate(archives, start=1):
         job = job_file(
-            archive=str(tmp_path / "run" / f"{seed}.sqlite"),
+            archive=str(archive),
             seed=seed,
-            budget={"evaluations": EVALUATIONS},
+            budget={"evaluations": 17},
             validation={"candidates": 1},
             search={"strategy": "dirichlet"},
             workers={"count": 1, "cpus": 0.5, "threads": 1},
         )
-        jobs.append(launcher.launch(job))
-    archives = [tmp_path / "run" / f"{seed}.sqlite" for seed in (1, 2)]
-    wait_until(lambda: all(num_recorded(path) for path in archives))
-    assert [launcher.status(job) for job in jobs] == ["running", "running"]
-    for job, path in zip(jobs, archives, strict=True):
-        assert "search ended" in launcher.follow(job)
-        check_whole(path)
+        jobs.append(job.rename(tmp_path / f"{seed}.yaml"))
+    with ThreadPoolExecutor() as threads:
+        launched = list(threads.map(launcher.launch, jobs))
+        for said in threads.map(launcher.follow, launched):
+            assert "search ended" in said
+    times = []
+    for archive in archives:
+        check_whole(archive, 17)
+        with Archive.open(archive) as found:
+            times.append([outcome.finished_at for outcome in found.evaluations()])
+    # Side by side, not one after the other.
+    assert times[0][0] < times[1][-1]
+    assert times[1][0] < times[0][-1]
 
 
 def test_what_cannot_run_is_said_in_time_without_options(launcher, job_file, tmp_path):
