@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 import re
-from functools import lru_cache
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -135,10 +136,17 @@ class MergeRecipe(_Part):
                 )
         return self
 
-    @property
+    @cached_property
     def recipe_id(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some fields replaced, which has an id of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        # Taken over with the fields.
+        copied.__dict__.pop("recipe_id", None)
+        return copied
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this recipe: sorted keys, no spaces, no names.

@@ -25,7 +25,7 @@ from workers.pool_size import workers_that_fit
 logger = logging.getLogger(__name__)
 
 # What the head has to start a process and look.
-_LOOK_S = 30.0
+_LOOK_S = 10.0
 # Ray's names: for what only the head has, and among a node's labels for its kind.
 _HEAD_RESOURCE = "node:__internal_head__"
 _KIND_LABEL = "ray.io/node-group"

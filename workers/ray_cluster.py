@@ -17,8 +17,9 @@ from workers.sources import missing_directories
 
 logger = logging.getLogger(__name__)
 
-# What a node has to start a process and look for directories.
-_LOOK_S = 20.0
+# What a node has to start a process and look for directories. Whoever launches a search waits for
+# 25 s (`--wait`), in which its driver starts, joins, and looks.
+_LOOK_S = 10.0
 
 
 def nodes_with_room(settings: WorkerSettings) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Python to the terminal. One question to the port answers within a second. Where 
 """
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,6 +67,22 @@ def knock(address: str) -> None:
         f"no Ray answers at `{address}`: {answer.words}. Check "
         "`workers.address` (the port of the head, 6379 by default, or `ray://` and that of Ray "
         "Client, 10001), and that Ray runs there (`ray status`)"
+    )
+
+
+def other_version(address: str, error: Exception) -> ClusterError | None:
+    """Return what is wrong where Ray refused to join since versions differ; else None.
+
+    The version of Python is told to who has joined only. Over ``ray://`` the first two numbers of
+    it count, else all three.
+    """
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if len(found) != 2:  # the cluster's and ours
+        return None
+    (ray_there, there), (ray_here, here) = found
+    return ClusterError(
+        f"`{address}` runs Python {there} with Ray {ray_there}, here is Python {here} with Ray "
+        f"{ray_here}: use the same on both sides"
     )
 
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ _CLOSE_S = 5.0
 # What an idle worker has to answer, which takes it a millisecond; who has just said something is
 # not asked.
 _ANSWER_S = 10.0
+_SOON_S = 0.5
 _FRESH_S = 0.1
 # An actor that has no process after this waits for room on a cluster.
 _PLACE_S = 15.0
@@ -158,21 +160,34 @@ class Fleet:
         ):
             self.calls[call] = slot
 
-    def answers(self, slot: Slot) -> bool:
+    def silent(self, slot: Slot, idle: Sequence[Slot]) -> list[Slot]:
         """Ask an idle worker for a sign of life: nobody was told if it has died or froze since.
 
-        What it would have been given next is not to blame then.
+        What it would have been given next is not to blame then. Where it does not answer at once,
+        whatever stopped it may have stopped others: all idle ones are asked, and waited for
+        together.
+
+        Returns:
+            Those that gave none, the worker first; none where it did.
         """
         if time.monotonic() - slot.heard < _FRESH_S:
-            return True
-        call = slot.actor.ping.remote()
+            return []
+        asked = {slot.actor.ping.remote(): slot}
+        if not ray.wait(list(asked), timeout=_SOON_S)[0]:
+            asked |= {other.actor.ping.remote(): other for other in idle if other is not slot}
+            ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        return [other for call, other in asked.items() if not self._has_answered(call, other)]
+
+    def _has_answered(self, call: "ray.ObjectRef[Any]", slot: Slot) -> bool:
         try:
-            if ray.wait([call], timeout=_ANSWER_S)[0]:
-                ray.get(call)
-                return True
+            ray.get(call, timeout=0)
+        except ray.exceptions.GetTimeoutError:
             reason = f"no answer in {_ANSWER_S:g} s"
         except ray.exceptions.RayError as error:
             reason = reason_of(error)
+        else:
+            slot.heard = time.monotonic()
+            return True
         logger.warning("%s on %s was lost while it was idle: %s", slot.title, slot.where, reason)
         return False
 

@@ -13,6 +13,7 @@ import os
 import shlex
 import ssl
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -108,6 +109,9 @@ class JobClient:
         _check_version(self.address, self._ask_version(access, headers))
         from ray.job_submission import JobSubmissionClient
 
+        if not access.verify:
+            # Whoever asked for that knows, and need not read it for every request.
+            warnings.filterwarnings("ignore", message="Unverified HTTPS request")
         # They would say what they pack and upload.
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)

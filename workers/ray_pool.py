@@ -178,8 +178,9 @@ class RayPool:
             recipe_id, bad = assignment.recipe_id, assignment.died_on
             holders = [slot for slot in idle if slot.held == recipe_id]
             slot = (holders or [slot for slot in idle if slot.node not in bad] or idle)[0]
-            if not self._fleet.answers(slot):
-                self._fleet.replace(slot)
+            if silent := self._fleet.silent(slot, idle):
+                for each in silent:
+                    self._fleet.replace(each)
                 self._waiting.appendleft(assignment)
                 continue
             self._fleet.run(slot, assignment)

@@ -15,7 +15,7 @@ from configs.worker_settings import WorkerSettings
 from workers.local_session import LocalSession
 from workers.pool_size import local_count, workers_that_fit
 from workers.ray_autoscaler import Autoscaler, find_autoscaler
-from workers.ray_door import knock
+from workers.ray_door import knock, other_version
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ def _join(address: str, stack: ExitStack) -> None:
             logger.warning("Ray at `%s` did not take us in, trying again: %s", address, first)
             _init(address=address, **_code_for(address))
     except Exception as error:
+        if differing := other_version(address, error):
+            raise differing from error
         raise WorkerError(
             f"cannot join Ray at `{address}`: {error}. Check `workers.address`, and that Ray runs "
             "there (`ray status`)"

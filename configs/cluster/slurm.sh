@@ -40,8 +40,13 @@ start() {
 }
 
 start "$head" --head --node-ip-address="$address" --port="$port" --include-dashboard=false
+end=$((SECONDS + ${RAY_START_S:-300}))
 until srun --nodes=1 --ntasks=1 --overlap -w "$head" \
     ray status --address "$address:$port" >/dev/null 2>&1; do
+    if ((SECONDS >= end)); then
+        echo "no Ray on $head after ${RAY_START_S:-300} s; what it said is above" >&2
+        exit 1
+    fi
     sleep 2
 done
 for node in "${nodes[@]:1}"; do

@@ -38,6 +38,7 @@ from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
 from optimizer.report.report import render, report_of
 from optimizer.resume import verify_replay
+from optimizer.termination import finishing_on_sigterm
 
 
 def check(
@@ -143,9 +144,12 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             watchers(archive, job) as telemetry,
             view,
             RayPool(spec, past=past_of(archive)) as pool,
+            finishing_on_sigterm(
+                pool, telemetry.beside(view.on_event), job.workers.grace_s
+            ) as on_event,
         ):
-            on_event = checking(check, telemetry.beside(view.on_event))
-            run_singles(archive, pool, prepared.space, job=job, on_event=on_event)
+            told = checking(check, on_event)
+            run_singles(archive, pool, prepared.space, job=job, on_event=told)
 
 
 def resume(
@@ -198,17 +202,19 @@ def rival(place: str, *, overrides: Mapping[str, object], plain: bool) -> None:
         spec = WorkerSpec(job, prepared.sources, prepared.manifest, archive.uid)
         view = make_view(archive, console, plain=plain)
         command = f"mergefront rival {shlex.quote(place)}{options_of(overrides)}"
-        past = past_of(archive, searched)
-        pool = RememberingPool(RayPool(spec, past=past), searched)
+        # What is remembered is there at once: only the others are waited for.
+        evaluating = RayPool(spec, past=past_of(archive, searched))
         with (
             resumable(archive, job, command) as check,
             watchers(archive, job) as telemetry,
             view,
-            pool,
+            RememberingPool(evaluating, searched) as pool,
+            finishing_on_sigterm(
+                evaluating, telemetry.beside(view.on_event), job.workers.grace_s
+            ) as on_event,
         ):
-            on_event = checking(check, telemetry.beside(view.on_event))
-            given = prepared.baselines
-            run_search(archive, pool, prepared.space, job=job, given=given, on_event=on_event)
+            told, given = checking(check, on_event), prepared.baselines
+            run_search(archive, pool, prepared.space, job=job, given=given, on_event=told)
         stdout_console().print(render(report_of(searched)))
 
 

@@ -23,6 +23,7 @@ from optimizer.strategies.strategy import ask_generator
 from optimizer.strategies.surrogate_pool import Parents, draw_children, draw_pool
 from optimizer.strategies.surrogate_start import draw_merges, start_genotypes, start_size
 from optimizer.surrogate.blas import with_one_thread
+from optimizer.surrogate.narrowing import BLOCK
 from optimizer.surrogate.surrogate import Surrogate, SurrogateMemory
 
 ORIGIN = "strategy:surrogate_cma"
@@ -135,6 +136,9 @@ class SurrogateStrategy:
         surrogate = belief.surrogate
         steered = rng.random() < self._preference_share
         unknown = [*(seen.candidate for seen in self._told[count:]), *pending]
+        if len(unknown) > BLOCK:
+            # In an order in which whoever is proposed next comes last: see `Narrowing`.
+            unknown.sort(key=lambda candidate: candidate.index)
         running = [one.recipe for one in unknown if self._space.is_of_method(one.recipe)]
         narrowing = surrogate.features_of_recipes(running) if running else None
         drawn = surrogate.path(rng, narrowing, spread=float(rng.uniform(*_SPREAD)))

@@ -9,7 +9,7 @@ since its kernels are objects that know neither what stays the same between step
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 from evaluators.scores import FloatArray
@@ -21,10 +21,10 @@ from optimizer.surrogate.kernel import (
     kernel_gradients,
     kernel_matrix,
 )
+from optimizer.surrogate.linalg import factor_of
+from optimizer.surrogate.narrowing import Narrowing
 from optimizer.surrogate.path import KernelProduct, PriorPath
 
-# Added to the diagonal, relative to its mean, so that equal merges do not make it singular.
-_JITTER = 1e-7
 _FIT_ITERATIONS = 20
 # Hyper-parameters stay within this many standard deviations of their prior.
 _FIT_RANGE = 4.0
@@ -94,7 +94,8 @@ class GaussianProcess:
             similarities or Similarities(samples.features, samples.features), logs
         )
         covariance[np.diag_indices_from(covariance)] += self._noise
-        self._factor = _factor(covariance)
+        self._factor = factor_of(covariance)
+        self._narrowing = Narrowing(samples.features, self._factor, logs)
         self._solved = cho_solve((self._factor, True), samples.values - self._level)
 
     def known_mean(self) -> FloatArray:
@@ -150,21 +151,10 @@ class GaussianProcess:
         if pending is None:
             solved = cho_solve((self._factor, True), errors, check_finite=False)
             return self._path(prior, self.features, solved, mean_solved, spread)
-        cross = kernel_matrix(Similarities(self.features, pending), self._logs)
-        corner = kernel_matrix(Similarities(pending, pending), self._logs)
-        corner[np.diag_indices_from(corner)] += noise
-        expected = cross.T @ mean_solved
+        narrowed = self._narrowing.by(pending, noise)
+        expected = narrowed.expected(mean_solved)
         expected -= prior(pending) + np.sqrt(noise) * rng.standard_normal(len(pending))
-        # The factor of all follows from that of the known: [L, 0; B^T, C].
-        below = solve_triangular(self._factor, cross, lower=True, check_finite=False)
-        last = _factor(corner - below.T @ below)
-        first = solve_triangular(self._factor, errors, lower=True, check_finite=False)
-        second = solve_triangular(last, expected - below.T @ first, lower=True, check_finite=False)
-        tail = solve_triangular(last, second, lower=True, trans="T", check_finite=False)
-        head = solve_triangular(
-            self._factor, first - below @ tail, lower=True, trans="T", check_finite=False
-        )
-        solved = np.concatenate([head, tail])
+        solved = narrowed.solve(errors, expected)
         known = self.features.followed_by(pending)
         return self._path(prior, known, solved, mean_solved, spread)
 
@@ -208,7 +198,7 @@ def _negative_log_posterior(
     covariance = kernel_matrix(similarities, logs)
     scaled_noise = noise * np.exp(logs[-1])
     covariance[np.diag_indices_from(covariance)] += scaled_noise
-    factor = _factor(covariance)
+    factor = factor_of(covariance)
     solved = cho_solve((factor, True), centred, check_finite=False)
     value = 0.5 * centred @ solved + np.log(np.diag(factor)).sum()
     inverse = cho_solve((factor, True), np.eye(len(centred)), check_finite=False)
@@ -221,18 +211,6 @@ def _negative_log_posterior(
         float(value + 0.5 * scaled @ scaled),
         np.array(gradient) + scaled / prior.deviations,
     )
-
-
-def _factor(covariance: FloatArray) -> FloatArray:
-    """Lower Cholesky factor; the jitter grows until there is one."""
-    diagonal = np.diag_indices_from(covariance)
-    jitter = _JITTER * float(np.mean(covariance[diagonal]))
-    while True:
-        covariance[diagonal] += jitter
-        try:
-            return np.asarray(cholesky(covariance, lower=True, check_finite=False))
-        except np.linalg.LinAlgError:
-            jitter = 10.0 * max(jitter, 1e-12)
 
 
 def _level(samples: Samples) -> float:

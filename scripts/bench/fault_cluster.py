@@ -247,7 +247,8 @@ class LocalCluster:
                     sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block",
                     "--node-ip-address=127.0.0.1", "--include-log-monitor=false",
                     "--disable-usage-stats",
-                    f"--temp-dir={self._session.directory}/ray",
+                    # One each: a node unpacks code where it is at work already for another.
+                    f"--temp-dir={self._session.directory}/ray{self._number}",
                     f"--object-store-memory={_OBJECT_STORE_BYTES}",
                 ],
                 env=self.environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -22,6 +22,7 @@ from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import BlockFinished, Event, Finished
+from optimizer.remembered import past_of
 from optimizer.space import SearchSpace
 from optimizer.termination import Terminated, finishing_on_sigterm
 from scripts.bench.fault_runner import HANG_S, DisturbedPool, FaultyRunner
@@ -118,7 +119,7 @@ def run(settings: Settings) -> None:
         spec = WorkerSpec(job, archive.sources, archive.manifest)
         runner = partial(FaultyRunner, log=Path(settings.log), life=settings.life)
         space = SearchSpace(archive.job, archive.sources)
-        with RayPool(spec, runner) as pool:
+        with RayPool(spec, runner, past=past_of(archive)) as pool:
             seed = 1000 * settings.seed + settings.life
             disturbed = DisturbedPool(pool, seed, lambda kind: _tell("fault", kind=kind))
             _tell("began")

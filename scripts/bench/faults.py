@@ -12,8 +12,9 @@ the driver on it; the archive's disk is full (a small tmpfs: as root only). Driv
 started again. When a search has ended by itself, its archive is held against what was seen from
 outside (``scripts.bench.fault_account``), and every ask is made again.
 
-Ends with status 1 where anything was lost, doubled, resumed wrongly or hung, or a driver ended that
-nothing had struck. ``problems`` says what.
+Goes on until every kind has struck that is not left out. Ends with status 1 where one has not
+(``missing_kinds``), where anything was lost, doubled, resumed wrongly or hung, or a driver ended
+that nothing had struck; ``problems`` says what.
 """
 
 import argparse
@@ -48,6 +49,11 @@ PACK = {
     "head_killed": 1,
     "disk_full": 1,
 }
+# What workers and messages do by themselves.
+INNER = (
+    "worker_raises", "recipe_deadly", "outcome_stale", "outcome_late", "outcome_doubled",
+    "outcome_held",
+)  # fmt: skip
 # Of how many searches one has its archive on the small disk.
 _ON_SMALL_DISK = 2
 _SHOWN_PROBLEMS = 20
@@ -84,7 +90,7 @@ def campaign(
     keep: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, object]:
-    """Run searches until there were so many faults; returns the report.
+    """Run searches until there were so many faults, and one of every kind; returns the report.
 
     Args:
         faults: How many are wanted at least.
@@ -105,9 +111,15 @@ def campaign(
             if not disk.is_there:
                 left_out["disk_full"] = "needs root, to mount a small file system"
             with cluster_to_break(left_out) as cluster:
-                while num_faults(searches) < faults and time.monotonic() - started < 60 * minutes:
-                    number = len(searches)
+                while time.monotonic() - started < 60 * minutes:
+                    number, missing = len(searches), missing_kinds(searches, left_out)
+                    is_enough = num_faults(searches) >= faults
+                    if is_enough and not missing:
+                        break
                     deck = deck or shuffled_deck(rng, left_out)
+                    if is_enough:
+                        # Those are left to strike, first of all.
+                        deck += [kind for kind in missing if kind in PACK]
                     is_small = disk.is_there and number % _ON_SMALL_DISK == 0
                     search = DisturbedSearch(
                         cluster,
@@ -119,7 +131,7 @@ def campaign(
                         patience_s=patience_s,
                     )
                     fared = search.run()
-                    if keep is not None and not is_clean(report_of([fared], {})):
+                    if keep is not None and report_of([fared], {})["problems"]:
                         search.keep(keep)
                     searches.append(fared)
                     seconds = time.monotonic() - started
@@ -140,6 +152,12 @@ def num_faults(searches: list[Fared]) -> int:
     return sum(fared.faults.total() for fared in searches)
 
 
+def missing_kinds(searches: list[Fared], left_out: Collection[str]) -> list[str]:
+    """Return the kinds that have not struck yet, and are not left out."""
+    struck = {kind for fared in searches for kind in fared.faults}
+    return [kind for kind in (*PACK, *INNER) if kind not in struck and kind not in left_out]
+
+
 def report_of(searches: list[Fared], left_out: dict[str, str]) -> dict[str, object]:
     """Count what came of the searches."""
     by_kind = sum((fared.faults for fared in searches), Counter[str]())
@@ -156,6 +174,7 @@ def report_of(searches: list[Fared], left_out: dict[str, str]) -> dict[str, obje
         **{name: len(texts) for name, texts in lists.items()},
         "by_kind": dict(sorted(by_kind.items())),
         "left_out": left_out,
+        "missing_kinds": missing_kinds(searches, left_out),
         "searches": len(searches),
         "lives": sum(fared.lives for fared in searches),
         "problems": problems[:_SHOWN_PROBLEMS],
@@ -163,8 +182,8 @@ def report_of(searches: list[Fared], left_out: dict[str, str]) -> dict[str, obje
 
 
 def is_clean(report: dict[str, object]) -> bool:
-    """Say whether nothing was wrong."""
-    return not report["problems"]
+    """Say whether nothing was wrong, and nothing was left untried."""
+    return not report["problems"] and not report["missing_kinds"]
 
 
 def main() -> None:

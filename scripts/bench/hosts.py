@@ -74,6 +74,11 @@ class Host:
         return self._process is not None
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its ``ray start`` has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
     def log(self) -> str:
         """What Ray has said since the host was turned on."""
         path = self.directory / "start.log"
@@ -82,7 +87,7 @@ class Host:
     @property
     def has_started(self) -> bool:
         """Whether the Ray node is part of the cluster."""
-        return self.is_on and "Ray runtime started." in self.log
+        return self.is_on and not self.has_ended and "Ray runtime started." in self.log
 
     def wire(self) -> None:
         """Make the namespace and its link to the bridge."""
@@ -177,7 +182,7 @@ class Host:
 
     def see_to_it(self) -> None:
         """Start Ray again where it has ended, or gave up to start as a busy machine may make it."""
-        if self._process is not None and self._process.poll() is not None:
+        if self.has_ended:
             self.turn_on_again()
 
     def turn_off(self) -> None:

@@ -6,127 +6,57 @@ Real searches on real Ray actors, which sleep instead of evaluating: log-normal 
 median of 2 s and sigma 0.8, by recipe. For every number of workers a row per strategy: the share
 of their time that workers spend in evaluations while there is something to propose (their start and
 the end, where fewer and fewer are left, do not count), and the processor time of the driver's
-thread per outcome. Beside it, on the same workers, what a barrier after every generation leaves of
+thread per outcome, once every worker has had its first evaluation (``driver_start_ms`` is what came
+before). Beside it, on the same workers, what a barrier after every generation leaves of
 their time: as many evaluations as workers are begun at once, and the next ones when all have ended.
 
 ``archive_outcomes_per_s`` is what an archive on the disk of TMPDIR records with full durability, in
 evaluations of 3 tasks of 64 items (``scripts.bench.archive`` has more of that).
 
-By arithmetic: the number of workers with evaluations of five minutes at which one driver is busy
-all the time, and how busy it is with 1,024.
+``paper`` are rows of the same driver with up to 4,096 workers that are there on paper only, whose
+evaluations take five minutes (``scripts.bench.scaling_paper``); ``saturates_at_workers`` says by
+strategy where it is busy all the time.
 """
 
 import argparse
-import hashlib
 import json
 import math
-import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from configs.errors import WorkerError
 from configs.schema import JobConfig
-from evaluators.manifest import Manifest
-from evaluators.scores import TaskScores
 from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Event, Finished, ignore_event
 from optimizer.space import SearchSpace
 from scripts.bench.archive import record
 from scripts.bench.printing import print_report
+from scripts.bench.scaling_paper import FULL_OUTCOMES, OUTCOMES, PAPER_WORKERS, on_paper, saturation
+from scripts.bench.scaling_search import (
+    MEDIAN_S,
+    SIGMA,
+    STRATEGIES,
+    SleepingRunner,
+    make_job,
+    make_spec,
+)
 from workers.job import WorkerSpec
-from workers.outcome import Completed, EvaluationKey, EvaluationRequest, Outcome
+from workers.outcome import EvaluationKey, EvaluationRequest, Outcome
 from workers.pool import WorkerState
 from workers.ray_pool import RayPool
-from workers.sources import ResolvedSource, Sources
 
-STRATEGIES = ("dirichlet", "surrogate_cma")
 WORKERS = (1, 4, 16, 64)
-MEDIAN_S, SIGMA = 2.0, 0.8
 # What a row may take; the slowest worker counts have the fewest evaluations.
-ROW_S = 22.0
+ROW_S = 18.0
 BARRIER_GENERATIONS = 3
-NUM_ITEMS = 32
 ARCHIVE_OUTCOMES = 500
-PAPER_WORKERS, PAPER_EVALUATION_S = 1024, 300.0
-NAMES = ("instruct", "code", "math")
-
-
-def duration_s(recipe_id: str) -> float:
-    """Return how long an evaluation of a recipe takes: log-normal, the same every time."""
-    digest = hashlib.sha256(f"duration {recipe_id}".encode()).digest()
-    uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
-    return MEDIAN_S * math.exp(SIGMA * statistics.NormalDist().inv_cdf(uniform))
-
-
-class SleepingRunner:
-    """Sleeps, and scores by a formula: the best merge is no equal weighting."""
-
-    def __init__(self, spec: WorkerSpec, worker: str) -> None:
-        self._manifest = spec.manifest
-        self._worker = worker
-
-    def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
-        """Return a made-up outcome after a while; ``seconds`` says how long it really was."""
-        start = time.perf_counter()
-        time.sleep(duration_s(request.recipe.recipe_id))
-        weights = np.array(request.recipe.weights)[:, 0]
-        quality = float(np.exp(-2 * ((weights - [0.3, 0.7, 1.1]) ** 2).sum()))
-        scores = {}
-        for place, (task, items) in enumerate(self._manifest.items("search").items()):
-            level = 0.6 * quality + 0.3 * min(1.0, float(weights[place]))
-            draws = np.random.default_rng(place).random(len(items))
-            scores[task] = TaskScores(task, tuple(items), (draws < level).astype(np.float64))
-        return Completed(
-            key=request.key,
-            attempt=attempt,
-            worker=self._worker,
-            weights_digest=request.recipe.recipe_id[:32],
-            task_scores=scores,
-            seconds={"sleep": time.perf_counter() - start},
-        )
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-
-def make_job(archive: Path, strategy: str, workers: int, evaluations: int) -> JobConfig:
-    """Return a job on checkpoints that are not there."""
-    return JobConfig.model_validate(
-        {
-            "models": {
-                "base": "none/base",
-                "checkpoints": {name: f"none/{name}" for name in NAMES},
-            },
-            "objectives": {name: f"task_{name}" for name in NAMES},
-            "search": {
-                "strategy": strategy,
-                "ask_ahead": max(1, workers // 8),
-                # Every evaluation is one of all items.
-                "racing": {"enabled": False},
-            },
-            "budget": {"evaluations": evaluations},
-            "workers": {"count": workers, "cpus": 0.01, "hang_factor": None},
-            "archive": str(archive),
-        }
-    )
-
-
-def make_spec(job: JobConfig) -> WorkerSpec:
-    """Return what workers are made from, without a file of it."""
-    sources = [ResolvedSource(name, Path("none") / name, name * 8) for name in ("base", *NAMES)]
-    items = {f"task_{name}": tuple(f"{name}-{i}" for i in range(NUM_ITEMS)) for name in NAMES}
-    manifest = Manifest(
-        {"search": items, "select": items, "report": items},
-        dict.fromkeys(items, "0" * 16),
-    )
-    return WorkerSpec(job, Sources(sources[0], tuple(sources[1:])), manifest)
 
 
 class _SearchIsOver(Exception):  # noqa: N818 - an end, not an error
@@ -142,6 +72,8 @@ class MeasuredPool:
     def __init__(self, pool: RayPool, workers: int) -> None:
         self._pool, self._workers = pool, workers
         self.submitted_at: list[float] = []
+        # Processor seconds of this thread when every worker had an evaluation.
+        self.filled_at_s = 0.0
         self.ended: list[tuple[float, float]] = []
 
     @property
@@ -158,6 +90,8 @@ class MeasuredPool:
         """Note the time and pass it on."""
         self._pool.submit(request)
         self.submitted_at.append(time.perf_counter())
+        if len(self.submitted_at) == self._workers:
+            self.filled_at_s = time.thread_time()
 
     def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:
         """Note how long the evaluation took, and when it was taken."""
@@ -192,6 +126,7 @@ class Measured:
 
     utilisation: float
     driver_ms_per_outcome: float
+    driver_start_ms: float
     outcomes: int
 
 
@@ -217,8 +152,13 @@ def measure_search(pool: RayPool, strategy: str, workers: int, evaluations: int)
                 run_search(archive, measured, space, on_event=stop_before_validation)
             except _SearchIsOver:
                 pass
-        spent_s = time.thread_time() - start
-    return Measured(measured.utilisation(), 1000 * spent_s / evaluations, evaluations)
+        end = time.thread_time()
+    return Measured(
+        measured.utilisation(),
+        1000 * (end - measured.filled_at_s) / evaluations,
+        1000 * (measured.filled_at_s - start),
+        evaluations,
+    )
 
 
 def measure_barrier(pool: RayPool, workers: int) -> float:
@@ -266,6 +206,7 @@ def measure(workers: int, strategies: Iterable[str]) -> list[dict[str, object]]:
                     "utilisation": found.utilisation,
                     "barrier_utilisation": barrier,
                     "driver_ms_per_outcome": found.driver_ms_per_outcome,
+                    "driver_start_ms": found.driver_start_ms,
                     "outcomes": found.outcomes,
                 }
             )
@@ -291,38 +232,38 @@ def archive_rate() -> float:
         return record(Path(directory) / "archive.sqlite", ARCHIVE_OUTCOMES).outcomes_per_s
 
 
-def on_paper(rows: Iterable[Mapping[str, Any]]) -> dict[str, object]:
-    """Say where one driver is busy all the time, if evaluations take five minutes."""
-    found: dict[str, object] = {}
-    for strategy in STRATEGIES:
-        costs = [row["driver_ms_per_outcome"] for row in rows if row["strategy"] == strategy]
-        if costs:
-            worst_s = max(costs) / 1000
-            found[strategy] = {
-                "saturates_at_workers": int(PAPER_EVALUATION_S / worst_s),
-                "driver_share_of_1024": PAPER_WORKERS * worst_s / PAPER_EVALUATION_S,
-            }
-    return found
-
-
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="*",
+        default=list(WORKERS),
+        help="real ones; default: %(default)s",
+    )
+    parser.add_argument(
+        "--paper", type=int, nargs="*", default=list(PAPER_WORKERS),
+        help="on paper; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="more outcomes on paper")
     arguments = parser.parse_args()
     rows = [row for workers in arguments.workers for row in measure(workers, STRATEGIES)]
+    paper = on_paper(arguments.paper, most=FULL_OUTCOMES if arguments.full else OUTCOMES)
     report = {
         "rows": rows,
         "archive_outcomes_per_s": archive_rate(),
-        "on_paper_300_s": on_paper(rows),
+        "paper": paper,
+        "saturates_at_workers": saturation(paper),
     }
     if arguments.json:
         print_report(report, as_json=True)
         return
-    for row in rows:
+    for row in [*rows, *paper]:
         print(json.dumps(row))
-    print_report({name: report[name] for name in report if name != "rows"}, as_json=False)
+    rest = {name: part for name, part in report.items() if name not in {"rows", "paper"}}
+    print_report(rest, as_json=False)
 
 
 if __name__ == "__main__":

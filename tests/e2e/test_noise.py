@@ -1,10 +1,12 @@
 """`mergefront noise --run`: the first evaluations of a search, judged before the rest is paid."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
+from configs.errors import TERMINATED
 from optimizer.archive.archive import Archive
 
 pytestmark = pytest.mark.slow
@@ -55,3 +57,19 @@ def test_noise_checks_a_new_job_once(mergefront, job_file, tmp_path):
     # First the trial on the base, in the command's own process; then what workers score.
     assert calls.count(calls[0]) == 1
     assert len(calls) > 1
+
+
+def test_noise_that_is_terminated_finishes_what_is_under_way(mergefront, job_file, tmp_path):
+    job = job_file(workers={"count": 1, "cpus": 1.0, "threads": 1})
+    with mergefront.start("noise", str(job), "--run") as process:
+        for line in process.stderr:
+            if "search 1/" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == TERMINATED, said
+    assert "terminated: " in said
+    assert "evaluations are recorded; continue with" in said
+    with Archive.open(tmp_path / "run" / "archive.sqlite") as archive:
+        # Of two that were under way or ready, the one that a worker had.
+        assert len(archive.candidates()) - len(archive.outcomes("search")) <= 1

@@ -1,5 +1,10 @@
 """A search whose driver is no part of the cluster that evaluates for it: ``ray://``."""
 
+import platform
+import subprocess
+import sys
+import time
+
 import pytest
 
 from configs.errors import ClusterError, WorkerError
@@ -8,6 +13,8 @@ from scripts.bench.fault_cluster import LocalCluster
 
 pytestmark = pytest.mark.slow
 
+# Within so long somebody is told what is wrong.
+LIMIT_S = 30.0
 # With one worker the finishing order is that of the proposals.
 WORKER = {"count": 1, "cpus": 0.5, "threads": 1}
 
@@ -49,6 +56,36 @@ def test_search_over_ray_client_equals_that_on_this_machine(
     there = run("there", address=cluster.client_address)
     assert there == run("here")
     assert len(there[0]) == 10
+
+
+# Ray asks this function what it is part of.
+OLDER = (
+    "import ray, ray._private.utils as utils; "
+    "utils.compute_version_info = lambda: (ray.__version__, '3.9.1'); "
+    "from optimizer.cli.app import main; main()"
+)
+
+
+@pytest.mark.parametrize("kind", ["address", "client_address"])
+def test_another_python_is_refused_in_time_with_both_versions(
+    of_cluster, cluster, job_file, tmp_path, kind
+):
+    address = getattr(cluster, kind)
+    job = str(job_file(workers={**WORKER, "address": address}))
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER, "run", job, "--plain"],
+        cwd=tmp_path, env=of_cluster.environment, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    took_s = time.monotonic() - began
+    assert done.returncode == ClusterError.exit_code, done.stderr
+    here = platform.python_version()
+    assert f"error: `{address}` runs Python {here} with Ray" in done.stderr
+    assert "here is Python 3.9.1 with Ray" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert took_s < LIMIT_S
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["address", "client_address"])

@@ -2,7 +2,9 @@
 
 ``python -m tests.fault.cluster_search ARCHIVE SETTINGS`` runs it from wherever its archive stands.
 The JSON object SETTINGS names the cluster (``address``), and more settings of workers. Every worker
-writes which attempts it began to ``ARCHIVE.begun``.
+writes which attempts it began to ``ARCHIVE.begun``, and which it came to the end of to
+``ARCHIVE.ended``. Evaluations take so many seconds longer as ``ARCHIVE.slow`` says, where there is
+such a file: a JSON object, seconds by the name of the host.
 """
 
 import hashlib
@@ -32,8 +34,6 @@ from workers.outcome import EvaluationRequest, Outcome
 from workers.ray_pool import RayPool
 
 EVALUATIONS = 44
-# Evaluations take that much longer while there is a file ARCHIVE.slow.
-_SLOW_S = 5.0
 CHANGES = {
     # Proposals that depend on what was told, and on nothing else; every candidate has an outcome.
     "search": {"strategy": "cma", "population_size": 6, **IN_FULL},
@@ -50,19 +50,29 @@ class ScriptedRunner:
         self._worker = worker
 
     def run(self, request: EvaluationRequest, attempt: int = 1) -> Outcome:
-        begun = {
-            "candidate": request.key.candidate, "split": request.key.split, "attempt": attempt,
-            "host": socket.gethostname(), "pid": os.getpid(),
-        }  # fmt: skip
-        with Path(f"{self._spec.job.archive}.begun").open("a") as file:
-            file.write(json.dumps(begun) + "\n")
-        is_slow = Path(f"{self._spec.job.archive}.slow").exists()
-        time.sleep(duration_s(request) + (_SLOW_S if is_slow else 0.0))
+        self._note("begun", request, attempt)
+        time.sleep(duration_s(request) + self._slow_s())
+        self._note("ended", request, attempt)
         outcome = scripted_outcome(self._spec.job, self._spec.manifest, request)
         return replace(outcome, attempt=attempt, worker=self._worker)
 
     def close(self) -> None:
         pass
+
+    def _note(self, what: str, request: EvaluationRequest, attempt: int) -> None:
+        entry = {
+            "candidate": request.key.candidate, "split": request.key.split, "attempt": attempt,
+            "host": socket.gethostname(), "pid": os.getpid(), "at": time.time(),
+        }  # fmt: skip
+        with Path(f"{self._spec.job.archive}.{what}").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _slow_s(self) -> float:
+        try:
+            by_host = json.loads(Path(f"{self._spec.job.archive}.slow").read_text())
+        except FileNotFoundError:
+            return 0.0
+        return float(by_host.get(socket.gethostname(), 0.0))
 
 
 def duration_s(request: EvaluationRequest) -> float:

@@ -30,6 +30,8 @@ from workers.outcome import Completed, EvaluationKey, EvaluationRequest
 pytestmark = pytest.mark.campaign
 
 LIMIT_S = 180
+# How long a link is cut.
+CUT_S = 30
 
 
 class Search:
@@ -90,9 +92,27 @@ class Search:
         self.driver.stdout.close()
         self.driver.stderr.close()
 
+    @property
+    def is_running(self):
+        return self.driver.poll() is None
+
+    def slow_down(self, **seconds):
+        """Let evaluations that begin from now on take so much longer, by host."""
+        # At once, since workers read it all the time.
+        new = Path(f"{self.archive}.new")
+        new.write_text(json.dumps(seconds))
+        new.rename(f"{self.archive}.slow")
+
     def begun(self):
-        text = Path(f"{self.archive}.begun").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return self._noted("begun")
+
+    def ended(self):
+        return self._noted("ended")
+
+    def _noted(self, what):
+        text = Path(f"{self.archive}.{what}").read_text()
+        # A line may be half written.
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
     def end(self):
         self.wait_for("ended: ")
@@ -169,27 +189,62 @@ def test_killed_raylet_loses_nothing_and_a_new_node_is_used(network, search):
     running = search()
     running.wait_for("finished search", 8)
     assert network.hosts["two"].kill("raylet/raylet") == 1
-    slow = Path(f"{running.archive}.slow")
-    slow.touch()
+    running.slow_down(one=5, two=5)
     network.hosts["two"].turn_off()
     known = len(running.begun())
     network.turn_on()
     running.wait_until(lambda: "two" in {entry["host"] for entry in running.begun()[known:]})
-    slow.unlink()
+    running.slow_down()
     running.end()
 
 
-def test_node_that_was_cut_off_doubles_nothing(network, search):
-    running = search()
+def test_node_that_is_cut_off_and_let_back_doubles_nothing(network, search):
+    running, host = search(), network.hosts["one"]
     running.wait_for("finished search", 8)
-    host = network.hosts["one"]
+    # Where it is cut off, evaluations take longer than it takes to see that, so that they begin
+    # elsewhere before they are over; elsewhere so long that the search outlasts the cut.
+    running.slow_down(one=CUT_S - 4, two=3)
+    known = len(running.begun())
+    running.wait_until(lambda: len(begun_on("one", running.begun()[known:])) == 2)
+    cut_off = {attempt_of(entry) for entry in begun_on("one", running.begun()[known:])}
+    again = {(candidate, attempt + 1) for candidate, attempt in cut_off}
     host.cut()
+    cut_at = time.monotonic()
     try:
-        time.sleep(30)
+        running.wait_until(lambda: again <= {attempt_of(entry) for entry in running.begun()})
+        time.sleep(max(0.0, cut_at + CUT_S - time.monotonic()))
     finally:
         host.mend()
-    running.end()
+    assert running.is_running
+    with Archive.open(running.archive) as archive:
+        at_mend = {outcome.key for outcome in archive.evaluations()}
+    running.slow_down()
+    # Whoever was cut off came to an end beside the replacement, and says so now.
+    running.wait_until(lambda: cut_off <= {attempt_of(entry) for entry in running.ended()})
+    replaced_at = {attempt_of(entry): entry["at"] for entry in running.begun()}
+    stale = [entry for entry in running.ended() if attempt_of(entry) in cut_off]
+    assert all(entry["at"] > replaced_at[entry["candidate"], 2] for entry in stale)
+    # As whoever manages a cluster does: a node that was declared dead does not join by itself.
+    running.wait_for("finished search", 2)
     host.turn_off()
+    known = len(running.begun())
+    network.turn_on()
+    running.wait_until(lambda: "one" in {entry["host"] for entry in running.begun()[known:]})
+    running.end()
+    with Archive.open(running.archive) as archive:
+        assert len(at_mend) < len(archive.evaluations())
+        for entry in stale:
+            outcome = archive.outcome(entry["candidate"], "search")
+            assert outcome.attempt == 2
+            assert not outcome.worker.endswith(f"@one:{entry['pid']}")
+
+
+def begun_on(host, begun):
+    return [entry for entry in begun if entry["host"] == host]
+
+
+def attempt_of(entry):
+    return entry["candidate"], entry["attempt"]
 
 
 def test_killed_driver_goes_on_when_started_again(network, search):
@@ -217,7 +272,24 @@ def test_terminated_driver_finishes_what_is_under_way(network, search):
     running.end()
 
 
-def test_head_that_is_lost_is_replaced_and_the_archive_goes_on(network, search):
+def test_head_that_alone_is_lost_is_joined_again_and_the_archive_goes_on(network, search):
+    running = search()
+    running.wait_for("finished search", 10)
+    head, *nodes = network.hosts.values()
+    head.turn_off()
+    running.driver.wait(timeout=30)
+    network.turn_on()
+    # A head without its old state knows no node: `ray start --block` of each ends with that. Who
+    # runs it starts it again: Kubernetes its pod, systemd its unit, SLURM its step.
+    running.wait_until(lambda: all(node.has_ended for node in nodes))
+    network.wait_until_started()
+    known = len(running.begun())
+    running.start()
+    running.end()
+    assert {entry["host"] for entry in running.begun()[known:]} == {"one", "two"}
+
+
+def test_cluster_that_is_lost_is_replaced_and_the_archive_goes_on(network, search):
     running = search()
     running.wait_for("finished search", 10)
     for host in network.hosts.values():

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.bench.faults import INNER, PACK
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.campaign
@@ -26,7 +28,7 @@ def processes_with(variable, value):
     return found
 
 
-def test_twenty_faults_lose_double_and_hang_nothing(tmp_path):
+def test_faults_of_all_kinds_lose_double_and_hang_nothing(tmp_path):
     mark = "MERGEFRONT_TEST_CAMPAIGN", str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "scripts.bench.faults", "--faults", "20", "--seed", "7", "--json"],
@@ -38,9 +40,10 @@ def test_twenty_faults_lose_double_and_hang_nothing(tmp_path):
     assert report["faults"] >= 20
     counts = ("lost", "duplicates", "wrong_resumes", "hangs", "unexpected_ends")
     assert {name: report[name] for name in counts} == dict.fromkeys(counts, 0), report["problems"]
+    assert report["missing_kinds"] == []
     assert done.returncode == 0
     assert sum(report["by_kind"].values()) == report["faults"]
-    assert {"worker_killed", "driver_killed"} <= report["by_kind"].keys()
+    assert {*PACK, *INNER} - report["left_out"].keys() == report["by_kind"].keys()
     end = time.monotonic() + 60
     while (left := processes_with(*mark)) and time.monotonic() < end:
         time.sleep(0.5)

@@ -116,6 +116,21 @@ def test_worker_that_froze_while_it_was_idle_is_not_held_against_the_next_recipe
     assert outcome.attempt == 1
 
 
+def test_workers_that_froze_while_they_were_idle_are_waited_for_together(make_pool, monkeypatch):
+    monkeypatch.setattr("workers.ray_fleet._ANSWER_S", 4.0)
+    pool = make_pool(count=3, timeout_s=60.0)
+    warm_up(pool)
+    time.sleep(2 * ray_fleet._FRESH_S)
+    for name in ("worker-1", "worker-2"):
+        os.kill(pool.worker_pids()[name], signal.SIGSTOP)
+    began = time.monotonic()
+    pool.submit(request(9))
+    assert time.monotonic() - began < 2 * 4.0
+    (outcome,) = drain(pool)
+    assert isinstance(outcome, Completed)
+    assert outcome.worker.startswith("worker-3@")
+
+
 def test_recipe_that_kills_at_once_is_charged_every_time(make_pool):
     pool = make_pool(count=2, max_attempts=1)
     for candidate in range(6):

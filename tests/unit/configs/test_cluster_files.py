@@ -1,6 +1,7 @@
 """The files for clusters: as valid as can be told without the servers that they are for."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -128,6 +129,27 @@ def test_slurm_script_is_clean():
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_slurm_script_does_not_wait_for_ray_without_end(tmp_path):
+    for name, does in {
+        "scontrol": "echo node1",
+        "hostname": "echo 10.0.0.1",
+        "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -w ] && shift; shift; done; "$@"',
+        "ray": "echo not today >&2; exit 1",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", CLUSTER / "slurm.sh", "job.yaml"], capture_output=True, text=True, check=False,
+        timeout=60, env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_START_S": "1", "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "2",
+        },
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no Ray on node1 after 1 s" in done.stderr
+    assert "not today" in done.stderr
 
 
 def test_slurm_script_runs_a_command_that_exists():

@@ -193,10 +193,18 @@ def test_report_counts_what_searches_say():
     fared = [Fared("cma", lives=2), Fared("racing", lives=3)]
     fared[0].faults.update(["worker_killed", "worker_killed", "disk_full"])
     fared[1].faults.update(["worker_killed"])
+    # Whatever has not struck is missing, but for what this machine cannot do.
+    left_out = dict.fromkeys(faults.INNER, "not here") | {"head_killed": "no hosts"}
+    missing = set(faults.PACK) - {"worker_killed", "disk_full", "head_killed"}
+    assert set(faults.report_of(fared, left_out)["missing_kinds"]) == missing
+    assert not faults.is_clean(faults.report_of(fared, left_out))
+    fared[1].faults.update([*missing, *left_out])
+    assert faults.is_clean(faults.report_of(fared, {}))
+    for kind in (*missing, *left_out):
+        del fared[1].faults[kind]
     report = faults.report_of(fared, {})
     assert (report["faults"], report["by_kind"]) == (4, {"disk_full": 1, "worker_killed": 3})
     assert (report["searches"], report["lives"]) == (2, 5)
-    assert faults.is_clean(report)
     fared[0].account.lost.append("one")
     fared[1].account.duplicates += ["two", "three"]
     fared[1].hangs.append("four")
