@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from optimizer.archive.archive import Archive
 from tests.fault.processes import wait_until_gone
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,25 @@ def test_search_says_how_to_go_on_when_interrupted_from_the_keyboard(
     assert "Traceback" not in err
     assert not wait_until_gone(below, within_s=120)
     assert recorded(mergefront, archive) >= 1
+    with Archive.open(archive) as reader:
+        assert reader.losses() == [], "what was under way is charged nothing"
+
+
+def test_search_whose_workers_are_terminated_with_it_charges_nobody(mergefront, job_file, tmp_path):
+    """As a service manager ends all processes of a service at once."""
+    import psutil
+
+    job, archive = job_file(budget={"evaluations": 400}), tmp_path / "run" / "archive.sqlite"
+    search = start_and_wait(mergefront, ["run", str(job)], archive, 1)
+    below = psutil.Process(search.pid).children(recursive=True)
+    search.terminate()
+    for process in below:
+        if "WorkerActor" in " ".join(process.cmdline()):
+            process.terminate()
+    _, err = search.communicate(timeout=180)
+    assert search.returncode, err
+    with Archive.open(archive) as reader:
+        assert reader.losses() == []
 
 
 def test_search_loses_nothing_when_a_worker_is_killed(mergefront, job_file, tmp_path):
