@@ -20,6 +20,7 @@ from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.events import Event, Finished
+from optimizer.remembered import past_of
 from optimizer.space import SearchSpace
 from optimizer.termination import Terminated, finishing_on_sigterm
 from scripts.bench.scripted import (
@@ -103,7 +104,7 @@ def main() -> None:
 
     spec = WorkerSpec(job, archive.sources, archive.manifest)
     space = SearchSpace(archive.job, archive.sources)
-    with archive, RayPool(spec, ScriptedRunner) as pool:
+    with archive, RayPool(spec, ScriptedRunner, past=past_of(archive)) as pool:
         print("began", flush=True)
         try:
             with finishing_on_sigterm(pool, show, job.workers.grace_s) as on_event:
