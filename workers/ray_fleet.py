@@ -8,12 +8,9 @@ autoscaler may start: an actor that waits for room is what it starts nodes for.
 import itertools
 import logging
 import math
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,11 +20,11 @@ from configs.errors import WorkerError
 from configs.worker_settings import WorkerSettings
 from workers.attempts import Assignment
 from workers.job import RunnerFactory, WorkerSpec
-from workers.pool import WorkerState
 from workers.pool_size import local_count, workers_that_fit
 from workers.ray_autoscaler import Autoscaler
 from workers.ray_cluster import nodes_with_room
-from workers.worker_process import NotStarted, Started, WorkerProcess
+from workers.ray_slot import Arrived, Slot, WorkerActor
+from workers.worker_process import NotStarted, Started
 
 logger = logging.getLogger(__name__)
 
@@ -46,69 +43,6 @@ _LOOK_S = 5.0
 _MAX_FAILED_STARTS = 3
 # Ray's name for the id of a node among its labels.
 _NODE_LABEL = "ray.io/node-id"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A worker has a process: where."""
-
-    host: str
-    pid: int
-    node: str
-
-
-class WorkerActor(WorkerProcess):
-    """What lives in a worker's process, as a Ray actor."""
-
-    def arrive(self) -> Arrived:
-        """Say where this process is, before anything is loaded."""
-        return Arrived(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id())
-
-    def ping(self) -> None:
-        """Answer, which only a process does that lives and is idle."""
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """The place of one worker, whose process may be replaced.
-
-    ``since``, ``began`` and ``deadline`` are in seconds of ``time.monotonic``: when its actor was
-    made, its request was sent, and will be given up, and ``heard`` when it said something last.
-    ``is_hang_limit`` tells a deadline that comes from medians. ``held`` is the id of the recipe
-    that the worker was given last, whose tensors its model may still hold. ``num_done`` counts the
-    requests of this process, ``num_failed`` those that failed one after another.
-    """
-
-    name: str
-    state: WorkerState = "starting"
-    actor: Any = None
-    arrived: Arrived | None = None
-    process: Started | None = None
-    assignment: Assignment | None = None
-    held: str = ""
-    since: float = 0.0
-    began: float = 0.0
-    heard: float = -math.inf
-    deadline: float = math.inf
-    is_hang_limit: bool = False
-    num_done: int = 0
-    num_failed: int = 0
-    failed_starts: int = 0
-
-    @property
-    def title(self) -> str:
-        """Name for outcomes: slot, and host and pid once they are known."""
-        return self.process.name if self.process else self.name
-
-    @property
-    def node(self) -> str:
-        """Ray's id of the node where the process is; empty where it is not known."""
-        return self.arrived.node if self.arrived else ""
-
-    @property
-    def where(self) -> str:
-        """Node for messages."""
-        return f"node {self.arrived.host}" if self.arrived else "an unknown node"
 
 
 class Fleet:

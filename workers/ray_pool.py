@@ -25,8 +25,9 @@ from workers.job import RunnerFactory, WorkerSpec, failure_of
 from workers.node_runner import build_runner
 from workers.outcome import EvaluationRequest, Failed, Outcome, Stage
 from workers.pool import WorkerState
-from workers.ray_fleet import Arrived, Fleet, Slot, is_of_node, reason_of
+from workers.ray_fleet import Fleet, is_of_node, reason_of
 from workers.ray_session import ray_session, require_resources
+from workers.ray_slot import Arrived, Slot
 from workers.toll import Past, Toll
 from workers.worker_process import NotStarted, Started
 

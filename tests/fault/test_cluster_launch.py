@@ -33,9 +33,9 @@ class Mergefront:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self._environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(directory)}
 
-    def __call__(self, *arguments, token=True):
+    def __call__(self, *arguments, token=True, is_patient=True):
         # A busy machine takes its time to see what is wrong.
-        arguments += ("--wait", "240") if arguments[0] == "launch" else ()
+        arguments += ("--wait", "240") if arguments[0] == "launch" and is_patient else ()
         options = [] if "--address" in arguments else ["--address", self.network.dashboard]
         options += ["--token-file", str(self.token)] if token else []
         return subprocess.run(
@@ -47,7 +47,8 @@ class Mergefront:
     def refused(self, *arguments, token=True):
         """Run a command that must say in time what is wrong, however long a start takes here."""
         began = time.monotonic()
-        done = self(*arguments, token=token)
+        # With what `launch` waits for by itself.
+        done = self(*arguments, token=token, is_patient=False)
         took_s = time.monotonic() - began
         # Of the command, and of the driver on the head.
         starts_s = 2 * self._start_s()

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from tests.contract.light_runners import LightRunner, light_spec
-from workers.ray_fleet import Arrived, Fleet, Slot
+from workers.ray_fleet import Fleet
+from workers.ray_slot import Arrived, Slot
 from workers.worker_process import Started
 
 NEWS = (Arrived(host="host", pid=7, node="n1"), Started(name="worker-1@host:7", pid=7))
