@@ -209,8 +209,9 @@ class Budget(Section):
     """Hours of evaluations of the search split times ``workers.gpus``; what is under way then is
     finished. None is no limit."""
     min_gain_per_hour: float | None = Field(default=None, gt=0)
-    """Hypervolume that the search must still be expected to gain per hour, where the strategy can
-    say so; None goes on to another limit."""
+    """Hypervolume that the search must still be expected to gain per hour, in the product of the
+    objectives' units: what the next evaluation adds on average, at the pace so far. Strategies
+    without a model of the scores refuse it; None goes on to another limit."""
 
 
 class ValidationSettings(Section):

@@ -16,7 +16,8 @@ that were asked for are in them. Without ``--full`` every part is short, ten min
 all: everything runs, and nothing is shown. ``--full`` takes 10 seeds (5 on the zoo) and hours; it
 goes on where it stopped, with the runs that ``--runs`` and ``--zoo-runs`` have.
 
-``--ask`` measures the time of one ask at 300, 2,000 and 5,000 outcomes instead.
+``--ask`` measures instead what an ask costs at 300, 2,000 and 5,000 outcomes, and what else of the
+strategy the driver waits for (``scripts.bench.ask_times``).
 """
 
 import argparse
@@ -27,12 +28,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import SHAPES, Landscape
 from scripts.bench.search_closed import (
     NUM_PENDING,
     SCREEN,
     VARIANTS,
-    measure_asks,
     run_search,
 )
 from scripts.bench.search_rows import SearchRow, append_run, read_runs, search_rows

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from optimizer.candidate import Candidate
+from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import OBJECTIVES, SHAPES, Landscape, search_items
 from scripts.bench.search import main
-from scripts.bench.search_closed import CHECKPOINTS, measure_asks, run_search
+from scripts.bench.search_closed import CHECKPOINTS, run_search
 from scripts.bench.search_rows import (
     SearchRun,
     TracePoint,
@@ -153,6 +154,10 @@ def test_times_of_asks_have_their_units_in_their_keys():
     found = measure_asks(Landscape("N4"), (15, 20), asks=2)
     assert list(found.ask_ms_at) == list(found.tell_ms_at) == ["15", "20"]
     assert all(0 < value < 10_000 for value in found.ask_ms_at.values())
+    assert list(found.expected_gain_ms_at) == ["15", "20"]
+    assert found.promote_ms_at == {}
+    assert list(measure_asks(Landscape("N8c"), (15,), asks=1).promote_ms_at) == ["15"]
+    assert measure_asks(Landscape("N4"), (15,), "dirichlet", 1).expected_gain_ms_at == {}
 
 
 @pytest.mark.slow
