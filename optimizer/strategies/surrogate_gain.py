@@ -18,9 +18,9 @@ from optimizer.strategies.surrogate_pool import Belief, draw_children, draw_pool
 
 # Draws for the order of a pool, and for the gain of the merges at its top.
 _ROUGH_DRAWS, _DRAWS = 8, 64
-# So many pools and broods of children at once: far from what is known little is expected almost
-# everywhere, and what is missed there makes the estimate jump.
-_POOLS, _BROODS = 3, 2
+# So many pools at once: far from what is known little is expected almost everywhere, and what is
+# missed there makes the estimate jump.
+_POOLS = 2
 # Of the merges of a pool so many are bred, and at the end so many looked at closely.
 _ELITE, _GENERATIONS, _CLOSE = 40, 2, 4
 # Draws further out than this are not: their logits would only be one or zero.
@@ -55,7 +55,7 @@ def expected_gain(space: SearchSpace, belief: Belief, rng: np.random.Generator) 
     worths = worth(pool)
     for _ in range(_GENERATIONS):
         best = pool[np.argsort(-worths, kind="stable")[:_ELITE]]
-        children = np.concatenate([draw_children(space, best, rng) for _ in range(_BROODS)])
+        children = draw_children(space, best, rng)
         pool = np.concatenate([pool, children])
         worths = np.concatenate([worths, worth(children)])
     close = pool[np.argsort(-worths, kind="stable")[:_CLOSE]]
