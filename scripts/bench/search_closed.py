@@ -37,6 +37,9 @@ SCREEN = "screen"
 VARIANTS = (*STRATEGIES, SCREEN)
 CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
+# Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
+# 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
+_VERSIONS = {SCREEN: 2}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
 
@@ -77,7 +80,13 @@ def run_search(
             trace.append(search.trace_point(done))
     ask_ms = statistics.median(search.ask_s[-50:]) * 1e3 if search.ask_s else 0.0
     driver_s = sum(search.ask_s) + search.tell_s
-    return SearchRun(landscape.name, name, seed, tuple(trace), ask_ms, driver_s)
+    version = version_of(name)
+    return SearchRun(landscape.name, name, seed, tuple(trace), ask_ms, driver_s, version)
+
+
+def version_of(name: str) -> int:
+    """Return which version of a variant this is: records of another one are of another search."""
+    return _VERSIONS.get(_settings(name)[0], 1)
 
 
 def _settings(name: str) -> tuple[str, dict[str, object]]:
