@@ -208,7 +208,7 @@ class _Search:
 
     def _ask_ahead(self) -> str:
         """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
-        ahead = self._job.search.ask_ahead
+        ahead = self._job.search.num_ahead(self._pool.num_free + self._pool.num_pending)
         while not (reason := self._end_reason()):
             if not self._pool.num_free and len(self._ready) >= ahead:
                 break
