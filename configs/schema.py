@@ -157,6 +157,10 @@ class Merge(Section):
         return self
 
 
+# Of so many workers one may become free while the strategy answers, which takes some 30 ms.
+_WORKERS_PER_AHEAD = 4
+
+
 class SearchSettings(Section):
     """How candidates are proposed."""
 
@@ -184,9 +188,10 @@ class SearchSettings(Section):
     """What ``scalar_cma`` takes off what it maximizes per unit of the mean absolute weight, in
     units of the score; other strategies refuse it. LoRAHub has 0.05, beside a loss in nats. Scores
     in the archive stay what they are."""
-    ask_ahead: int = Field(default=1, ge=0)
+    ask_ahead: int | None = Field(default=None, ge=0)
     """Proposals that are kept ready while workers are busy, so that one that becomes free starts
-    at once; 0 asks when a worker is free, which then knows one outcome more. May change on
+    at once; 0 asks when a worker is free, which then knows one outcome more. None is one per 4
+    workers, rounded up: so many may become free while the strategy is asked. May change on
     resume."""
     racing: Racing = Racing()
     """When candidates are stopped before all of their items are scored."""
@@ -196,6 +201,10 @@ class SearchSettings(Section):
     """Whether several candidates are looked at for each that is scored."""
     max_failed_share: float = Field(default=0.5, gt=0, le=1)
     """The search stops when more than this share of at least 8 outcomes are failures."""
+
+    def num_ahead(self, workers: int) -> int:
+        """Return how many proposals are kept ready for so many workers."""
+        return -(-workers // _WORKERS_PER_AHEAD) if self.ask_ahead is None else self.ask_ahead
 
 
 class Budget(Section):
@@ -211,8 +220,9 @@ class Budget(Section):
     """Hours of evaluations of the search split times ``workers.gpus``; what is under way then is
     finished. None is no limit."""
     min_gain_per_hour: float | None = Field(default=None, gt=0)
-    """Hypervolume that the search must still be expected to gain per hour, where the strategy can
-    say so; None goes on to another limit."""
+    """Hypervolume that the search must still be expected to gain per hour, in the product of the
+    objectives' units: what the next evaluation adds on average, at the pace so far. Strategies
+    without a model of the scores refuse it; None goes on to another limit."""
 
 
 class ValidationSettings(Section):

@@ -35,8 +35,8 @@ from optimizer.events import (
 from optimizer.progress import Course
 from optimizer.results.attribution import record_variants
 from optimizer.space import SearchSpace
-from optimizer.spending import Purse
-from optimizer.strategies.registry import make_strategy
+from optimizer.spending import Purse, gain_expected_by
+from optimizer.strategies.registry import check_strategy, make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
 from workers.pool import WorkerPool
@@ -81,6 +81,7 @@ def run_search(
         on_event: Called from this thread with everything worth showing.
 
     Raises:
+        ConfigError: The strategy has no use for what the job asks of it.
         TooManyFailuresError: More than the job's share of candidates failed.
         SearchError: Nothing could be scored on a held-out split.
         WorkerError: No worker can be started.
@@ -136,6 +137,7 @@ class _Search:
         self._space = space
         self._on_event = on_event
         self._job = job
+        check_strategy(self._job)
         self._strategy = make_strategy(self._job, space)
         self._plan = baseline_plan(archive, space, given)
         # Recorded, in their order, and not submitted yet.
@@ -209,7 +211,7 @@ class _Search:
 
     def _ask_ahead(self) -> str:
         """Ask until no worker is free and enough is ready; returns why nothing more is asked."""
-        ahead = self._job.search.ask_ahead
+        ahead = self._job.search.num_ahead(self._pool.num_free + self._pool.num_pending)
         while not (reason := self._end_reason()):
             if not self._pool.num_free and len(self._ready) >= ahead:
                 break
@@ -314,12 +316,14 @@ class _Search:
         self._submit_ready()
         if not self._archive.is_finished(candidate.index):
             self._on_event(BlockFinished(candidate, outcome))
-        for seen in self._tell_new():
+        told = self._tell_new()
+        gain = gain_expected_by(self._strategy) if told else None
+        for seen in told:
             count = self._num_evaluated
             self._on_event(Finished(seen.candidate, outcome, seen.scores, count, seen.stopped))
             spending = self._purse.spending
             model_s = sum(spending.model_s.values())
-            self._on_event(Progressed(count, spending.total_items, model_s, self._volume))
+            self._on_event(Progressed(count, spending.total_items, model_s, self._volume, gain))
         if isinstance(outcome, Failed):
             self._check_failures(outcome)
 

@@ -56,12 +56,15 @@ class Progressed:
 
     ``items`` counts what was scored (``optimizer.spending``), ``model_s`` the seconds in which a
     model ran, and ``volume`` is the hypervolume of what was scored on all items.
+    ``expected_gain`` is the hypervolume that the next evaluation is expected to add to the front of
+    what is believed (``optimizer.strategies.surrogate_gain``); None where nobody can say.
     """
 
     evaluations: int
     items: float
     model_s: float
     volume: float
+    expected_gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

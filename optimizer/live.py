@@ -274,6 +274,8 @@ class LiveView:
         if self._progress is None:
             return grid
         found = f"hypervolume {self._progress.volume:.4g} after {self._progress.items:,.0f} items"
+        if self._progress.expected_gain is not None:
+            found += f" · the next evaluation is expected to add {self._progress.expected_gain:.2g}"
         return Group(grid, Text(found, style="dim"))
 
     def _front_part(self) -> RenderableType:

@@ -89,6 +89,18 @@ def gain_bounds(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> Fl
     return bounds
 
 
+def gains(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> FloatArray:
+    """Compute how much hypervolume each point alone would add to a front; exact, ``(n,)``."""
+    array, members = as_points(points), as_points(front)
+    corner = np.asarray(reference, dtype=np.float64)
+    added = np.zeros(array.shape[0])
+    for index in np.flatnonzero(gain_bounds(array, members, corner) > 0):
+        covered = np.minimum(members, array[index])
+        own = float(np.maximum(array[index] - corner, 0.0).prod())
+        added[index] = max(0.0, own - hypervolume(covered, corner))
+    return added
+
+
 def best_gain(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> tuple[int, float]:
     """Find the point that would add most hypervolume to a front; exact.
 

@@ -22,8 +22,16 @@ class ExpectsGain(Protocol):
     """What a strategy has beside ``ask`` and ``tell`` when it knows what is still to be won."""
 
     def expected_gain(self) -> float | None:
-        """Return the hypervolume that the next evaluation adds on average; None while unknown."""
+        """Return the hypervolume that the next evaluation adds on average; None while unknown.
+
+        Like ``ask`` it changes nothing that is asked, and is a function of what was told.
+        """
         ...
+
+
+def gain_expected_by(strategy: object) -> float | None:
+    """Return the hypervolume that a strategy expects of the next evaluation, if it can tell."""
+    return strategy.expected_gain() if isinstance(strategy, ExpectsGain) else None
 
 
 @dataclass(slots=True)
@@ -126,9 +134,9 @@ class Purse:
     def too_little_gain(self, strategy: object, num_evaluated: int) -> str:
         """Return why going on is not worth it, where the strategy can tell; else nothing."""
         least = self._budget.min_gain_per_hour
-        if least is None or not isinstance(strategy, ExpectsGain) or not num_evaluated:
+        if least is None or not num_evaluated:
             return ""
-        gain, elapsed_s = strategy.expected_gain(), self._archive.elapsed_s
+        gain, elapsed_s = gain_expected_by(strategy), self._archive.elapsed_s
         if gain is None or elapsed_s <= 0:
             return ""
         per_hour = gain * num_evaluated / (elapsed_s / 3600)

@@ -8,7 +8,10 @@ it still means something:
 
 Scores over all new search items, of the same tensors, are exact. Otherwise they are told with a
 larger error: that of two different samples of items, twice the variance where the tensors are only
-nearly the same. Seeds are recorded before the first proposal, so that the search resumes exactly.
+nearly the same. Companions come along where they are known of the items of which the new search
+asks for them: means over other items cannot be compared. So does who was only screened.
+
+Seeds are recorded before the first proposal, so that the search resumes exactly.
 """
 
 import math
@@ -22,17 +25,21 @@ from configs.evaluation import SPLITS
 from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.manifest import Manifest
-from evaluators.scores import ObjectiveScore, Scores, TaskScores, aggregate
+from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggregate
 from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.candidate import SEED, Candidate, Observation
+from optimizer.dispatch_plan import dispatch_plan
 from optimizer.results.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
 from optimizer.space import SearchSpace
+from optimizer.strategies.registry import can_choose
 
 # Of the sum of absolute weights; what less does to a merge is hidden by the noise of its scores.
 _TINY_SHARE = 0.02
 # Of scores of tensors that are only nearly those of the seed's recipe.
 _NEARLY = 2.0
+_SCREENED = "it was only screened, and this search asks for no companions"
+_SCREENED_BY_OTHERS = "it was only screened, by other items than this search asks companions of"
 # Where files are, which says nothing about what is in them.
 _PLACES = {"include_path", "data_dir"}
 
@@ -61,22 +68,30 @@ def warm_start_from(
     if reason := _foreign_objective(archive, job, manifest):
         left_out[reason] = len(archive.observations())
         return WarmStart(str(archive.place), (), dict(left_out))
+    looked_at = _companion_items(job, manifest)
     for seen in archive.observations():
         candidate = seen.candidate
-        if not seen.scores or seen.stopped:
-            left_out["it failed, or was stopped early"] += 1
+        if (reason := _unusable(seen)) and not (reason == _SCREENED and looked_at):
+            left_out[reason] += 1
             continue
         carried = _carry(candidate.recipe, space)
         if isinstance(carried, str):
             left_out[carried] += 1
             continue
-        scores, is_exact = _scores(archive, candidate.index, job, manifest)
+        companions = _companions(archive, candidate.index, job, looked_at)
+        if reason and not companions:
+            left_out[_SCREENED_BY_OTHERS] += 1
+            continue
+        scores, is_exact = (
+            ({}, True) if reason else _scores(archive, candidate.index, job, manifest)
+        )
         if not carried.is_same:
-            scores, is_exact = _widened(scores, _NEARLY), False
+            scores, companions = _widened(scores, _NEARLY), _widened(companions, _NEARLY)
+            is_exact = False
         genotype = space.encode(carried.recipe.weights, carried.recipe.drop_ratios)
         origin = f"{SEED}{candidate.origin}"
         seed = Candidate(-1 - len(seeds), genotype, carried.recipe, origin, 0)
-        seeds.append(Seed(Observation(seed, scores), candidate.index, is_exact))
+        seeds.append(Seed(Observation(seed, scores, companions), candidate.index, is_exact))
     return WarmStart(str(archive.place), tuple(seeds), dict(left_out))
 
 
@@ -88,6 +103,8 @@ def describe(start: WarmStart) -> list[str]:
         f"beginning: {exact} as they are, {len(start.seeds) - exact} with a larger error "
         "(other items, or nearly the same merge)"
     ]
+    if screened := sum(not seed.observation.scores for seed in start.seeds):
+        lines.append(f"{screened} of them were only screened: their companions are known")
     lines += [f"{count} are not used: {reason}" for reason, count in start.left_out.items()]
     return lines
 
@@ -111,6 +128,48 @@ def _foreign_objective(archive: Archive, job: JobConfig, manifest: Manifest) -> 
             if not same or old[spec.task] != spec.model_dump(exclude=KEYS_BESIDE_SCORES):
                 return f"task {spec.task} is defined otherwise now"
     return ""
+
+
+def _unusable(seen: Observation) -> str:
+    """Say why an outcome has no scores that could be told; empty where it has."""
+    match seen.stopped:
+        case "screened":
+            return _SCREENED
+        case "racing":
+            return "it was stopped by racing, before all of its items were scored"
+        case "broken":
+            return "it was stopped by a gate, as broken"
+        case _:
+            return "" if seen.scores else "it failed"
+
+
+def _companion_items(job: JobConfig, manifest: Manifest) -> Items:
+    """Return task -> items of which the new search asks everybody's companions."""
+    items = manifest.items("search")
+    plan = dispatch_plan(job, items, can_choose=can_choose(job.search.strategy))
+    if plan.screens:
+        return plan.preview
+    return {
+        spec.task: items[spec.task]
+        for objective in job.objectives.values()
+        for spec in objective.lm_eval_tasks
+        if spec.companion
+    }
+
+
+def _companions(archive: Archive, candidate: int, job: JobConfig, items: Items) -> Scores:
+    """Return the companions of a candidate over just these items; those that are not known lack."""
+    known: dict[str, TaskScores] = {}
+    for task, part in archive.companions(candidate, "search").items():
+        wanted = set(items.get(task, ()))
+        if wanted and wanted <= set(part.item_ids):
+            known[task] = part.restricted_to(wanted)
+    objectives = {
+        name: objective
+        for name, objective in job.objectives.items()
+        if all(spec.task in known for spec in objective.tasks)
+    }
+    return aggregate(objectives, known)
 
 
 def _carry(recipe: MergeRecipe, space: SearchSpace) -> _Carried | str:

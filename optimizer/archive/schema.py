@@ -226,7 +226,12 @@ seeds = Table(
     Column("origin", String, nullable=False),
     Column("genotype_f64", LargeBinary, nullable=False, doc="little-endian float64"),
     Column("recipe", Text, nullable=False, doc="JSON with the names for people"),
-    Column("scores", Text, nullable=False, doc="JSON: objective -> value, stderr, count, as told"),
+    Column(
+        "scores",
+        Text,
+        nullable=False,
+        doc="JSON: objective -> value, stderr, count, as told; and companion, with the same",
+    ),
     Column("is_exact", Integer, nullable=False, doc="1: the same tensors on the same items"),
 )
 """What a search that was started from another archive knew before its first proposal."""

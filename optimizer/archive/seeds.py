@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from configs.recipe import MergeRecipe
-from evaluators.scores import ObjectiveScore
+from evaluators.scores import ObjectiveScore, Scores
 from optimizer.archive.records import Row, Rows, blob_to_floats, floats_to_blob
 from optimizer.archive.schema import seeds, warm_starts
 from optimizer.candidate import Candidate, Observation
@@ -57,14 +57,19 @@ def seed_rows(start: WarmStart) -> Rows:
             "origin": seed.observation.candidate.origin,
             "genotype_f64": floats_to_blob(seed.observation.candidate.genotype),
             "recipe": seed.observation.candidate.recipe.model_dump_json(),
-            "scores": json.dumps(
-                {name: asdict(score) for name, score in (seed.observation.scores or {}).items()},
-                allow_nan=False,
-            ),
+            "scores": json.dumps(_encoded(seed.observation), allow_nan=False),
             "is_exact": int(seed.is_exact),
         }
         for number, seed in enumerate(start.seeds)
     ]
+
+
+def _encoded(seen: Observation) -> dict[str, dict[str, Any]]:
+    """Return objective -> its score, and its companion beside it; either may be missing."""
+    found = {name: asdict(score) for name, score in (seen.scores or {}).items()}
+    for name, score in seen.companions.items():
+        found.setdefault(name, {})["companion"] = asdict(score)
+    return found
 
 
 def read_warm_start(connection: Connection, search_id: int) -> WarmStart | None:
@@ -84,7 +89,13 @@ def read_warm_start(connection: Connection, search_id: int) -> WarmStart | None:
 
 
 def _seed(row: Mapping[str, Any]) -> Seed:
-    scores = {name: ObjectiveScore(**score) for name, score in json.loads(row["scores"]).items()}
+    scores: Scores = {}
+    companions: Scores = {}
+    for name, found in json.loads(row["scores"]).items():
+        if companion := found.pop("companion", None):
+            companions[name] = ObjectiveScore(**companion)
+        if found:
+            scores[name] = ObjectiveScore(**found)
     candidate = Candidate(
         index=-1 - row["seed"],
         genotype=blob_to_floats(row["genotype_f64"]),
@@ -92,4 +103,4 @@ def _seed(row: Mapping[str, Any]) -> Seed:
         origin=row["origin"],
         seen=0,
     )
-    return Seed(Observation(candidate, scores), row["source"], bool(row["is_exact"]))
+    return Seed(Observation(candidate, scores, companions), row["source"], bool(row["is_exact"]))

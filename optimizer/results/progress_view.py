@@ -14,7 +14,7 @@ from optimizer.results.front_view import ScoredCandidate, points_of
 from optimizer.results.tables import plain_table
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
-from optimizer.spending import ExpectsGain
+from optimizer.spending import ExpectsGain, gain_expected_by
 from optimizer.strategies.registry import make_strategy
 
 _ROWS = 8
@@ -28,8 +28,8 @@ class Progress:
         points: One per finished candidate; their volumes are of raw scores.
         believed: Hypervolume of the front of posterior means, None without a model: raw fronts
             claim more than is there.
-        expected_gain: Hypervolume that the strategy expects of its next candidate, where it can
-            tell.
+        expected_gain: Hypervolume that the next evaluation is expected to add to the front of
+            posterior medians, where the strategy can tell.
     """
 
     points: list[ProgressPoint]
@@ -55,7 +55,7 @@ def progress_report(
         names = list(archive.job.objectives)
         reference = reference_point(archive.observations(), names)
         believed = hypervolume(points_of(rows), reference)
-    return Progress(points, believed, _expected_gain(archive, space))
+    return Progress(points, believed, expected_gain_of(archive, space))
 
 
 def progress_table(found: Progress) -> Table:
@@ -78,7 +78,7 @@ def progress_sentences(found: Progress) -> list[str]:
             "claim more than is there."
         )
     if found.expected_gain is not None:
-        said.append(f"The strategy expects its next candidate to add {found.expected_gain:.3g}.")
+        said.append(f"The next evaluation is expected to add {found.expected_gain:.2g} to that.")
     return said
 
 
@@ -100,10 +100,14 @@ def progress_record(found: Progress) -> dict[str, object]:
     }
 
 
-def _expected_gain(archive: Archive, space: SearchSpace) -> float | None:
+def expected_gain_of(archive: Archive, space: SearchSpace) -> float | None:
+    """Return the hypervolume that the next evaluation would be expected to add.
+
+    None where the strategy cannot tell, or not yet.
+    """
     strategy = make_strategy(archive.job, space)
     if not isinstance(strategy, ExpectsGain):
         return None
     for seen in [*archive.seeds(), *archive.observations()]:
         strategy.tell(seen)
-    return strategy.expected_gain()
+    return gain_expected_by(strategy)

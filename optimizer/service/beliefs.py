@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from optimizer.archive.reader import ArchiveCounters
+from optimizer.archive.recorded_space import recorded_space
 from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import ScoredCandidate, scored_candidates
+from optimizer.results.progress_view import expected_gain_of
 from optimizer.service.result_models import Belief, BeliefState
 from optimizer.service.searches import OpenArchive
 
@@ -48,6 +50,7 @@ class Believed:
 class _Known:
     counters: ArchiveCounters | None = None
     rows: list[ScoredCandidate] = field(default_factory=list)
+    expected_gain: float | None = None
     took_s: float = 0.0
     ended_s: float = 0.0
     is_computing: bool = False
@@ -76,7 +79,7 @@ class Beliefs:
         elif known.counters != now:
             self._start(opened, known)
         with self._lock:
-            counters, rows = known.counters, known.rows
+            counters, rows, gain = known.counters, known.rows, known.expected_gain
         if counters is None or all(row.posterior is None for row in rows):
             raw = self._raw(opened, now)
             # Where too little was scored for a posterior, there is nothing to wait for.
@@ -85,7 +88,8 @@ class Beliefs:
                 return Believed(raw.rows, pending, now, now)
             return raw
         state: BeliefState = "current" if counters == now else "stale"
-        return Believed(rows, Belief(state=state, outcomes=counters.outcomes), counters, now)
+        belief = Belief(state=state, outcomes=counters.outcomes, expected_gain=gain)
+        return Believed(rows, belief, counters, now)
 
     def raw(self, opened: OpenArchive) -> Believed:
         """Return all scored candidates, going by their raw scores."""
@@ -135,8 +139,9 @@ class Beliefs:
             shortest_s = _FAILED_S
             try:
                 rows = believed_candidates(opened.archive)
+                gain = expected_gain_of(opened.archive, recorded_space(opened.archive))
                 with self._lock:
-                    known.counters, known.rows = counters, rows
+                    known.counters, known.rows, known.expected_gain = counters, rows, gain
                 shortest_s = 0.0
             finally:
                 with self._lock:

@@ -112,6 +112,9 @@ class Belief(Model):
     there is none, or it was not asked for."""
     outcomes: int
     """How many outcomes it knows."""
+    expected_gain: float | None = None
+    """Hypervolume that the next evaluation is expected to add to the front of posterior medians;
+    None without a posterior, and where the strategy cannot tell."""
 
 
 class FrontRow(CandidateRow):

@@ -6,10 +6,11 @@ has ``my_strategy = "module:OBJECT"`` under ``[project.entry-points."mergefront.
 """
 
 import difflib
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, Problem
 from configs.schema import JobConfig
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
@@ -61,16 +62,50 @@ def check_strategy(job: JobConfig) -> None:
     """Check that there is the job's strategy, and that it knows the settings that not all know.
 
     Raises:
-        ConfigError: There is none of that name, or it has no use for ``search.l1``.
+        ConfigError: There is none of that name, or it has no use for ``search.l1`` or
+            ``budget.min_gain_per_hour``; all of it at once.
     """
-    factory = strategy_factory(job.search.strategy)
-    if job.search.l1 and not _takes_l1(factory):
-        knowing = ", ".join(f"`{name}`" for name, one in STRATEGIES.items() if _takes_l1(one))
-        raise ConfigError.single(
-            "search.l1",
-            f"`{job.search.strategy}` cannot penalize weights (found l1: {job.search.l1:g}), since "
-            f"it does not maximize one number; take `l1` out, or use strategy {knowing}",
+    problems = _unknown_settings(job)
+    least = job.budget.min_gain_per_hour
+    if least is not None and not _expects_gain(strategy_factory(job.search.strategy)):
+        problems.append(
+            Problem(
+                "budget.min_gain_per_hour",
+                f"`{job.search.strategy}` cannot say what is still to be gained (found "
+                f"min_gain_per_hour: {least:g}), since it has no model of the scores; take it "
+                f"out, or use strategy {_those(_expects_gain)}",
+            )
         )
+    _refuse(job, problems)
+
+
+def _unknown_settings(job: JobConfig) -> list[Problem]:
+    """Return what a job says of its search that its strategy has no use for."""
+    name = job.search.strategy
+    factory = strategy_factory(name)
+    if not job.search.l1 or _takes_l1(factory):
+        return []
+    return [
+        Problem(
+            "search.l1",
+            f"`{name}` cannot penalize weights (found l1: {job.search.l1:g}), since it does not "
+            f"maximize one number; take `l1` out, or use strategy {_those(_takes_l1)}",
+        )
+    ]
+
+
+def _refuse(job: JobConfig, problems: list[Problem]) -> None:
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConfigError(f"{count} with strategy `{job.search.strategy}`", problems)
+
+
+def _those(know: Callable[[StrategyFactory], bool]) -> str:
+    return ", ".join(f"`{name}`" for name, factory in STRATEGIES.items() if know(factory))
+
+
+def _expects_gain(factory: StrategyFactory) -> bool:
+    return hasattr(factory, "expected_gain")
 
 
 def _takes_l1(factory: StrategyFactory) -> bool:
@@ -89,10 +124,13 @@ def can_choose(name: str) -> bool:
 def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     """Build the strategy that the job names.
 
+    Whether it knows when to end is not asked (:func:`check_strategy`): archives are read, too,
+    of jobs that were accepted before that was.
+
     Raises:
-        ConfigError: As for :func:`check_strategy`.
+        ConfigError: There is none of that name, or it has no use for ``search.l1``.
     """
-    check_strategy(job)
+    _refuse(job, _unknown_settings(job))
     return strategy_factory(job.search.strategy)(job, space)
 
 

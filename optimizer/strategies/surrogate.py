@@ -7,8 +7,8 @@ hypervolume if that function were true; or, for the share of asks that the prefe
 merge with the best preferred mean. Different draws differ, so asks for many workers spread.
 """
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
 from optimizer.strategies.strategy import ask_generator
-from optimizer.strategies.surrogate_pool import Parents, draw_children, draw_pool
+from optimizer.strategies.surrogate_gain import expected_gain
+from optimizer.strategies.surrogate_pool import Belief, Parents, draw_children, draw_pool
 from optimizer.strategies.surrogate_start import draw_merges, start_genotypes, start_size
 from optimizer.surrogate.blas import with_one_thread
 from optimizer.surrogate.narrowing import BLOCK
@@ -37,19 +38,14 @@ _EXACT = 64
 # A belief may lack the last outcomes: as many as this share of the merges under evaluation, and of
 # what was told. They count as under evaluation until it is renewed, which takes as long as an ask.
 _LATE_OF_PENDING, _LATE_OF_TOLD = 1 / 8, 1 / 32
+# What is expected of the next evaluation is estimated again with so many outcomes more, or with
+# this share of them; single estimates jump, so these many count.
+_GAIN_STEP, _GAIN_STEP_SHARE, _GAIN_LOOKS = 4, 1 / 32, 3
+# Beside the seed and a count, so that its draws are those of no ask.
+_GAIN_DRAWS = 1
 # Each function lies this much of a Thompson sample's way from the posterior's mean, drawn
 # uniformly: in many dimensions a full sample is best where least is known.
 _SPREAD = (0.5, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Belief:
-    """What the observations told so far mean; a function of them alone."""
-
-    surrogate: Surrogate
-    front: FloatArray
-    reference: FloatArray
-    parents: Parents
 
 
 class SurrogateStrategy:
@@ -65,9 +61,12 @@ class SurrogateStrategy:
         self._start_size = start_size(space)
         self._cma = CmaStrategy(job, space, origin=ORIGIN)
         self._told: list[Observation] = []
-        self._num_failed = 0
         self._memory = SurrogateMemory(space, self._names)
-        self._belief: tuple[int, _Belief] | None = None
+        self._belief: tuple[int, Belief] | None = None
+        # A number of observations by which the start is known to be complete, whatever is pending.
+        self._started_by: int | None = None
+        # By the number of observations.
+        self._gains: dict[int, float] = {}
 
     @with_one_thread
     def ask(self, index: int, pending: Sequence[Candidate]) -> Candidate:
@@ -83,7 +82,6 @@ class SurrogateStrategy:
         """Remember an observation."""
         observation = without_nan(observation)
         self._told.append(observation)
-        self._num_failed += observation.scores is None
         self._cma.tell(observation)
 
     @with_one_thread
@@ -93,18 +91,49 @@ class SurrogateStrategy:
         For the share of groups that the preference steers, and where none is beyond it, that is
         the one with the best preferred mean.
         """
-        known = [*self._told, *observations]
         if not any(seen.scores for seen in self._memory.usable(self._told)):
             return 0
-        surrogate = Surrogate(self._space, self._names, known)
-        expected = surrogate.predict_recipes([seen.recipe for seen in candidates]).mean
+        # What was fitted when the group was asked for: a freed worker waits for this.
+        seen = candidates[-1].seen
+        surrogate = Surrogate(
+            self._space,
+            self._names,
+            self._told,
+            memory=self._memory,
+            untold=observations,
+            fitted_to=seen - int(seen * _LATE_OF_TOLD),
+        )
+        expected = surrogate.predict_recipes([one.recipe for one in candidates]).mean
         best = int(np.argmax(expected @ self._preference))
         rng = ask_generator(self._seed, candidates[-1].index)
         if rng.random() < self._preference_share:
             return best
-        belief = self._believe(len(self._told))
-        row, gain = best_gain(expected, belief.front, belief.reference)
+        known = surrogate.observed_middle()[: surrogate.num_told]
+        front = known[non_dominated(known)]
+        row, gain = best_gain(expected, front, reference_point(self._told, self._names))
         return row if gain > 0 else best
+
+    @with_one_thread
+    def expected_gain(self) -> float | None:
+        """Return what the next evaluation adds to the hypervolume of the front, as expected.
+
+        In the product of the objectives' units (``surrogate_gain``): the mean of the last few
+        estimates, which are made every few outcomes. It is a function of the seed and of what was
+        told; None during the start.
+        """
+        looks: list[int] = []
+        while len(looks) < _GAIN_LOOKS and self._is_started(look := _look(looks, len(self._told))):
+            looks.append(look)
+        self._gains = {look: self._gains.get(look) or self._gain_at(look) for look in looks}
+        return statistics.mean(self._gains.values()) if looks else None
+
+    def _gain_at(self, count: int) -> float:
+        """Estimate what was to be gained after so many observations."""
+        # An older belief is of no use to asks, which keep the newest.
+        newest = count == len(self._told)
+        belief = self._believe(count) if newest else self._learn(self._told[:count])
+        rng = np.random.default_rng([self._seed, count, _GAIN_DRAWS])
+        return expected_gain(self._space, belief, rng)
 
     def stop(self) -> dict[str, str]:
         """Nothing but the budget ends a search on noisy scores."""
@@ -117,9 +146,7 @@ class SurrogateStrategy:
 
         A candidate that failed is not replaced, as long as the start has any scores.
         """
-        usable = self._memory.usable(self._told)
-        reached = len(usable) + self._num_failed + len(pending)
-        if reached >= self._start_size and any(seen.scores for seen in usable):
+        if self._is_started(len(self._told), len(pending)):
             return None
         known = {seen.candidate.recipe.recipe_id for seen in self._told}
         known.update(candidate.recipe.recipe_id for candidate in pending)
@@ -128,6 +155,19 @@ class SurrogateStrategy:
                 return self._space.encode(recipe.weights, recipe.drop_ratios)
         drawn: FloatArray = draw_merges(self._space, 1, rng)[0]
         return drawn
+
+    def _is_started(self, count: int, num_pending: int = 0) -> bool:
+        """Whether the start is complete after so many observations, and something scored."""
+        if self._started_by is not None and count >= self._started_by:
+            return True
+        told = self._told[:count]
+        usable = self._memory.usable(told)
+        num_failed = sum(seen.scores is None for seen in told)
+        reached = len(usable) + num_failed + num_pending >= self._start_size
+        started = reached and any(seen.scores for seen in usable)
+        if started and not num_pending:
+            self._started_by = count
+        return started
 
     def _choose(self, rng: np.random.Generator, pending: Sequence[Candidate]) -> FloatArray:
         """Search one function drawn from the posterior for what is best if it were true."""
@@ -161,7 +201,7 @@ class SurrogateStrategy:
         chosen: FloatArray = pool[row]
         return chosen
 
-    def _worth(self, scores: FloatArray, belief: _Belief, *, steered: bool) -> FloatArray:
+    def _worth(self, scores: FloatArray, belief: Belief, *, steered: bool) -> FloatArray:
         """Order candidates, ``(n,)``: by preference, or by a bound on the hypervolume they add."""
         preferred = scores @ self._preference
         if steered:
@@ -181,13 +221,13 @@ class SurrogateStrategy:
         known = self._memory.usable(self._told[:count])
         return count if any(seen.scores for seen in known) else told
 
-    def _believe(self, count: int) -> _Belief:
+    def _believe(self, count: int) -> Belief:
         """Return the belief after the first ``count`` observations; the last one is kept."""
         if self._belief is None or self._belief[0] != count:
             self._belief = (count, self._learn(self._told[:count]))
         return self._belief[1]
 
-    def _learn(self, told: Sequence[Observation]) -> _Belief:
+    def _learn(self, told: Sequence[Observation]) -> Belief:
         surrogate = Surrogate(self._space, self._names, told, memory=self._memory)
         mean = surrogate.observed_middle()
         reference = reference_point(told, self._names)
@@ -197,4 +237,11 @@ class SurrogateStrategy:
         preferred = np.argsort(-(mean @ self._preference), kind="stable")[:_PREFERRED_PARENTS]
         known = np.array([seen.candidate.genotype for seen in surrogate.observations])
         rows = list(dict.fromkeys([*spread, *preferred.tolist()]))
-        return _Belief(surrogate, mean[front], reference, Parents(known[rows], known))
+        return Belief(surrogate, mean[front], reference, Parents(known[rows], known))
+
+
+def _look(looks: Sequence[int], told: int) -> int:
+    """Return the count of observations of the estimate before some; of none, of the newest."""
+    count = looks[-1] - 1 if looks else told
+    step = max(_GAIN_STEP, int(count * _GAIN_STEP_SHARE))
+    return count // step * step

@@ -14,6 +14,7 @@ from evaluators.scores import FloatArray
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
 from optimizer.strategies.surrogate_start import draw_merges
+from optimizer.surrogate.surrogate import Surrogate
 
 # How many candidates come from which source.
 _LOCAL, _LINES, _SPARSE, _CMA, _RANDOM = 90, 40, 30, 40, 40
@@ -33,16 +34,33 @@ class Parents:
     known: FloatArray
 
 
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What observations mean; a function of them alone.
+
+    Attributes:
+        surrogate: The posterior of all objectives.
+        front: ``(f, m)`` posterior medians of the merges that none dominates by them.
+        reference: ``(m,)``, the corner of the hypervolume.
+        parents: Where moves start.
+    """
+
+    surrogate: Surrogate
+    front: FloatArray
+    reference: FloatArray
+    parents: Parents
+
+
 def draw_pool(
-    space: SearchSpace, parents: Parents, cma: CmaStrategy, rng: np.random.Generator
+    space: SearchSpace, parents: Parents, cma: CmaStrategy | None, rng: np.random.Generator
 ) -> FloatArray:
-    """Draw 240 candidate genotypes, ``(n, size)``, all in the unit cube."""
+    """Draw 240 candidate genotypes, ``(n, size)``, all in the unit cube; 200 without CMA-ES."""
     moves = _Moves(space, rng)
     pool = [
         moves.near(moves.pick(parents.best, _LOCAL)),
         moves.along(moves.pick(parents.best, _LINES), moves.pick(parents.known, _LINES)),
         moves.sparse(moves.pick(parents.best, _SPARSE)),
-        cma.samples(_CMA, rng),
+        *([] if cma is None else [cma.samples(_CMA, rng)]),
         draw_merges(space, _RANDOM, rng),
     ]
     return np.clip(np.concatenate(pool), 0.0, 1.0)

@@ -179,6 +179,15 @@ class ObjectiveModel:
             ends.append(self._process.mean(moved, query.cross(self._process, smooth + step)))
         return means, variance + ((ends[0] - ends[1]) / 2) ** 2
 
+    def mean_and_move(self, query: Query) -> tuple[FloatArray, FloatArray]:
+        """Of the process's values: the mean, and how far a score of each will move it, ``(n,)``.
+
+        The latter is a standard deviation; the score has the noise that scores have had.
+        """
+        by_bowl, variance = self.means_and_variance(query)
+        variance = variance + by_bowl.var(axis=0)
+        return by_bowl.mean(axis=0), variance / np.sqrt(variance + self._noise)
+
     def mean(self, query: Query) -> FloatArray:
         """Of the process's values, ``(n,)``."""
         if self._companion is None:

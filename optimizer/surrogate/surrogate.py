@@ -5,6 +5,7 @@ Everything here is a function of the observations, in their order, and of what i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from optimizer.surrogate.objective import (
 _GROWTH = 1.1
 # Beyond this many, the best and an even choice of the rest are kept, chosen every so many.
 _MAX_SAMPLES, _CHOICE_STEP = 600, 200
+# Fits and choices that are remembered: beliefs may lack the last outcomes, or their last fit.
+_NUM_REMEMBERED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class SurrogateMemory:
         self._usable: list[Observation] = []
         # By the number of observations: how many of them are usable.
         self._num_usable = [0]
+        # The last few, oldest first.
         self._choices: dict[int, list[Observation]] = {}
         self._fits: dict[tuple[int, int], list[Fits]] = {}
 
@@ -62,17 +66,33 @@ class SurrogateMemory:
             self._num_usable.append(len(self._usable))
         return self._usable[: self._num_usable[len(observations)]]
 
-    def choice(self, usable: list[Observation], settled: int) -> list[Observation]:
-        """Return what is kept of the first ``settled`` usable observations."""
-        if settled not in self._choices:
-            self._choices = {settled: _choice(usable[:settled], self._names)}
-        return self._choices[settled]
+    def kept(self, usable: list[Observation]) -> tuple[list[Observation], tuple[int, int]]:
+        """Return which usable observations samples are made of, and what a fit to them is of.
 
-    def fit(self, settled: int, known: "Known") -> list[Fits]:
-        """Return the hyper-parameters of every objective, fitted to what is known."""
-        key = (settled, len(known.observations))
+        Returns:
+            The observations, and a key: how many of the usable had been chosen from, and to how
+            many of those that are returned everything is fitted.
+        """
+        if len(usable) <= _MAX_SAMPLES:
+            return usable, (0, _last_fit(usable))
+        settled = len(usable) // _CHOICE_STEP * _CHOICE_STEP
+        if settled not in self._choices:
+            self._choices[settled] = _choice(usable[:settled], self._names)
+            _forget(self._choices)
+        chosen = self._choices[settled]
+        return [*chosen, *usable[settled:]], (settled, len(chosen))
+
+    def fit(self, key: tuple[int, int], known: Callable[[], "Known"]) -> list[Fits]:
+        """Return what was fitted to every objective.
+
+        Args:
+            key: From :meth:`kept`.
+            known: Gives what it is to be fitted to, where that was not done yet.
+        """
         if key not in self._fits:
-            self._fits = {key: [fit_objective(name, known) for name in self._names]}
+            first = known()
+            self._fits[key] = [fit_objective(name, first) for name in self._names]
+            _forget(self._fits)
         return self._fits[key]
 
 
@@ -87,6 +107,8 @@ class Surrogate:
         observations: In the order in which they were told; at least one usable one must have
             scores (see :func:`usable_observations`).
         memory: Of the search, where surrogates are made again and again as it grows.
+        untold: Observations beyond those, which ``memory`` does not learn of.
+        fitted_to: Shapes and hyper-parameters are those of so many observations; None: of all.
 
     Raises:
         ValueError: Nothing usable has scores.
@@ -99,6 +121,8 @@ class Surrogate:
         observations: Sequence[Observation],
         *,
         memory: SurrogateMemory | None = None,
+        untold: Sequence[Observation] = (),
+        fitted_to: int | None = None,
     ) -> None:
         self.space = space
         self.names = tuple(names)
@@ -106,22 +130,24 @@ class Surrogate:
         usable = memory.usable(observations)
         if not any(seen.scores for seen in usable):
             raise ValueError("no observation of this space has scores to learn from")
-        settled = 0
-        fitted_on = _last_fit(usable)
-        if len(usable) > _MAX_SAMPLES:
-            settled = len(usable) // _CHOICE_STEP * _CHOICE_STEP
-            kept = memory.choice(usable, settled)
-            fitted_on = len(kept)
-            usable = [*kept, *usable[settled:]]
-        self.observations = list(usable)
-        self._features = self.features_of_recipes([seen.candidate.recipe for seen in usable])
+        kept, key = memory.kept(usable)
+        self.num_told = len(kept)
+        self.observations = [*kept, *usable_observations(space, untold)]
+        recipes = [seen.candidate.recipe for seen in self.observations]
+        self._features = self.features_of_recipes(recipes)
         self._known = known = Known(self._features, self.observations)
+        if fitted_to is None:
+            fits = memory.fit(key, lambda: known.first(key[1]))
+        else:
+            earlier, key = memory.kept(memory.usable(observations[:fitted_to]))
+            fits = memory.fit(key, lambda: self._known_of(earlier[: key[1]]))
         self._models = [
-            ObjectiveModel(name, known, logs)
-            for name, logs in zip(
-                self.names, memory.fit(settled, known.first(fitted_on)), strict=True
-            )
+            ObjectiveModel(name, known, found) for name, found in zip(self.names, fits, strict=True)
         ]
+
+    def _known_of(self, observations: Sequence[Observation]) -> Known:
+        recipes = [seen.candidate.recipe for seen in observations]
+        return Known(self.features_of_recipes(recipes), observations)
 
     def features_of_recipes(self, recipes: Sequence[MergeRecipe]) -> Features:
         """Return the features of recipes of this space's method."""
@@ -154,6 +180,32 @@ class Surrogate:
         rest = Query(self._features.take(unscored)) if unscored else None
         middle = [model.scale.scores(model.known_mean(rest)) for model in self._models]
         return np.stack(middle, axis=1)
+
+    def outlook(self, features: Features) -> Callable[[FloatArray], FloatArray]:
+        """Return what may be believed of merges once each has been scored like the others.
+
+        A score moves the mean by less than what is not known of the merge, v, since it has noise n
+        of its own: by a normal draw of variance v^2 / (v + n). What merges have in common is left
+        out: each is looked at as if it alone were scored.
+
+        Args:
+            features: Of k merges.
+
+        Returns:
+            Takes ``(d, m)`` standard normal draws, one per objective; returns ``(d, k, m)`` scores
+            in the middle of the posterior, as :meth:`observed_middle` has them.
+        """
+        query = Query(features)
+        moves = [model.mean_and_move(query) for model in self._models]
+
+        def draw(normal: FloatArray) -> FloatArray:
+            columns = [
+                model.scale.scores(mean + column[:, None] * move)
+                for model, (mean, move), column in zip(self._models, moves, normal.T, strict=True)
+            ]
+            return np.stack(columns, axis=2)
+
+        return draw
 
     def path(
         self,
@@ -209,6 +261,12 @@ def posterior_candidates(
     surrogate = Surrogate(space, names, observations)
     candidates = [seen.candidate for seen in scored]
     return candidates, surrogate.predict_recipes([seen.recipe for seen in candidates])
+
+
+def _forget(remembered: dict[Any, Any]) -> None:
+    """Drop the oldest of what is remembered, as far as it is too much."""
+    while len(remembered) > _NUM_REMEMBERED:
+        del remembered[next(iter(remembered))]
 
 
 def _last_fit(observations: Sequence[Observation]) -> int:

@@ -144,6 +144,7 @@ def _event_fields(event: Event) -> dict[str, object] | None:
                 "items": event.items,
                 "model_s": event.model_s,
                 "hypervolume": event.volume,
+                "expected_gain": event.expected_gain,
             }
         case PhaseChanged():
             return {"event": "phase", "phase": event.phase, "todo": event.total}

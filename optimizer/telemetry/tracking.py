@@ -129,6 +129,8 @@ class Tracking:
                     "search/model_seconds": event.model_s,
                     "search/failed": float(self._num_failed),
                 }
+                if event.expected_gain is not None:
+                    metrics["search/expected_gain"] = event.expected_gain
                 self._log(event.evaluations, metrics)
             case _:
                 pass

@@ -1,7 +1,7 @@
 """Compare the searches at equal budgets, on closed-form landscapes and on real merges.
 
     OMP_NUM_THREADS=1 python -m scripts.bench.search --json
-    python -m scripts.bench.search --full --runs runs/search_closed.jsonl --json
+    OMP_NUM_THREADS=1 python -m scripts.bench.search --full --json
 
 Part one: every strategy on every landscape of ``scripts.bench.landscapes``; ``screen`` as well
 where there are companions. What is reported is the true hypervolume of the front that would be
@@ -11,12 +11,14 @@ strategy on merges of a small zoo, ``zoo3`` and ``zoo5``, with held-out scores
 
 ``--json`` prints ``rows``, one per landscape and strategy, with ``hv_mean``, ``hv_sd``,
 ``evaluations``, ``items``, ``items_to_match`` (rival -> items after which the mean over seeds first
-reached the rival's final value; null: never) and ``ask_ms``, and ``complete``: whether all runs
-that were asked for are in them. Without ``--full`` every part is short, ten minutes on two cores in
-all: everything runs, and nothing is shown. ``--full`` takes 10 seeds (5 on the zoo) and hours; it
-goes on where it stopped, with the runs that ``--runs`` and ``--zoo-runs`` have.
+reached the rival's final value; null: never), ``items_to_own`` (the same of its own final value,
+which is what a rival's items are to be divided by) and ``ask_ms``, and ``complete``: whether all
+runs that were asked for are in them. Without ``--full`` every part is short, ten minutes on two
+cores in all: everything runs, and nothing is shown. ``--full`` takes 10 seeds (5 on the zoo) and
+hours; it goes on where it stopped, with the runs that ``--runs`` and ``--zoo-runs`` have.
 
-``--ask`` measures the time of one ask at 300, 2,000 and 5,000 outcomes instead.
+``--ask`` measures instead what an ask costs at 300, 2,000 and 5,000 outcomes, and what else of the
+strategy the driver waits for (``scripts.bench.ask_times``).
 """
 
 import argparse
@@ -27,18 +29,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import SHAPES, Landscape
 from scripts.bench.search_closed import (
     NUM_PENDING,
     SCREEN,
     VARIANTS,
-    measure_asks,
     run_search,
+    version_of,
 )
 from scripts.bench.search_rows import SearchRow, append_run, read_runs, search_rows
 
 SHORT_EVALUATIONS, SHORT_SEEDS = 36, 1
 FULL_EVALUATIONS, FULL_SEEDS = 200, 10
+FULL_RUNS = Path("runs/search_closed.jsonl")
 SHORT_ZOO_MINUTES, SHORT_ZOO_BUDGET = 4.0, 20
 ASK_OUTCOMES = (300, 2000, 5000)
 ASK_LANDSCAPES = ("N8", "4x6", "N8c")
@@ -47,30 +51,44 @@ ASK_LANDSCAPES = ("N8", "4x6", "N8c")
 def table(rows: Sequence[SearchRow]) -> str:
     """Return rows as Markdown."""
     lines = [
-        "| landscape | strategy | seeds | hypervolume | best mean | evals to reach | ask ms |",
-        "|---|---|---|---|---|---|---|",
+        "| landscape | strategy | seeds | items | hypervolume | best mean | evaluations (items) to "
+        "reach | ask ms | driver s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        own = _cost(row.evaluations_to_own, row.items_to_own)
         reached = ", ".join(
-            f"{rival} {'never' if cost is None else round(cost)}"
+            f"{rival} {_cost(cost, row.items_to_match[rival])}"
             for rival, cost in row.evaluations_to_match.items()
         )
         lines.append(
             f"| {row.landscape}@{row.evaluations:.0f} | {row.strategy} | {row.seeds} "
-            f"| {row.hv_mean:.3f} ± {row.hv_sd:.3f} | {row.best_mean:.3f} | {reached} "
-            f"| {row.ask_ms:.0f} |"
+            f"| {row.items:.0f} | {row.hv_mean:.3f} ± {row.hv_sd:.3f} | {row.best_mean:.3f} "
+            f"| own {own}; {reached} | {row.ask_ms:.0f} | {row.driver_s:.1f} |"
         )
     return "\n".join(lines)
 
 
+def _cost(evaluations: float | None, items: float | None) -> str:
+    if evaluations is None or items is None:
+        return "never"
+    return f"{evaluations:.0f} ({items:.0f})"
+
+
 def run_closed(given: argparse.Namespace) -> list[SearchRow]:
     """Run what is missing of part one, seed by seed, and return its rows."""
-    runs = read_runs(given.runs) if given.runs else []
+    # Runs of another length or version stay in the file, and are no runs of this benchmark.
+    runs = [
+        run
+        for run in (read_runs(given.runs) if given.runs else [])
+        if run.key[3:] == (given.evaluations, version_of(run.strategy))
+    ]
     known = {run.key for run in runs}
     for seed in range(given.seeds):
         for landscape in (Landscape(name) for name in given.landscapes):
             for name in given.strategies:
-                if (landscape.name, name, seed) in known:
+                key = (landscape.name, name, seed, given.evaluations, version_of(name))
+                if key in known:
                     continue
                 if name.startswith(SCREEN) and not landscape.shape.companions:
                     continue
@@ -113,7 +131,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="of part one")
     parser.add_argument("--evaluations", type=int, help="of part one")
     parser.add_argument("--pending", type=int, default=NUM_PENDING, help="evaluations at a time")
-    parser.add_argument("--runs", type=Path, help="file of runs of part one to go on with")
+    parser.add_argument(
+        "--runs", type=Path, help=f"of part one, to go on with (with --full: {FULL_RUNS})"
+    )
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"), help="made if missing")
     parser.add_argument("--zoo-runs", type=Path, default=Path("runs/search_zoo"))
     parser.add_argument("--ask", action="store_true", help="measure the time of an ask only")
@@ -121,6 +141,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.part = given.part or ["closed", "zoo"]
     given.seeds = given.seeds or (FULL_SEEDS if given.full else SHORT_SEEDS)
+    given.runs = given.runs or (FULL_RUNS if given.full else None)
     given.evaluations = given.evaluations or (FULL_EVALUATIONS if given.full else SHORT_EVALUATIONS)
     return given
 

@@ -1,4 +1,4 @@
-"""One search of a closed-form landscape, as the driver would run it, and the time of its asks.
+"""One search of a closed-form landscape, as the driver would run it.
 
 Every strategy is told the same first: the base, the checkpoints alone, the uniform soup and three
 scales of task arithmetic, which count as evaluations. Then so many candidates are under evaluation
@@ -15,7 +15,6 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from optimizer.baselines import BaselinePlan
 from optimizer.candidate import Candidate, Observation
 from optimizer.pareto import non_dominated
 from optimizer.screening import Screens
-from optimizer.strategies.dirichlet import DirichletStrategy
 from optimizer.strategies.registry import STRATEGIES, make_strategy
 from optimizer.surrogate.surrogate import posterior_candidates
 from scripts.bench.landscapes import (
@@ -39,6 +37,9 @@ SCREEN = "screen"
 VARIANTS = (*STRATEGIES, SCREEN)
 CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
+# Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
+# 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
+_VERSIONS = {SCREEN: 2}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
 
@@ -79,7 +80,13 @@ def run_search(
             trace.append(search.trace_point(done))
     ask_ms = statistics.median(search.ask_s[-50:]) * 1e3 if search.ask_s else 0.0
     driver_s = sum(search.ask_s) + search.tell_s
-    return SearchRun(landscape.name, name, seed, tuple(trace), ask_ms, driver_s)
+    version = version_of(name)
+    return SearchRun(landscape.name, name, seed, tuple(trace), ask_ms, driver_s, version)
+
+
+def version_of(name: str) -> int:
+    """Return which version of a variant this is: records of another one are of another search."""
+    return _VERSIONS.get(_settings(name)[0], 1)
 
 
 def _settings(name: str) -> tuple[str, dict[str, object]]:
@@ -173,47 +180,3 @@ class _Search:
         start = time.process_time()
         self._strategy.tell(observation)
         self.tell_s += time.process_time() - start
-
-
-@dataclass(frozen=True, slots=True)
-class AskTimes:
-    """Median processor milliseconds of one ask, and of the tell before it, per outcomes known."""
-
-    landscape: str
-    ask_ms_at: dict[str, float] = field(default_factory=dict)
-    tell_ms_at: dict[str, float] = field(default_factory=dict)
-
-
-def measure_asks(
-    landscape: Landscape, outcomes: Sequence[int], name: str = "surrogate_cma", asks: int = 9
-) -> AskTimes:
-    """Measure an ask after so many outcomes, each with news and 8 candidates pending.
-
-    Outcomes are those of random search; between asks one more is told, so that nothing is answered
-    from what the last ask computed. Times are those of this process's processors: run with one
-    thread (``OMP_NUM_THREADS=1``) to see what one core takes.
-    """
-    job = landscape.job(name)
-    space = landscape.space(job)
-    strategy = make_strategy(job, space)
-    random = DirichletStrategy(job, space)
-    rng = np.random.default_rng(0)
-    found = AskTimes(landscape.name)
-    told = 0
-    for count in sorted(outcomes):
-        for index in range(told, count):
-            strategy.tell(landscape.observe(random.ask(index, []), rng))
-        told = count + asks
-        pending: list[Candidate] = [random.ask(10**6 + i, []) for i in range(8)]
-        ask_s, tell_s = [], []
-        for index in range(count, told):
-            start = time.process_time()
-            pending.append(strategy.ask(index, pending))
-            ask_s.append(time.process_time() - start)
-            seen = landscape.observe(pending.pop(0), rng)
-            start = time.process_time()
-            strategy.tell(seen)
-            tell_s.append(time.process_time() - start)
-        found.ask_ms_at[str(count)] = round(statistics.median(ask_s) * 1e3, 1)
-        found.tell_ms_at[str(count)] = round(statistics.median(tell_s) * 1e3, 2)
-    return found

@@ -42,7 +42,8 @@ class SearchRun:
 
     ``trace`` is ascending in evaluations, and holds the same evaluations for every seed, as far as
     the strategy allows. ``ask_ms`` is the median time of the last 50 asks, in milliseconds;
-    ``driver_s`` everything that was not evaluating, in seconds.
+    ``driver_s`` everything that was not evaluating, in seconds. ``version`` is raised when the same
+    search would come out otherwise; records without one are of the first.
     """
 
     landscape: str
@@ -51,11 +52,13 @@ class SearchRun:
     trace: tuple[TracePoint, ...]
     ask_ms: float
     driver_s: float
+    version: int = 1
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What a run is told from the others by."""
-        return self.landscape, self.strategy, self.seed
+    def key(self) -> tuple[str, str, int, int, int]:
+        """What a run is told from the others by; a short one is not a long one."""
+        evaluations = self.trace[-1].evaluations
+        return self.landscape, self.strategy, self.seed, evaluations, self.version
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +80,12 @@ class SearchRow:
         evaluations_to_match: The same in evaluations.
         model_s_to_match: The same in seconds of model time.
         items_to_match_best_mean: Rival -> items to reach the rival's final ``best_mean``.
+        items_to_own: Items after which the mean over seeds first reaches its own final ``hv_mean``.
+            A curve that wanders, or has come to rest, reaches it before its end: who says how many
+            times fewer items another takes has to divide this, not ``items``.
+        evaluations_to_own: The same in evaluations.
+        model_s_to_own: The same in seconds of model time.
+        items_to_own_best_mean: Items to reach its own final ``best_mean``.
         model_s: Seconds that models took, mean over seeds.
         ask_ms: Median over seeds of the runs' ``ask_ms``.
         driver_s: Median over seeds.
@@ -95,6 +104,10 @@ class SearchRow:
     evaluations_to_match: dict[str, float | None]
     model_s_to_match: dict[str, float | None]
     items_to_match_best_mean: dict[str, float | None]
+    items_to_own: float | None
+    evaluations_to_own: float | None
+    model_s_to_own: float | None
+    items_to_own_best_mean: float | None
     model_s: float
     ask_ms: float
     driver_s: float
@@ -189,6 +202,9 @@ def _row(
             for rival, theirs in rivals.items()
         }
 
+    def to_own(value: str, cost: str) -> float | None:
+        return cost_to_reach(curve, getattr(curve[-1], value), value, cost)
+
     ends = [run.trace[-1] for run in runs]
     return SearchRow(
         landscape=runs[0].landscape,
@@ -204,6 +220,10 @@ def _row(
         evaluations_to_match=to_match("hypervolume", "evaluations"),
         model_s_to_match=to_match("hypervolume", "model_s"),
         items_to_match_best_mean=to_match("best_mean", "items"),
+        items_to_own=to_own("hypervolume", "items"),
+        evaluations_to_own=to_own("hypervolume", "evaluations"),
+        model_s_to_own=to_own("hypervolume", "model_s"),
+        items_to_own_best_mean=to_own("best_mean", "items"),
         model_s=statistics.mean(end.model_s for end in ends),
         ask_ms=statistics.median(run.ask_ms for run in runs),
         driver_s=statistics.median(run.driver_s for run in runs),

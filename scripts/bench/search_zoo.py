@@ -145,26 +145,40 @@ def _trace_points(trace: Trace, best: float) -> Iterable[TracePoint]:
 
 
 def report(traces: Sequence[Trace]) -> list[dict[str, object]]:
-    """Return one row per pool and strategy, as ``--json`` prints them."""
+    """Return one row per pool and strategy, as ``--json`` prints them.
+
+    Beside what ``search_rows`` says, lists with one number per seed, in the order of ``seed``:
+    ``best_mean_of_seed`` and ``chosen``.
+    """
     rows: list[dict[str, object]] = []
-    for row in search_rows(runs_of(traces)):
+    found = runs_of(traces)
+    for row in search_rows(found):
+        runs = [run for run in found if run.landscape == row.landscape]
         own = [t for t in traces if (t.pool, t.rival) == (row.landscape, row.strategy)]
         chosen = [float(np.mean(trace.chosen)) for trace in own]
-        extra = {"chosen_mean": float(np.mean(chosen)), "chosen": chosen}
+        best = [run.trace[-1].best_mean for run in runs if run.strategy == row.strategy]
+        extra = {
+            "seed": [trace.seed for trace in own],
+            "best_mean_of_seed": best,
+            "chosen_mean": float(np.mean(chosen)),
+            "chosen": chosen,
+        }
         rows.append(dataclasses.asdict(row) | extra)
     return rows
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:
     """Print the rows as a table, and what each needs to reach the others."""
-    heads = ("landscape", "strategy", "seeds", "items", "hv_mean", "hv_sd", "best_mean")
-    print(" ".join(f"{name:>13}" for name in (*heads, "chosen_mean", "model_s", "ask_ms")))
+    heads = ["landscape", "strategy", "seeds", "evaluations", "items", "hv_mean", "hv_sd"]
+    heads += ["best_mean", "chosen_mean", "model_s", "ask_ms", "driver_s"]
+    print(" ".join(f"{name:>13}" for name in heads))
     for row in rows:
-        cells = [row[name] for name in (*heads, "chosen_mean", "model_s", "ask_ms")]
+        cells = [row[name] for name in heads]
         print(" ".join(f"{c:>13.3f}" if isinstance(c, float) else f"{c!s:>13}" for c in cells))
     for row in rows:
         needed = row["items_to_match"]
-        print(f"items to match, {row['landscape']} {row['strategy']}: {needed}")
+        place = f"{row['landscape']} {row['strategy']}"
+        print(f"items to match, {place}: itself {row['items_to_own']}, {needed}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

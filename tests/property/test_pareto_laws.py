@@ -12,6 +12,7 @@ from optimizer.pareto import (
     best_gain,
     domination_depth,
     gain_bounds,
+    gains,
     hypervolume,
     hypervolume_contributions,
     non_dominated,
@@ -121,11 +122,12 @@ def test_best_gain_is_the_largest_and_below_its_bound(points, data):
     front, offered = points[:split], points[split:]
     reference = np.full(points.shape[1], -0.1)
     before = hypervolume(front, reference)
-    gains = [hypervolume(np.vstack([front, [p]]), reference) - before for p in offered]
+    added = [hypervolume(np.vstack([front, [p]]), reference) - before for p in offered]
+    assert gains(offered, front, reference) == pytest.approx(added, abs=1e-12)
     index, gain = best_gain(offered, front, reference)
-    assert gain == pytest.approx(max(gains), abs=1e-12)
-    assert gain == 0 or gains[index] == pytest.approx(gain, abs=1e-12)
-    assert (gain_bounds(offered, front, reference) >= np.array(gains) - 1e-12).all()
+    assert gain == pytest.approx(max(added), abs=1e-12)
+    assert gain == 0 or added[index] == pytest.approx(gain, abs=1e-12)
+    assert (gain_bounds(offered, front, reference) >= np.array(added) - 1e-12).all()
 
 
 @given(points_of)

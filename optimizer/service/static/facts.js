@@ -53,6 +53,13 @@ function differenceCells(gap) {
   return [signed(gap.mean), gap.interval_95.map(signed).join(" to "), chance(gap.adjusted_p_value)];
 }
 
+/** What is still to be gained, where somebody can say. */
+export function ahead(belief) {
+  if (belief.expected_gain === null) return [];
+  const gain = short(Number(belief.expected_gain.toPrecision(2)));
+  return [el("p", {}, `The next evaluation is expected to add ${gain} to the hypervolume of what is believed.`)];
+}
+
 /** What each worker did, and how much of the time it was idle. */
 export function workers(status) {
   if (!status.workers.length) return [el("p", {}, "No worker has finished an evaluation yet.")];

@@ -4,7 +4,7 @@ import { get, pathOf } from "./api.js";
 import { Controls } from "./controls.js";
 import { el, problem, score, section, settle } from "./dom.js";
 import { calmly, follow } from "./events.js";
-import { failures, overview, verdict, workers } from "./facts.js";
+import { ahead, failures, overview, verdict, workers } from "./facts.js";
 import { drawConvergence, drawProgress } from "./lines.js";
 import { drawParallel } from "./parallel.js";
 import { Recipe } from "./recipe.js";
@@ -22,7 +22,7 @@ const search = main.dataset.search;
 
 const view = { objectives: [], genes: [], rows: [], floors: [], chosen: null, selected: null, open };
 const parts = Object.fromEntries(
-  ["overview", "verdict", "scatters", "volumes", "parallel", "convergence", "workers", "failures"].map(
+  ["overview", "verdict", "scatters", "volumes", "ahead", "parallel", "convergence", "workers", "failures"].map(
     (name) => [name, el("div", { class: name })],
   ),
 );
@@ -65,7 +65,7 @@ main.append(
     section("front", "Front", wishes.node, legend, parts.scatters, space.node),
     recipe.node,
   ),
-  section("volume", "Hypervolume", parts.volumes),
+  section("volume", "Hypervolume", parts.volumes, parts.ahead),
   section("genes", "Weights and drop ratios", parts.parallel),
   section("verdict", "Baselines and verdict", parts.verdict),
   section("cma", "Convergence", parts.convergence),
@@ -172,6 +172,7 @@ function showResults(status, [points, progress, convergence]) {
     draw();
     wishes.update(points.objectives, status.preference, view.rows);
     drawProgress(parts.volumes, progress);
+    settle(parts.ahead, ahead(points.belief));
     drawConvergence(parts.convergence, convergence);
     recipe.refresh();
   }

@@ -167,6 +167,36 @@ def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ahead):
         assert verify_replay(archive, space) == []
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 1), (5, 2), (12, 3)])
+def test_proposals_ahead_grow_with_the_workers(path, workers, ahead):
+    ready, proposed = [], []
+    job, manifest = scripted_search.make_job(path), scripted_search.make_manifest()
+
+    class Watching(ScriptedPool):
+        num_submitted = 0
+
+        def submit(self, request):
+            self.num_submitted += 1
+            super().submit(request)
+
+        def next_outcome(self, timeout_s=None):
+            ready.append(len(proposed) - self.num_submitted)
+            return super().next_outcome(timeout_s)
+
+    def on_event(event):
+        if isinstance(event, Proposed):
+            proposed.append(event.candidate.index)
+
+    sources = scripted_search.make_sources()
+    arguments = {"job": job, "job_path": None, "sources": sources, "manifest": manifest}
+    with Archive.create(path, **arguments) as archive:
+        space = SearchSpace(job, sources)
+        with Watching(job, manifest, capacity=workers) as pool:
+            run_search(archive, pool, space, on_event=on_event)
+    steady = 60 - workers - ahead
+    assert ready[:steady] == [ahead] * steady
+
+
 def test_proposals_that_were_ready_are_submitted_first_on_resume(run_with, path):
     class Interrupted(ScriptedPool):
         taken = 0

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from configs.errors import ConfigError
 from configs.schema import JobConfig
 from optimizer import driver
 from optimizer.archive.archive import Archive
@@ -135,15 +136,38 @@ def test_search_ends_when_too_little_is_expected_of_it(search, monkeypatch):
         driver, "make_strategy", lambda job, space: Forecasting(make_strategy(job, space))
     )
     budget = {"evaluations": 60, "min_gain_per_hour": 0.01}
+    monkeypatch.setattr(driver, "check_strategy", lambda job: None)
     result, archive, _ = search(budget=budget)
     assert result.reason == "expected gain of 0 hypervolume per hour is below 0.01"
     assert 20 <= len(archive.candidates()) <= 26
     assert len(archive.observations()) == len(archive.candidates())
 
 
-def test_strategy_that_expects_nothing_is_not_asked(search):
-    result, _, _ = search(budget={"evaluations": 20, "min_gain_per_hour": 100.0})
-    assert result.reason == "budget of 20 evaluations spent"
+def test_default_search_ends_by_what_it_still_expects_and_stays_ended(search, monkeypatch):
+    """Evaluations take six minutes each by the archive's clock."""
+    monkeypatch.setattr(Archive, "elapsed_s", property(lambda a: 360.0 * len(a.observations())))
+    settings = {"strategy": "surrogate_cma", **scripted_search.IN_FULL}
+    budget = {"evaluations": 200, "min_gain_per_hour": 0.02}
+    result, archive, events = search(search=settings, budget=budget)
+    assert result.reason.startswith("expected gain of 0.0")
+    assert result.reason.endswith("hypervolume per hour is below 0.02")
+    assert 20 < len(archive.observations()) < 120
+    course = [event.expected_gain for event in events if isinstance(event, Progressed)]
+    assert course[:8] == [None] * 8
+    known = [gain for gain in course if gain is not None]
+    assert len(known) > 8
+    # Ten evaluations an hour; what is under way and what was proposed ahead is finished.
+    first = next(place for place, gain in enumerate(known) if gain < 0.002)
+    assert len(known) - first <= 1 + 4 + 1
+    assert known[-1] < np.mean(known[:4]) / 4
+    again, archive, _ = search(resume=archive.place, search=settings, budget=budget)
+    assert again.reason == result.reason
+    assert len(archive.observations()) == len(course)
+
+
+def test_search_whose_strategy_expects_nothing_is_refused(search):
+    with pytest.raises(ConfigError, match=r"`cma` cannot say what is still to be gained"):
+        search(budget={"evaluations": 20, "min_gain_per_hour": 100.0})
 
 
 @pytest.mark.slow

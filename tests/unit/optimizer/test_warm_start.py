@@ -129,10 +129,97 @@ def test_other_methods_and_failures_are_counted_with_their_reason(old, tmp_path)
     found = start(old, tmp_path)
     assert found.left_out["another method, or other options of it"] == 3  # and delta-guided
     failed = sum(seen.scores is None for seen in old.observations())
-    assert found.left_out.get("it failed, or was stopped early", 0) == failed
+    assert found.left_out.get("it failed", 0) == failed
     lines = describe(found)
     assert f"{len(found.seeds)} outcomes of" in lines[0]
     assert "3 are not used: another method, or other options of it" in lines
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    """A search with companions, most of whose candidates were only screened."""
+    path = tmp_path_factory.mktemp("screened") / "old.sqlite"
+    changes = scripted_search.SEARCHES["screening"]
+    scripted_search.run(path, budget={"evaluations": 34}, **changes)
+    with Archive.open(path) as archive:
+        yield archive
+
+
+WITH_COMPANIONS = {"objectives": scripted_search.COMPANIONS, "search": {}}
+
+
+def stopped(archive: Archive, reason: str) -> int:
+    return sum(seen.stopped == reason for seen in archive.observations())
+
+
+def test_companions_come_along_and_so_does_who_was_only_screened(screened, tmp_path):
+    found = start(screened, tmp_path, (*NAMES, "poet"), **WITH_COMPANIONS)
+    before = {seen.candidate.index: seen for seen in screened.observations()}
+    own = [s for s in found.seeds if not s.observation.scores]
+    assert len(own) == stopped(screened, "screened") > 10
+    for seed in found.seeds:
+        seen = before[seed.source]
+        assert seed.observation.companions == seen.companions != {}
+        assert seed.observation.scores == seen.scores
+        assert seed.is_exact
+    lines = describe(found)
+    assert f"{len(own)} of them were only screened: their companions are known" in lines
+    assert stopped(screened, "racing") > 0
+    assert found.left_out["it was stopped by racing, before all of its items were scored"] == (
+        stopped(screened, "racing")
+    )
+    assert found.left_out["it was stopped by a gate, as broken"] == stopped(screened, "broken") > 0
+
+
+def test_companions_of_other_items_are_not_told(screened, tmp_path):
+    """Another seed looks at other items first: of who was scored, the scores are taken alone."""
+    found = start(screened, tmp_path, **WITH_COMPANIONS, seed=4)
+    assert found.seeds
+    assert all(seed.observation.companions == {} for seed in found.seeds)
+    assert all(seed.observation.scores for seed in found.seeds)
+    reason = "it was only screened, by other items than this search asks companions of"
+    assert found.left_out[reason] == stopped(screened, "screened")
+
+
+def test_search_without_companions_says_that_it_has_no_use_for_them(screened, tmp_path):
+    job = job_with(tmp_path / "new.sqlite", objectives=screened.job.objectives)
+    objectives = {
+        name: objective.model_copy(
+            update={"tasks": [t.model_copy(update={"companion": False}) for t in objective.tasks]}
+        )
+        for name, objective in job.objectives.items()
+    }
+    job = job.model_copy(update={"objectives": objectives})
+    space = SearchSpace(job, sources_of())
+    found = warm_start_from(screened, job, space, scripted_search.make_manifest())
+    reason = "it was only screened, and this search asks for no companions"
+    assert found.left_out[reason] == stopped(screened, "screened")
+    assert all(seed.observation.companions == {} for seed in found.seeds)
+
+
+def test_nearly_the_same_merge_has_less_certain_companions(screened, tmp_path):
+    found = start(screened, tmp_path, **WITH_COMPANIONS, merge={"mask_seed": 7})
+    before = {seen.candidate.index: seen for seen in screened.observations()}
+    for seed in found.seeds:
+        for name, score in seed.observation.companions.items():
+            old = before[seed.source].companions[name]
+            assert score.stderr == pytest.approx(old.stderr * np.sqrt(2))
+    assert not any(seed.is_exact for seed in found.seeds)
+
+
+def test_recorded_companions_are_read_back(screened, tmp_path):
+    found = start(screened, tmp_path, **WITH_COMPANIONS)
+    path = tmp_path / "new.sqlite"
+    job = job_with(path, **WITH_COMPANIONS)
+    arguments = {"job": job, "job_path": None, "sources": sources_of()}
+    with Archive.create(path, manifest=scripted_search.make_manifest(), **arguments) as archive:
+        archive.record_warm_start(found)
+    with Archive.open(path) as archive:
+        again = archive.warm_start()
+    assert len(again.seeds) == len(found.seeds)
+    for one, other in zip(again.seeds, found.seeds, strict=True):
+        assert one.observation.companions == other.observation.companions
+        assert one.observation.scores == other.observation.scores
 
 
 def test_other_items_make_scores_noisier(old, tmp_path):
@@ -187,11 +274,11 @@ def test_another_mask_seed_is_nearly_the_same_merge(old, tmp_path):
     assert seed.observation.scores["math"].stderr == pytest.approx(before.stderr * np.sqrt(2))
 
 
-def run(path, old, *, budget: int, checkpoints=(*NAMES, "poet"), strategy="cma", on_event=None):
+def run(path, old, *, budget: int, checkpoints=(*NAMES, "poet"), strategy="cma", **changes):
     """Run a search of a pool with one more checkpoint from an archive, or go on with it."""
     job = job_with(
         path, checkpoints, budget={"evaluations": budget},
-        search={"strategy": strategy, "population_size": 6},
+        search={"strategy": strategy, "population_size": 6}, **changes,
     )  # fmt: skip
     manifest = scripted_search.make_manifest()
     space = SearchSpace(job, sources_of(checkpoints))
@@ -229,15 +316,19 @@ class FourWayPool(ScriptedPool):
         super().submit(request)
 
 
-@pytest.mark.parametrize("strategy", ["cma", "surrogate_cma"])
-def test_seeded_search_resumes_and_replays_exactly(old, tmp_path, strategy, monkeypatch):
-    budget = 26
+@pytest.mark.parametrize("kind", ["cma", "surrogate_cma", "screening"])
+def test_seeded_search_resumes_and_replays_exactly(old, screened, tmp_path, kind, monkeypatch):
+    budget, changes = 26, {"strategy": kind}
+    if kind == "screening":
+        old = screened
+        changes = {"strategy": "surrogate_cma", "objectives": scripted_search.COMPANIONS}
     whole, halves = tmp_path / "whole.sqlite", tmp_path / "halves.sqlite"
-    run(whole, old, budget=budget, strategy=strategy)
+    run(whole, old, budget=budget, **changes)
     with Archive.open(whole) as archive:
         space = SearchSpace(archive.job, archive.sources)
         assert verify_replay(archive, space) == []
-        assert len(archive.observations()) == budget
+        assert (len(archive.observations()) == budget) == (kind != "screening")
+        assert any(seed.companions for seed in archive.seeds()) == (kind == "screening")
         known = len(archive.seeds())
         own = [c for c in archive.candidates() if not c.is_baseline]
         assert own
@@ -247,8 +338,8 @@ def test_seeded_search_resumes_and_replays_exactly(old, tmp_path, strategy, monk
     with monkeypatch.context() as patch:
         patch.setattr(FourWayPool, "num_left", 17)
         with pytest.raises(KeyboardInterrupt):
-            run(halves, old, budget=budget, strategy=strategy)
-    run(halves, old, budget=budget, strategy=strategy)
+            run(halves, old, budget=budget, **changes)
+    run(halves, old, budget=budget, **changes)
     with Archive.open(halves) as archive:
         assert verify_replay(archive, SearchSpace(archive.job, archive.sources)) == []
         assert [c.genotype.tolist() for c in archive.candidates()] == every

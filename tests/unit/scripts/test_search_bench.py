@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from optimizer.candidate import Candidate
+from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import OBJECTIVES, SHAPES, Landscape, search_items
-from scripts.bench.search import main
-from scripts.bench.search_closed import CHECKPOINTS, measure_asks, run_search
+from scripts.bench.search import FULL_RUNS, main, parse, table
+from scripts.bench.search_closed import CHECKPOINTS, run_search, version_of
 from scripts.bench.search_rows import (
     SearchRun,
     TracePoint,
@@ -53,6 +55,33 @@ def test_rows_say_when_a_rival_was_reached():
     assert fast.items_to_match == {"slow": pytest.approx(150)}
     assert slow.items_to_match == {"fast": None}
     assert fast.items_to_match_best_mean == {"slow": pytest.approx(150)}
+    assert (fast.items_to_own, fast.evaluations_to_own) == (pytest.approx(300), pytest.approx(30))
+
+
+def test_rows_say_when_a_strategy_first_had_what_it_ends_with():
+    """A curve that wanders is not to be compared by its end."""
+    (row,) = search_rows([make_run("slow", 0, [0.1, 0.5, 0.4, 0.3])])
+    assert (row.evaluations, row.items) == (40, 400)
+    assert row.evaluations_to_own == pytest.approx(15)
+    assert row.items_to_own == row.items_to_own_best_mean == pytest.approx(150)
+    assert "own 15 (150)" in table([row])
+    assert "| 400 |" in table([row])
+    assert table([row]).endswith("| 1 | 2.0 |")
+
+
+def test_committed_records_can_be_read_and_gone_on_with():
+    (path,) = sorted(Path("scripts/bench/results").glob("search_closed_*.jsonl"))
+    runs = read_runs(path)
+    assert len(runs) == 322
+    keys = {run.key for run in runs}
+    assert len(keys) == len(runs)
+    assert ("N8", "surrogate_cma", 0, 200, version_of("surrogate_cma")) in keys
+
+
+def test_full_goes_on_by_itself():
+    assert parse(["--full"]).runs == FULL_RUNS
+    assert parse(["--full", "--runs", "elsewhere"]).runs == Path("elsewhere")
+    assert parse([]).runs is None
 
 
 def test_cost_to_reach_is_that_of_the_first_point_when_it_is_enough():
@@ -153,6 +182,10 @@ def test_times_of_asks_have_their_units_in_their_keys():
     found = measure_asks(Landscape("N4"), (15, 20), asks=2)
     assert list(found.ask_ms_at) == list(found.tell_ms_at) == ["15", "20"]
     assert all(0 < value < 10_000 for value in found.ask_ms_at.values())
+    assert list(found.expected_gain_ms_at) == ["15", "20"]
+    assert found.promote_ms_at == {}
+    assert list(measure_asks(Landscape("N8c"), (15,), asks=1).promote_ms_at) == ["15"]
+    assert measure_asks(Landscape("N4"), (15,), "dirichlet", 1).expected_gain_ms_at == {}
 
 
 @pytest.mark.slow
@@ -175,3 +208,10 @@ def test_one_command_prints_rows_and_goes_on_with_its_runs(tmp_path, monkeypatch
     assert all(keys <= set(row) for row in first["rows"])
     main()
     assert json.loads(capsys.readouterr().out) == first
+    # What is there is shorter than what is asked for, and does not count.
+    words = f"search --json --part closed --landscapes N4 --evaluations 15 --runs {tmp_path}/runs"
+    monkeypatch.setattr("sys.argv", [*words.split(), "--strategies", "dirichlet"])
+    main()
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["strategy"], row["evaluations"], row["seeds"]) == ("dirichlet", 15, 1)
+    assert len(read_runs(tmp_path / "runs")) == 6

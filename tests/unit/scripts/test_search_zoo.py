@@ -12,7 +12,7 @@ import pytest
 from configs.evaluation import SplitSizes
 from evaluators.blocks import block_name
 from optimizer.strategies.registry import STRATEGIES
-from scripts.bench.search_zoo import best_volume, report, runs_of
+from scripts.bench.search_zoo import best_volume, report, runs_of, show
 from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
 from scripts.bench.zoo_store import ScoreStore
@@ -106,7 +106,9 @@ def trace(rival: str, *points: list[float], seed: int = 0) -> Trace:
     return Trace("zoo3", rival, seed, parts, [0.5, 0.5, 0.5], points[-1], 1.0, 2.0)
 
 
-def test_rows_relate_volumes_to_all_points_and_costs_to_rivals() -> None:
+def test_rows_relate_volumes_to_all_points_and_costs_to_rivals(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     traces = [
         trace("cma", [1.0, 0.75, 0.75], [1.0, 1.0, 0.75]),
         trace("dirichlet", [0.6, 0.6, 0.6], [1.0, 0.75, 0.75]),
@@ -117,3 +119,15 @@ def test_rows_relate_volumes_to_all_points_and_costs_to_rivals() -> None:
     assert cma["items_to_match"] == {"dirichlet": 100.0}
     assert dirichlet["items_to_match"] == {"cma": None}
     assert cma["chosen_mean"] == pytest.approx(2.75 / 3)
+    assert cma["seed"] == [0]
+    assert cma["best_mean_of_seed"] == pytest.approx([cma["best_mean"]])
+    assert cma["items_to_own"] == 200.0
+    show([cma])
+    heads, cells, *needed = capsys.readouterr().out.splitlines()
+    assert heads.split() == [
+        "landscape", "strategy", "seeds", "evaluations", "items", "hv_mean", "hv_sd",
+        "best_mean", "chosen_mean", "model_s", "ask_ms", "driver_s",
+    ]  # fmt: skip
+    assert cells.split()[3] == "20"
+    assert cells.split()[-1] == "2.000"
+    assert "itself 200.0" in needed[0]

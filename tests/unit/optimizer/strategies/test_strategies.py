@@ -7,7 +7,7 @@ from evaluators.scores import ObjectiveScore
 from optimizer.candidate import Candidate, Observation
 from optimizer.strategies import surrogate
 from optimizer.strategies.cma import Evolution, rank_fitness
-from optimizer.strategies.registry import STRATEGIES, make_strategy
+from optimizer.strategies.registry import STRATEGIES, check_strategy, make_strategy
 from optimizer.strategies.scalar_cma import l1_penalty
 from optimizer.surrogate.surrogate import Surrogate
 from scripts.bench.landscapes import Landscape
@@ -277,6 +277,25 @@ def test_l1_is_refused_where_no_one_number_is_maximized(make_job, make_space, na
     with pytest.raises(ConfigError, match="take `l1` out, or use strategy `scalar_cma`") as raised:
         make_strategy(job, make_space(job))
     assert [problem.path for problem in raised.value.problems] == ["search.l1"]
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"surrogate_cma"}))
+def test_end_by_expected_gain_is_refused_where_none_is_expected(make_job, make_space, name):
+    job = make_job(search={"strategy": name}, budget={"min_gain_per_hour": 0.1})
+    with pytest.raises(ConfigError, match="take it out, or use strategy `surrogate_cma`") as raised:
+        check_strategy(job)
+    assert [problem.path for problem in raised.value.problems] == ["budget.min_gain_per_hour"]
+    # What was recorded before it was refused can be read.
+    assert make_strategy(job, make_space(job)).stop() == {}
+
+
+def test_all_that_a_strategy_has_no_use_for_is_said_at_once(make_job):
+    job = make_job(search={"strategy": "sobol", "l1": 0.1}, budget={"min_gain_per_hour": 0.1})
+    with pytest.raises(ConfigError, match="2 problems with strategy `sobol`") as raised:
+        check_strategy(job)
+    paths = [problem.path for problem in raised.value.problems]
+    assert paths == ["search.l1", "budget.min_gain_per_hour"]
+    check_strategy(make_job(budget={"min_gain_per_hour": 0.1}))
 
 
 def test_l1_zero_is_every_strategys_default(make_job, make_space):

@@ -79,6 +79,24 @@ def test_screened_candidates_teach_through_their_companions(landscape, space, dr
     assert error(taught, landscape, unseen) < 0.8 * error(alone, landscape, unseen)
 
 
+def test_outlook_is_the_middle_and_moves_less_the_noisier_scores_are(space, draw):
+    features = None
+    moves = {}
+    for items in (512, 8):
+        observations = draw(30, items=items)
+        surrogate = Surrogate(space, OBJECTIVES, observations)
+        features = surrogate.features_of_recipes([seen.candidate.recipe for seen in observations])
+        outlook = surrogate.outlook(features)
+        middle, above = outlook(np.array([[0.0] * 3, [1.0] * 3]))
+        assert middle == pytest.approx(surrogate.observed_middle(), abs=1e-4)
+        posterior = surrogate.predict(features)
+        # One more score of what was scored moves the mean by a part of what is not known.
+        assert (above > middle).all()
+        moves[items] = float(((above - middle) / posterior.stderr).mean())
+        assert moves[items] < 0.85
+    assert moves[8] < moves[512]
+
+
 def test_fewer_items_leave_more_doubt(space, draw):
     recipes = [seen.candidate.recipe for seen in draw(30)]
     doubts = [
