@@ -42,6 +42,7 @@ _END_S = 15.0
 _END_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 _END_KEY = "end_s"
 _POLL_S = 0.5
+_TLS_END_S = 0.5
 # Ray lets these decide about the address, whatever it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -176,11 +177,13 @@ class JobClient:
         """Yield what a job prints, as it does, until it ends."""
         chunks = self._client.tail_job_logs(job_id)
         with asyncio.Runner() as runner, self._our_errors(job_id):
-            while True:
-                try:
+            try:
+                while True:
                     yield runner.run(_next_of(chunks))
-                except StopAsyncIteration:
-                    return
+            except StopAsyncIteration:
+                if self.address.startswith("https"):
+                    # What ends a connection over TLS is exchanged after its session was closed.
+                    runner.run(asyncio.sleep(_TLS_END_S))
 
     def stop(self, job_id: str) -> JobFacts:
         """Ask a job to end, and wait until it has.

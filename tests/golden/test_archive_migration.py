@@ -68,6 +68,7 @@ def test_older_archive_goes_on_with_all_that_it_holds(path) -> None:
         then = {
             "racing": Racing(enabled=False, confidence=0.9),
             "screening": Screening(enabled=False),
+            "ask_ahead": 1,
         }
         job = example_job()
         job = job.model_copy(update={"search": job.search.model_copy(update=then)})
