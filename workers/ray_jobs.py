@@ -42,7 +42,7 @@ _END_S = 15.0
 _END_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 _END_KEY = "end_s"
 _POLL_S = 0.5
-_TLS_END_S = 0.5
+_TLS_END_S = 1.0
 # Ray lets these decide about the address, whatever it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
