@@ -7,7 +7,7 @@ standard error only; nothing here decides anything.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
@@ -28,6 +28,7 @@ from optimizer.events import (
     SearchStarted,
     WorkersSeen,
 )
+from optimizer.progress import ProgressPoint, progress_of
 from optimizer.results.front_view import (
     ScoredCandidate,
     front_of,
@@ -35,6 +36,7 @@ from optimizer.results.front_view import (
     scored_candidates,
 )
 from optimizer.scalarize import preferred_mean
+from optimizer.sparkline import CourseLine
 from workers.outcome import Failed
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ _PHASE_NAMES: Mapping[Phase, str] = {
 _STATE_STYLES = {"busy": "green", "idle": "yellow", "starting": "cyan", "lost": "bold red"}
 _MAX_FAILURES = 3
 # Lines of the view that are not the front: title, bar, workers, failures, captions, spacing.
-_FIXED_LINES = 14
+_FIXED_LINES = 15
 
 
 class View(Protocol):
@@ -179,6 +181,7 @@ class LiveView:
         job: The job that runs.
         console: A terminal.
         recorded: What earlier runs scored on the search split.
+        course: How they came there.
         clock: Seconds from any origin.
     """
 
@@ -188,10 +191,12 @@ class LiveView:
         console: Console,
         *,
         recorded: list[ScoredCandidate],
+        course: Sequence[ProgressPoint] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._console = console
+        self._course = CourseLine(course)
         self._pace = Pace(clock)
         self._rows = {row.candidate.recipe.recipe_id: row for row in recorded}
         self._front = front_of(recorded)
@@ -216,6 +221,7 @@ class LiveView:
                 self._note_outcome(event)
             elif isinstance(event, Progressed):
                 self._progress = event
+                self._course.add(event)
         # A phase may be over before the next refresh. Not under our lock, which drawing takes.
         if isinstance(event, PhaseChanged) and self._live.is_started:
             self._live.refresh()
@@ -276,7 +282,12 @@ class LiveView:
         found = f"hypervolume {self._progress.volume:.4g} after {self._progress.items:,.0f} items"
         if self._progress.expected_gain is not None:
             found += f" · the next evaluation is expected to add {self._progress.expected_gain:.2g}"
-        return Group(grid, Text(found, style="dim"))
+        parts: list[RenderableType] = [grid, Text(found, style="dim")]
+        if not self._console.options.ascii_only and (
+            text := self._course.text(self._console.width)
+        ):
+            parts.append(Text(text, style="dim", overflow="ellipsis", no_wrap=True))
+        return Group(*parts)
 
     def _front_part(self) -> RenderableType:
         shown = self._front[: max(3, self._console.height - _FIXED_LINES)]
@@ -308,7 +319,8 @@ def make_view(archive: "Archive", console: Console, *, plain: bool) -> View:
     """Return the live view on a terminal, the plain log elsewhere or on request."""
     if plain or not console.is_terminal:
         return PlainLog(archive.job, console)
-    return LiveView(archive.job, console, recorded=scored_candidates(archive, "search"))
+    recorded, course = scored_candidates(archive, "search"), progress_of(archive)
+    return LiveView(archive.job, console, recorded=recorded, course=course)
 
 
 def _count_states(states: Mapping[str, str]) -> str:

@@ -49,14 +49,22 @@ def _curves(runs: Runs, full_items: int, value: str, *, digits: int) -> Iterator
 
 
 def _reached(runs: Runs, full_items: int) -> Iterator[str]:
-    """Yield what strategies need for the rivals' last hypervolume: of their mean, and by seed."""
-    yield "| strategy | rival | cost | times fewer | model seconds, times fewer | by seed |"
-    yield "|---|---|---|---|---|---|"
+    """Yield what strategies need for the rivals' last hypervolume: of their mean, and by seed.
+
+    Of their curves the rivals may have reached it before their end, too: a curve of noisy choices
+    wanders, or has come to rest.
+    """
+    heads = ["strategy", "rival", "cost", "times fewer", "than its own first reach"]
+    heads += ["model seconds, times fewer", "by seed"]
+    yield "| " + " | ".join(heads) + " |"
+    yield "|---" * len(heads) + "|"
     for name, own in runs.items():
         for rival in RIVALS:
             if rival == name or rival not in runs or name in RIVALS:
                 continue
-            end = mean_curve(runs[rival])[-1]
+            theirs = mean_curve(runs[rival])
+            end = theirs[-1]
+            first = cost_to_reach(theirs, end.hypervolume, "hypervolume", "items")
             curve = mean_curve(own)
             items = cost_to_reach(curve, end.hypervolume, "hypervolume", "items")
             seconds = cost_to_reach(curve, end.hypervolume, "hypervolume", "model_s")
@@ -66,6 +74,7 @@ def _reached(runs: Runs, full_items: int) -> Iterator[str]:
             cells = [
                 _number(None if items is None else items / full_items),
                 _number(None if items is None else end.items / items),
+                _number(None if items is None or first is None else first / items),
                 _number(None if not seconds else end.model_s / seconds),
                 ", ".join(_number(None if s is None else s / full_items) for s in seeds),
             ]

@@ -1,4 +1,5 @@
 import io
+import re
 import threading
 
 import pytest
@@ -7,10 +8,19 @@ from rich.console import Console
 from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate
-from optimizer.events import Finished, PhaseChanged, Proposed, SearchStarted, WorkersSeen
+from optimizer.events import (
+    Finished,
+    PhaseChanged,
+    Progressed,
+    Proposed,
+    SearchStarted,
+    WorkersSeen,
+)
 from optimizer.live import LiveView, Pace, PlainLog, format_duration, make_view
+from optimizer.progress import ProgressPoint
 from optimizer.results.front_view import scored_candidates
 from optimizer.space import SearchSpace
+from optimizer.sparkline import sparkline
 from tests.unit.optimizer.synthetic_archive import Merge, build, make_job, make_sources
 from workers.outcome import Completed, EvaluationKey, Failed, Stage
 
@@ -129,6 +139,28 @@ def test_plain_log_writes_one_line_per_outcome(job, make_finished):
     ]
 
 
+def test_sparkline_keeps_the_last_value_and_ends_at_the_top():
+    assert sparkline([1, 2, 3, 4], [0.0, 0.5, 0.5, 1.0], 4) == "▁▅▅█"
+    # The second point took most of it; before the first there is nothing.
+    assert sparkline([2, 10], [0.7, 1.4], 5) == "▅▅▅▅█"
+    assert sparkline([5, 10], [1.0, 1.0], 10) == "▁▁▁▁██████"
+    assert sparkline([1], [1.0], 4) == sparkline([1, 2], [0.0, 0.0], 4) == ""
+
+
+def test_live_view_draws_the_course_and_says_what_is_ahead(job):
+    before = [ProgressPoint(0, 1, 10.0, 1.0, 0.0), ProgressPoint(1, 2, 20.0, 2.0, 0.2)]
+    view = LiveView(job, make_console(terminal=True), recorded=[], course=before)
+    view.on_event(Progressed(3, 100.0, 3.0, 0.2))
+    assert "expected to add" not in drawn(view)
+    view.on_event(Progressed(4, 110.0, 4.0, 0.4, expected_gain=0.0123))
+    text = drawn(view)
+    assert "hypervolume 0.4 after 110 items · the next evaluation is expected to add 0.012" in text
+    evaluations, items = re.findall("[▁-█]{32}", text)
+    # Half as high from the second evaluation of four on, but from the 20th item of 110.
+    assert evaluations == "▁" * 15 + "▅" * 16 + "█"
+    assert items == "▁" * 5 + "▅" * 26 + "█"
+
+
 def test_plain_log_tells_of_lost_workers(job):
     console = make_console()
     PlainLog(job, console).on_event(WorkersSeen({"worker-1": "lost", "worker-2": "busy"}))
@@ -179,12 +211,15 @@ def test_live_view_fits_its_terminal(job, make_finished):
         values = (index / 40, 1 - index / 40, 0.5)
         view.on_event(make_finished(index, values, done=index))
         view.on_event(make_finished(100 + index, message="x" * 300, done=index))
+        view.on_event(Progressed(index, 10.0 * index, 1.0, index / 40))
     view.on_event(WorkersSeen({f"worker-{n}": "busy" for n in range(64)}))
     lines = drawn(view, width=70).splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 70
     assert "64 busy" in "\n".join(lines)
-    assert "40 of 40 merges, the best 10 on the mean" in "\n".join(lines)
+    (course,) = [line for line in lines if line.startswith("over evaluations")]
+    assert re.fullmatch("over evaluations [▁-█]{20}  over items [▁-█]{20}", course)
+    assert "40 of 40 merges, the best 9 on the mean" in "\n".join(lines)
 
 
 def test_live_view_can_be_drawn_while_events_arrive(job, make_finished):

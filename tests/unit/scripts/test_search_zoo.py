@@ -16,6 +16,7 @@ from scripts.bench.search_zoo import best_volume, report, runs_of, show
 from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
 from scripts.bench.zoo_store import ScoreStore
+from scripts.bench.zoo_tables import tables
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 SPLITS = SplitSizes(search=4, select=4, report=4)
@@ -122,6 +123,10 @@ def test_rows_relate_volumes_to_all_points_and_costs_to_rivals(
     assert cma["seed"] == [0]
     assert cma["best_mean_of_seed"] == pytest.approx([cma["best_mean"]])
     assert cma["items_to_own"] == 200.0
+    runs = runs_of([trace("screen", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]), *traces])
+    (line,) = [line for line in tables(runs, 10) if line.startswith("| screen | dirichlet")]
+    # 10 full evaluations where the rival ends, and first was, at 20.
+    assert line.split("|")[3:6] == [" 10.0 ", " 2.0 ", " 2.0 "]
     show([cma])
     heads, cells, *needed = capsys.readouterr().out.splitlines()
     assert heads.split() == [
