@@ -108,7 +108,8 @@ class Surrogate:
             scores (see :func:`usable_observations`).
         memory: Of the search, where surrogates are made again and again as it grows.
         untold: Observations beyond those, which ``memory`` does not learn of.
-        fitted_to: Shapes and hyper-parameters are those of so many observations; None: of all.
+        fitted_to: Shapes and hyper-parameters are those of so many observations, where they are
+            enough; None: of all but the untold.
 
     Raises:
         ValueError: Nothing usable has scores.
@@ -140,7 +141,12 @@ class Surrogate:
             fits = memory.fit(key, lambda: known.first(key[1]))
         else:
             earlier, key = memory.kept(memory.usable(observations[:fitted_to]))
-            fits = memory.fit(key, lambda: self._known_of(earlier[: key[1]]))
+            if key[1]:
+                fits = memory.fit(key, lambda: self._known_of(earlier[: key[1]]))
+            else:
+                # Without a fit nothing would be made of companions; so few samples take no time.
+                first = known.first(_last_fit(self.observations))
+                fits = [fit_objective(name, first) for name in self.names]
         self._models = [
             ObjectiveModel(name, known, found) for name, found in zip(self.names, fits, strict=True)
         ]
