@@ -5,12 +5,11 @@ A strategy of your own is called like a class that takes a job and a search spac
 has ``my_strategy = "module:OBJECT"`` under ``[project.entry-points."mergefront.strategies"]``.
 """
 
-import difflib
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from configs.errors import ConfigError, Problem
+from configs.plug_ins import Registry
 from configs.schema import JobConfig
 from optimizer.space import SearchSpace
 from optimizer.strategies.cma import CmaStrategy
@@ -37,7 +36,7 @@ ENTRY_POINTS = "mergefront.strategies"
 
 def strategy_names() -> tuple[str, ...]:
     """Return the names of all strategies, those of installed packages last."""
-    return (*STRATEGIES, *(name for name in _plug_ins() if name not in STRATEGIES))
+    return _REGISTRY.names()
 
 
 def strategy_factory(name: str) -> StrategyFactory:
@@ -46,16 +45,7 @@ def strategy_factory(name: str) -> StrategyFactory:
     Raises:
         ConfigError: There is none, or the package that brings it does not load.
     """
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    if name in _plug_ins():
-        return _load(_plug_ins()[name])
-    names = strategy_names()
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean `{near[0]}`? " if near else ""
-    raise ConfigError.single(
-        "search.strategy", f"unknown strategy `{name}`; {hint}there are {', '.join(names)}"
-    )
+    return _REGISTRY.get(name)
 
 
 def check_strategy(job: JobConfig) -> None:
@@ -134,23 +124,15 @@ def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     return strategy_factory(job.search.strategy)(job, space)
 
 
-@cache
-def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
-@cache
-def _load(point: EntryPoint) -> StrategyFactory:
-    where = f"`{point.name}`, which is {point.value}"
-    try:
-        factory = point.load()
-    except Exception as error:
-        raise ConfigError.single("search.strategy", f"{where}, does not load: {error}") from error
-    if missing := [name for name in ("ask", "tell", "stop") if not hasattr(factory, name)]:
-        raise ConfigError.single(
-            "search.strategy",
-            f"{where}, must be a class with ask, tell and stop; {factory!r:.80} has no "
-            f"{', '.join(missing)}",
+def _as_strategy(_: str, loaded: Any) -> StrategyFactory:  # noqa: ANN401 - whatever a package has
+    if missing := [name for name in ("ask", "tell", "stop") if not hasattr(loaded, name)]:
+        raise ValueError(
+            f"must be a class with ask, tell and stop; {loaded!r:.80} has no {', '.join(missing)}"
         )
-    made: StrategyFactory = factory
-    return made
+    factory: StrategyFactory = loaded
+    return factory
+
+
+_REGISTRY = Registry(
+    STRATEGIES, group=ENTRY_POINTS, path="search.strategy", kind="strategy", convert=_as_strategy
+)

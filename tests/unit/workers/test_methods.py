@@ -1,22 +1,19 @@
 """Merge methods: their options, how they are found, and what they do beyond plain sums."""
 
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import workers.methods as registry
 from configs.errors import ConfigError
+from tests.plug_ins import Install, pretend, run_with_package
 from tests.unit.workers.merge_cases import merge, plan, pool, same_bits, terms
 from workers.kernels import merge_window, whole_facts
-from workers.methods import MergeMethod, get_method, method_names
+from workers.methods import ENTRY_POINTS, MergeMethod, get_method, method_names
 from workers.methods.linear import add_tuned
 from workers.methods.slerp import slerp_coefficients
 from workers.plan import MergeTerm
@@ -40,18 +37,9 @@ def columns_for(name: str, width: int = COUNT) -> list[Tensor]:
 
 
 @pytest.fixture
-def plug_in(monkeypatch: pytest.MonkeyPatch):
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Makes entry points known, as an installed package does."""
-
-    def install(**values: str) -> None:
-        points = {
-            name: EntryPoint(name, value, "mergefront.methods") for name, value in values.items()
-        }
-        monkeypatch.setattr(registry, "_plug_ins", lambda: points)
-
-    registry._load.cache_clear()
-    yield install
-    registry._load.cache_clear()
+    return pretend(monkeypatch, ENTRY_POINTS)
 
 
 def test_methods_are_known_without_importing_torch() -> None:
@@ -70,23 +58,13 @@ def test_method_of_an_installed_package_is_found_by_its_entry_point(plug_in) -> 
 
 
 def test_package_that_is_installed_brings_its_method(tmp_path) -> None:
-    (tmp_path / "plug_in.py").write_text(
+    source = (
         "from workers.methods import MergeMethod\n"
         "from workers.methods.linear import add_tuned\n"
         "METHOD = MergeMethod(name='mine', paper='here', needs_base=False, combine=add_tuned)\n"
     )
-    metadata = tmp_path / "plug_in-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[mergefront.methods]\nmine = plug_in:METHOD\n")
-    done = subprocess.run(
-        [sys.executable, "-c", "import workers.methods as m; print(m.get_method('mine').paper)"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "here\n", done.stderr
+    code = "import workers.methods as m; print(m.get_method('mine').paper)"
+    assert run_with_package(tmp_path, "mergefront.methods", source, "METHOD", code) == "here\n"
 
 
 @pytest.mark.parametrize(

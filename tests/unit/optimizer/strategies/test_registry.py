@@ -1,10 +1,7 @@
 """Strategies that installed packages bring."""
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +9,16 @@ import pytest
 from configs.errors import ConfigError
 from configs.schema import JobConfig
 from optimizer.space import SearchSpace
-from optimizer.strategies import registry
 from optimizer.strategies.dirichlet import DirichletStrategy
 from optimizer.strategies.registry import (
+    ENTRY_POINTS,
     can_choose,
     check_strategy,
     make_strategy,
     strategy_factory,
     strategy_names,
 )
-
-Install = Callable[..., None]
+from tests.plug_ins import Install, pretend, run_with_package
 
 
 class Penalized(DirichletStrategy):
@@ -35,19 +31,10 @@ class Silent:
 
 
 @pytest.fixture
-def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Makes entry points known, as an installed package does."""
-
-    def install(**values: str) -> None:
-        points = {
-            name: EntryPoint(name, value, "mergefront.strategies") for name, value in values.items()
-        }
-        monkeypatch.setattr(registry, "_plug_ins", lambda: points)
-
     monkeypatch.setitem(sys.modules, "strategies_of_others", sys.modules[__name__])
-    registry._load.cache_clear()
-    yield install
-    registry._load.cache_clear()
+    return pretend(monkeypatch, ENTRY_POINTS)
 
 
 def test_strategy_of_an_installed_package_is_found_by_its_entry_point(
@@ -64,23 +51,12 @@ def test_strategy_of_an_installed_package_is_found_by_its_entry_point(
 
 
 def test_package_that_is_installed_brings_its_strategy(tmp_path: Path) -> None:
-    (tmp_path / "plug_in.py").write_text(
+    source = (
         "from optimizer.strategies.sobol import SobolStrategy\n\n"
         "class Mine(SobolStrategy):\n    pass\n"
     )
-    metadata = tmp_path / "plug_in-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[mergefront.strategies]\nmine = plug_in:Mine\n")
     code = "import optimizer.strategies.registry as r; print(r.strategy_factory('mine').__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[4]}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "Mine\n", done.stderr
+    assert run_with_package(tmp_path, "mergefront.strategies", source, "Mine", code) == "Mine\n"
 
 
 def test_own_strategies_are_not_replaced(plug_in: Install) -> None:
