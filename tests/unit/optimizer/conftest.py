@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from configs.schema import JobConfig
+from optimizer.archive.archive import Archive
 from optimizer.space import SearchSpace
+from tests.fault import scripted_search
 from workers.sources import ResolvedSource, Sources
 
 
@@ -41,3 +43,13 @@ def make_space(make_sources):
         return SearchSpace(job, make_sources(job))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def screened(tmp_path_factory):
+    """A search with companions, most of whose candidates were only screened."""
+    path = tmp_path_factory.mktemp("screened") / "old.sqlite"
+    changes = scripted_search.SEARCHES["screening"]
+    scripted_search.run(path, budget={"evaluations": 34}, **changes)
+    with Archive.open(path) as archive:
+        yield archive

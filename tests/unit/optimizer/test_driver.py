@@ -141,8 +141,9 @@ def test_free_worker_gets_its_next_candidate_before_the_outcome_is_told(logged, 
                 assert told == [seen.candidate.index for seen in observed[: len(told)]]
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ahead):
+@pytest.fixture
+def ready_at_waits():
+    """A pool, what listens to its search, and how many proposals were ready whenever it waited."""
     proposed, ready = [], []
 
     class Watching(ScriptedPool):
@@ -160,38 +161,28 @@ def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ahead):
         if isinstance(event, Proposed):
             proposed.append(event.candidate.index)
 
+    return Watching, on_event, ready
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_as_many_proposals_are_ready_as_the_job_wants(run_with, path, ready_at_waits, ahead):
+    watching, on_event, ready = ready_at_waits
     search = {"strategy": "cma", "ask_ahead": ahead, **scripted_search.IN_FULL}
-    _, space = run_with(Watching, on_event, search=search)
+    _, space = run_with(watching, on_event, search=search)
     assert ready[: 60 - 4 - ahead] == [ahead] * (60 - 4 - ahead)
     with Archive.open(path) as archive:
         assert verify_replay(archive, space) == []
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 1), (5, 2), (12, 3)])
-def test_proposals_ahead_grow_with_the_workers(path, workers, ahead):
-    ready, proposed = [], []
+def test_proposals_ahead_grow_with_the_workers(path, ready_at_waits, workers, ahead):
+    watching, on_event, ready = ready_at_waits
     job, manifest = scripted_search.make_job(path), scripted_search.make_manifest()
-
-    class Watching(ScriptedPool):
-        num_submitted = 0
-
-        def submit(self, request):
-            self.num_submitted += 1
-            super().submit(request)
-
-        def next_outcome(self, timeout_s=None):
-            ready.append(len(proposed) - self.num_submitted)
-            return super().next_outcome(timeout_s)
-
-    def on_event(event):
-        if isinstance(event, Proposed):
-            proposed.append(event.candidate.index)
-
     sources = scripted_search.make_sources()
     arguments = {"job": job, "job_path": None, "sources": sources, "manifest": manifest}
     with Archive.create(path, **arguments) as archive:
         space = SearchSpace(job, sources)
-        with Watching(job, manifest, capacity=workers) as pool:
+        with watching(job, manifest, capacity=workers) as pool:
             run_search(archive, pool, space, on_event=on_event)
     steady = 60 - workers - ahead
     assert ready[:steady] == [ahead] * steady
