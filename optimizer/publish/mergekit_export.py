@@ -9,6 +9,7 @@ rest of the file still says the same.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
+from operator import itemgetter
 
 import yaml
 
@@ -90,7 +91,7 @@ def filtered(values: Mapping[str, float]) -> float | list[dict[str, object]]:
     entries: list[dict[str, object]] = []
     remaining = (1 << len(names)) - 1
     while remaining & ~same[rest]:
-        best: tuple[int, str, float] | None = None
+        filters: list[tuple[int, str, float]] = []
         for text, bits in list(matched.items()):
             hits = bits & remaining
             if not hits:
@@ -99,11 +100,12 @@ def filtered(values: Mapping[str, float]) -> float | list[dict[str, object]]:
             value = values[names[hits.bit_length() - 1]]
             # Only where a name is part of another name do tensors of the rest need a filter.
             size = hits.bit_count() if value != rest else 0
-            if (best is None or size > best[0]) and not hits & ~same[value]:
-                best = (size, text, value)
-        assert best is not None  # noqa: S101 - the longest remaining name is in no other one
-        entries.append({"filter": best[1], "value": best[2]})
-        remaining &= ~matched[best[1]]
+            if not hits & ~same[value]:
+                filters.append((size, text, value))
+        # There is one: the longest remaining name is in no other.
+        _, text, value = max(filters, key=itemgetter(0))
+        entries.append({"filter": text, "value": value})
+        remaining &= ~matched[text]
     return [*entries, {"value": rest}]
 
 

@@ -1,6 +1,7 @@
 """The figures of a written report: fronts, differences with their intervals, and the course."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def front_drawings(picture: Picture) -> list[Drawing]:
                 f"front-{number}",
                 f"{points} of {pair} on the search items, and of the chosen merge on the report "
                 "items; up and right is better.",
-                lambda plane=plane: _plane(picture, plane),  # type: ignore[misc]  # mypy sees no default
+                partial(_plane, picture, plane),
             )
         )
     return drawings

@@ -124,7 +124,7 @@ class Beliefs:
     def _finish(self, opened: OpenArchive, known: _Known) -> None:
         try:
             self._compute(opened, known)
-        except Exception:
+        except Exception:  # nobody waits for this thread's result, which would be lost with it
             LOGGER.exception("the posterior of %s cannot be computed", opened.archive.place)
         finally:
             known.is_computing = False
