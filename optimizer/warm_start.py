@@ -29,7 +29,7 @@ from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggrega
 from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.candidate import SEED, Candidate, Observation
-from optimizer.dispatch_plan import dispatch_plan
+from optimizer.dispatch_plan import dispatch_plan, tasks_with_companions
 from optimizer.results.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
 from optimizer.space import SearchSpace
 from optimizer.strategies.registry import can_choose
@@ -151,12 +151,7 @@ def _companion_items(job: JobConfig, manifest: Manifest) -> Items:
     plan = dispatch_plan(job, items, can_choose=can_choose(job.search.strategy))
     if plan.screens:
         return plan.preview
-    return {
-        spec.task: items[spec.task]
-        for objective in job.objectives.values()
-        for spec in objective.lm_eval_tasks
-        if spec.companion
-    }
+    return {task: items[task] for task in tasks_with_companions(job)}
 
 
 def _companions(archive: Archive, candidate: int, job: JobConfig, items: Items) -> Scores:
