@@ -3,10 +3,9 @@
 ``optimizer.dispatch`` follows the plan; ``mergefront check`` shows it before anything runs.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from configs.evaluation import TaskSpec
 from configs.schema import JobConfig
 from evaluators.scores import Items
 from optimizer.racing import first_items, stages
@@ -53,7 +52,7 @@ def dispatch_plan(job: JobConfig, items: Items, *, can_choose: bool) -> Dispatch
     count = 0 if settings.gates.likelihood is None else settings.gates.items
     if screens:
         count = settings.screening.items
-    tasks = _tasks_with_companions(job)
+    tasks = tasks_with_companions(job)
     preview: Items = {}
     if tasks and count:
         preview = first_items(
@@ -125,10 +124,11 @@ def describe_plan(plan: DispatchPlan, *, by_gate: bool) -> list[str]:
     return lines or ["every candidate is scored on all items"]
 
 
-def _tasks_with_companions(job: JobConfig) -> Collection[str]:
+def tasks_with_companions(job: JobConfig) -> list[str]:
+    """Return the tasks of the objectives that have a smooth signal beside their scores."""
     return [
         spec.task
         for objective in job.objectives.values()
-        for spec in objective.tasks
-        if isinstance(spec, TaskSpec) and spec.companion
+        for spec in objective.lm_eval_tasks
+        if spec.companion
     ]

@@ -9,7 +9,6 @@ outcome is recorded, the next proposal is submitted, and only then is the outcom
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ logger = logging.getLogger(__name__)
 _MIN_OUTCOMES_TO_JUDGE = 8
 # How long to wait for an outcome before workers' states are shown again.
 _TICK_S = 1.0
-# How often the archive hears that a search goes on without outcomes, which waits for the disk.
+# How often the archive hears that a search goes on without outcomes; that waits for the disk.
 _BEAT_S = 5.0
 
 
@@ -286,11 +285,8 @@ class _Search:
 
     def _take_outcome(self) -> None:
         """Wait for one outcome; record it, give the worker its next, then tell the strategy."""
-        begun = time.monotonic()
         while (outcome := self._pool.next_outcome(_TICK_S)) is None:
-            if time.monotonic() >= begun + _BEAT_S:
-                self._archive.heartbeat()
-                begun = time.monotonic()
+            self._archive.heartbeat(every_s=_BEAT_S)
             self._on_event(WorkersSeen(self._pool.worker_states()))
         if not self._archive.record_outcome(outcome):
             logger.warning("dropped a second outcome of %s", outcome.key)

@@ -283,10 +283,9 @@ class LiveView:
         if self._progress.expected_gain is not None:
             found += f" · the next evaluation is expected to add {self._progress.expected_gain:.2g}"
         parts: list[RenderableType] = [grid, Text(found, style="dim")]
-        if not self._console.options.ascii_only and (
-            text := self._course.text(self._console.width)
-        ):
-            parts.append(Text(text, style="dim", overflow="ellipsis", no_wrap=True))
+        course = "" if self._console.options.ascii_only else self._course.text(self._console.width)
+        if course:
+            parts.append(Text(course, style="dim", overflow="ellipsis", no_wrap=True))
         return Group(*parts)
 
     def _front_part(self) -> RenderableType:

@@ -95,9 +95,7 @@ def gains(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> FloatArr
     corner = np.asarray(reference, dtype=np.float64)
     added = np.zeros(array.shape[0])
     for index in np.flatnonzero(gain_bounds(array, members, corner) > 0):
-        covered = np.minimum(members, array[index])
-        own = float(np.maximum(array[index] - corner, 0.0).prod())
-        added[index] = max(0.0, own - hypervolume(covered, corner))
+        added[index] = max(0.0, _added(array[index], members, corner))
     return added
 
 
@@ -117,16 +115,20 @@ def best_gain(points: ArrayLike, front: ArrayLike, reference: ArrayLike) -> tupl
     if array.shape[0] == 0:
         raise ValueError("points must hold at least one point")
     bounds = gain_bounds(array, members, corner)
-    sides = np.maximum(array - corner, 0.0)
     best, gain = 0, 0.0
     for index in np.argsort(-bounds, kind="stable"):
         if bounds[index] <= gain:
             break
-        covered = np.minimum(members, array[index]) if members.shape[0] else members
-        added = float(sides[index].prod()) - hypervolume(covered, corner)
+        added = _added(array[index], members, corner)
         if added > gain:
             best, gain = int(index), added
     return best, gain
+
+
+def _added(point: FloatArray, members: FloatArray, corner: FloatArray) -> float:
+    """A point's own box less what a front dominates of it; rounding may leave less than 0."""
+    covered = np.minimum(members, point) if members.shape[0] else members
+    return float(np.maximum(point - corner, 0.0).prod()) - hypervolume(covered, corner)
 
 
 def domination_depth(points: ArrayLike) -> FloatArray:

@@ -29,7 +29,7 @@ from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggrega
 from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.candidate import SEED, Candidate, Observation
-from optimizer.dispatch_plan import dispatch_plan
+from optimizer.dispatch_plan import dispatch_plan, tasks_with_companions
 from optimizer.results.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
 from optimizer.space import SearchSpace
 from optimizer.strategies.registry import can_choose
@@ -38,7 +38,6 @@ from optimizer.strategies.registry import can_choose
 _TINY_SHARE = 0.02
 # Of scores of tensors that are only nearly those of the seed's recipe.
 _NEARLY = 2.0
-_SCREENED = "it was only screened, and this search asks for no companions"
 _SCREENED_BY_OTHERS = "it was only screened, by other items than this search asks companions of"
 # Where files are, which says nothing about what is in them.
 _PLACES = {"include_path", "data_dir"}
@@ -71,7 +70,7 @@ def warm_start_from(
     looked_at = _companion_items(job, manifest)
     for seen in archive.observations():
         candidate = seen.candidate
-        if (reason := _unusable(seen)) and not (reason == _SCREENED and looked_at):
+        if reason := _unusable(seen, asks_companions=bool(looked_at)):
             left_out[reason] += 1
             continue
         carried = _carry(candidate.recipe, space)
@@ -79,11 +78,12 @@ def warm_start_from(
             left_out[carried] += 1
             continue
         companions = _companions(archive, candidate.index, job, looked_at)
-        if reason and not companions:
+        is_screened = seen.stopped == "screened"
+        if is_screened and not companions:
             left_out[_SCREENED_BY_OTHERS] += 1
             continue
         scores, is_exact = (
-            ({}, True) if reason else _scores(archive, candidate.index, job, manifest)
+            ({}, True) if is_screened else _scores(archive, candidate.index, job, manifest)
         )
         if not carried.is_same:
             scores, companions = _widened(scores, _NEARLY), _widened(companions, _NEARLY)
@@ -130,11 +130,13 @@ def _foreign_objective(archive: Archive, job: JobConfig, manifest: Manifest) -> 
     return ""
 
 
-def _unusable(seen: Observation) -> str:
-    """Say why an outcome has no scores that could be told; empty where it has."""
+def _unusable(seen: Observation, *, asks_companions: bool) -> str:
+    """Say why an outcome has nothing that could be told; empty where it may have."""
     match seen.stopped:
+        case "screened" if asks_companions:
+            return ""
         case "screened":
-            return _SCREENED
+            return "it was only screened, and this search asks for no companions"
         case "racing":
             return "it was stopped by racing, before all of its items were scored"
         case "broken":
@@ -149,12 +151,7 @@ def _companion_items(job: JobConfig, manifest: Manifest) -> Items:
     plan = dispatch_plan(job, items, can_choose=can_choose(job.search.strategy))
     if plan.screens:
         return plan.preview
-    return {
-        spec.task: items[spec.task]
-        for objective in job.objectives.values()
-        for spec in objective.lm_eval_tasks
-        if spec.companion
-    }
+    return {task: items[task] for task in tasks_with_companions(job)}
 
 
 def _companions(archive: Archive, candidate: int, job: JobConfig, items: Items) -> Scores:

@@ -127,14 +127,19 @@ class Archive(ArchiveRecorder):
             self._insert(connection, runs, [run_row(number)])
         self._run, self._beaten_s = Run(number, earlier_s, time.monotonic()), 0.0
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, *, every_s: float = 0.0) -> None:
         """Record how long this run has lasted; recording an outcome does so too.
+
+        Args:
+            every_s: Where that was recorded within so many seconds, it is left out.
 
         Raises:
             ValueError: ``begin_run`` was not called.
         """
         if self._run is None:
             raise ValueError("there is no run to keep alive; call begin_run first")
+        if not self._is_due(self._run, every_s):
+            return
         with self._writing() as connection:
             self._write_beat(connection, self._run)
 
@@ -152,8 +157,11 @@ class Archive(ArchiveRecorder):
         self.close()
 
     def _beat(self, connection: Connection) -> None:
-        if self._run is not None and self._run.lasted_s >= self._beaten_s + _BEAT_S:
+        if self._run is not None and self._is_due(self._run, _BEAT_S):
             self._write_beat(connection, self._run)
+
+    def _is_due(self, run: Run, every_s: float) -> bool:
+        return run.lasted_s >= self._beaten_s + every_s
 
     def _write_beat(self, connection: Connection, run: Run) -> None:
         self._beaten_s = run.lasted_s

@@ -37,9 +37,10 @@ from optimizer.archive.owner import SILENT_S, Heartbeat, Owner, locked, taken_ov
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 1.0
-"""How often a writer looks whether the archive is still his, at most; ``POLL_S`` for who waits."""
+"""How often a writer looks whether the archive is still his, at most."""
 
 POLL_S = 0.5
+"""How often who waits for a silent owner looks for a sign of life."""
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK})
 
@@ -149,27 +150,29 @@ class ArchiveLock:
             return False
         if last.inode is None and last.owner.is_here:  # as older versions wrote it
             return False
-        began, is_told = time.monotonic(), False
+        left_s = min(SILENT_S, self._left_s(last))
+        if left_s > 0:
+            logger.warning(
+                "archive %s was last written by %s, and nobody said that it ended; waiting "
+                "for at most %.0f s to see whether it lives",
+                self._place,
+                last.owner,
+                left_s,
+            )
         # A clock that goes wrong must not keep anybody out for ever.
-        while time.monotonic() - began < SILENT_S:
-            left_s = SILENT_S - (_file_clock(self.path.parent) - last.beaten_at)
-            if left_s <= 0:
-                break
-            if not is_told:
-                logger.warning(
-                    "archive %s was last written by %s, and nobody said that it ended; waiting "
-                    "for at most %.0f s to see whether it lives",
-                    self._place,
-                    last.owner,
-                    min(left_s, SILENT_S),
-                )
-                is_told = True
+        deadline = time.monotonic() + SILENT_S
+        while left_s > 0 and time.monotonic() < deadline:
             time.sleep(min(POLL_S, left_s))
             if (now := _read(self.path)) is None:
                 break
             if (now.owner.named, now.beaten_at) != (last.owner.named, last.beaten_at):
                 raise locked(self._place, _named_in(self.path))
+            left_s = self._left_s(last)
         return True
+
+    def _left_s(self, last: _Text) -> float:
+        """Return for how long an owner who says nothing more counts as alive."""
+        return SILENT_S - (_file_clock(self.path.parent) - last.beaten_at)
 
     def _sign(self) -> None:
         """Say who holds the lock.

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optimizer.archive.records import Row, key_columns, storable
-from workers.outcome import EvaluationKey
+from optimizer.archive.records import Row, decode_key, key_columns, storable
 from workers.toll import Loss
 
 
@@ -25,7 +24,7 @@ def loss_row(loss: Loss, number: int, lost_at: str) -> Row:
 def decode_loss(row: Mapping[Any, Any]) -> Loss:
     """Read what ``loss_row`` wrote."""
     return Loss(
-        key=EvaluationKey(row["candidate"], row["split"], row["block"], row["signal"]),
+        key=decode_key(row),
         attempt=row["attempt"],
         node=row["node"],
         error_class=row["error_class"],

@@ -143,7 +143,7 @@ def decode_outcome(row: Mapping[Any, Any], scores: Scores, job: JobConfig) -> Re
     in_order = {name: scores[name] for name in job.objectives if name in scores}
     return RecordedOutcome(
         sequence=row["sequence"],
-        key=EvaluationKey(row["candidate"], row["split"], row["block"], row["signal"]),
+        key=decode_key(row),
         attempt=row["attempt"],
         worker=row["worker"],
         seconds=json.loads(row["seconds"]),
@@ -273,3 +273,8 @@ def key_columns(key: EvaluationKey) -> Row:
         "block": key.block,
         "signal": key.signal,
     }
+
+
+def decode_key(row: Mapping[Any, Any]) -> EvaluationKey:
+    """Read what ``key_columns`` wrote."""
+    return EvaluationKey(row["candidate"], row["split"], row["block"], row["signal"])

@@ -7,7 +7,6 @@ one base, the merges sum_i l_i C_i for l of the simplex (l_i >= 0, sum_i l_i = 1
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -89,8 +88,7 @@ def grid_points(count: int, seed: int) -> Iterator[Point]:
         yield from (level[row] for row in order)
 
 
-@lru_cache(maxsize=32)
-def _level(count: int, steps: int) -> tuple[Point, ...]:
+def _level(count: int, steps: int) -> list[Point]:
     """Return the points that come with steps of 1/steps."""
     bars = itertools.combinations(range(steps + count - 1), count - 1)
     found = []
@@ -99,7 +97,7 @@ def _level(count: int, steps: int) -> tuple[Point, ...]:
         parts = [after - before - 1 for before, after in itertools.pairwise(edges)]
         if math.gcd(*parts) == 1:
             found.append(tuple(part / steps for part in parts))
-    return tuple(found)
+    return found
 
 
 def _key(recipe: MergeRecipe) -> Point:

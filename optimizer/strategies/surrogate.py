@@ -124,7 +124,10 @@ class SurrogateStrategy:
         looks: list[int] = []
         while len(looks) < _GAIN_LOOKS and self._is_started(look := _look(looks, len(self._told))):
             looks.append(look)
-        self._gains = {look: self._gains.get(look) or self._gain_at(look) for look in looks}
+        self._gains = {
+            look: self._gains[look] if look in self._gains else self._gain_at(look)
+            for look in looks
+        }
         return statistics.mean(self._gains.values()) if looks else None
 
     def _gain_at(self, count: int) -> float:

@@ -134,9 +134,7 @@ class Surrogate:
         kept, key = memory.kept(usable)
         self.num_told = len(kept)
         self.observations = [*kept, *usable_observations(space, untold)]
-        recipes = [seen.candidate.recipe for seen in self.observations]
-        self._features = self.features_of_recipes(recipes)
-        self._known = known = Known(self._features, self.observations)
+        self._known = known = self._known_of(self.observations)
         if fitted_to is None:
             fits = memory.fit(key, lambda: known.first(key[1]))
         else:
@@ -183,7 +181,7 @@ class Surrogate:
         The median, not the mean: without the variance it costs a tenth.
         """
         unscored = self._known.unscored
-        rest = Query(self._features.take(unscored)) if unscored else None
+        rest = Query(self._known.features.take(unscored)) if unscored else None
         middle = [model.scale.scores(model.known_mean(rest)) for model in self._models]
         return np.stack(middle, axis=1)
 

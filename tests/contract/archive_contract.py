@@ -203,19 +203,25 @@ class ArchiveContract:
             archive.heartbeat()
             clock[0] += 2.0
             assert archive.elapsed_s == 7.0
+            archive.heartbeat(every_s=2.5)
             with Archive.open(location) as reader:
                 assert reader.elapsed_s == 5.0
+            clock[0] += 0.5
+            archive.heartbeat(every_s=2.5)
+            with Archive.open(location) as reader:
+                assert reader.elapsed_s == 7.5
+            clock[0] += 1.0
             archive.record_proposal(example_candidate(0))
             archive.record_outcome(completed(0))  # counts as a heartbeat
             with Archive.open(location) as reader:
-                assert reader.elapsed_s == 7.0
+                assert reader.elapsed_s == 8.5
             clock[0] += 1.0
         clock[0] += 1000.0  # nobody was running
         with Archive.open(location, writable=True) as archive:
-            assert archive.elapsed_s == 8.0
+            assert archive.elapsed_s == 9.5
             archive.begin_run()
             clock[0] += 0.5
-            assert archive.elapsed_s == 8.5
+            assert archive.elapsed_s == 10.0
 
     def test_heartbeat_is_refused_when_no_run_began(self, archive) -> None:
         with pytest.raises(ValueError, match="begin_run first"):

@@ -172,6 +172,17 @@ def test_expected_gain_is_a_function_of_what_was_told_and_changes_no_ask(landsca
     assert other.expected_gain() == pytest.approx(gain, rel=2.0)
 
 
+def test_each_estimate_of_what_is_expected_is_made_once(build, monkeypatch):
+    """Also one by which nothing is to be gained."""
+    made = []
+    monkeypatch.setattr(
+        "optimizer.strategies.surrogate.expected_gain", lambda *_: made.append(0.0) or 0.0
+    )
+    strategy = build(told=45)
+    assert strategy.expected_gain() == strategy.expected_gain() == 0.0
+    assert len(made) == 3
+
+
 @pytest.mark.slow
 def test_less_is_expected_where_scores_are_noise_or_all_is_found(landscape, random):
     def gain(spread: float) -> float:

@@ -57,7 +57,6 @@ def test_other_merges_and_another_noise_are_computed_anew():
     _, narrowing = make_narrowing(np.random.default_rng(5))
     first, second = (make_features(rng, 2 * BLOCK) for _ in range(2))
     right = rng.normal(size=40 + 2 * BLOCK)
-    smooth = first.with_companion(rng.normal(size=2 * BLOCK))
     for pending, noise in ((first, NOISE), (second, NOISE), (second, 2 * NOISE), (first, NOISE)):
         _, fresh = make_narrowing(np.random.default_rng(5))
         found = [
@@ -65,4 +64,22 @@ def test_other_merges_and_another_noise_are_computed_anew():
         ]
         assert found[0].tobytes() == found[1].tobytes()
     assert len(narrowing._kept) == 2
-    assert Narrowing(smooth, np.eye(2 * BLOCK), Prior.of(smooth).means)._kept == []
+
+
+def test_merges_with_other_guesses_of_companions_are_computed_anew():
+    rng = np.random.default_rng(7)
+    known = make_features(rng, 40).with_companion(rng.normal(size=40))
+    logs = Prior.of(known).means
+    factor = factor_of(kernel_matrix(Similarities(known, known), logs) + NOISE * np.eye(40))
+    narrowing = Narrowing(known, factor, logs)
+    merges, right = make_features(rng, 2 * BLOCK), rng.normal(size=40 + 2 * BLOCK)
+    solved = set()
+    for _ in range(2):
+        pending = merges.with_companion(rng.normal(size=2 * BLOCK))
+        found = [
+            each.by(pending, NOISE).solve(right[:40], right[40:]).tobytes()
+            for each in (narrowing, Narrowing(known, factor, logs))
+        ]
+        assert found[0] == found[1]
+        solved.add(found[0])
+    assert len(solved) == 2
