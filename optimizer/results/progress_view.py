@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.errors import ConfigError
 from optimizer.archive.archive import Archive
 from optimizer.pareto import hypervolume
 from optimizer.progress import ProgressPoint, progress_of
@@ -103,9 +104,12 @@ def progress_record(found: Progress) -> dict[str, object]:
 def expected_gain_of(archive: Archive, space: SearchSpace) -> float | None:
     """Return the hypervolume that the next evaluation would be expected to add.
 
-    None where the strategy cannot tell, or not yet.
+    None where the strategy cannot tell, or not yet, or came with a package that is not here.
     """
-    strategy = make_strategy(archive.job, space)
+    try:
+        strategy = make_strategy(archive.job, space)
+    except ConfigError:
+        return None
     if not isinstance(strategy, ExpectsGain):
         return None
     for seen in [*archive.seeds(), *archive.observations()]:

@@ -8,6 +8,8 @@ from rich.console import Console
 from optimizer.archive.archive import Archive
 from optimizer.report.report import render, report_of, report_record
 from optimizer.results import progress_view
+from optimizer.strategies.registry import STRATEGIES
+from tests.fault import scripted_search
 from tests.unit.optimizer.synthetic_archive import Merge, build, greedy_path
 
 BASE = Merge((0, 0, 0), (0.1, 0.1, 0.1), report=(0.1, 0.1, 0.1), origin="baseline:base")
@@ -34,6 +36,20 @@ def make_report(tmp_path):
             return report_of(archive)
 
     return make
+
+
+def test_search_by_a_strategy_that_is_not_installed_here_has_a_report(tmp_path, monkeypatch):
+    with monkeypatch.context() as there:
+        there.setitem(STRATEGIES, "visiting", STRATEGIES["dirichlet"])
+        scripted_search.run(
+            tmp_path / "a.sqlite",
+            budget={"evaluations": 24},
+            search={"strategy": "visiting", **scripted_search.IN_FULL},
+        )
+    with Archive.open(tmp_path / "a.sqlite") as archive:
+        report = report_of(archive)
+        assert report.progress.expected_gain is None
+        assert "evaluations" in text_of(report)
 
 
 def test_report_prints_scores_of_every_split_side_by_side(make_report):
