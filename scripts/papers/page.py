@@ -85,7 +85,7 @@ def page(
     for study in studies:
         said = [
             *study.notes(records[study.name]),
-            *remarks(study.name, records[study.name], fast=fast),
+            *remarks(study, records[study.name], fast=fast),
         ]
         shown = figures.get(study.name, ())
         lines += ["", *_section(study, records[study.name], judged, shown, said)]
