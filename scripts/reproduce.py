@@ -103,6 +103,7 @@ def main(
         )
     which = _FAST_SEEDS[: seeds or 1] if fast else SEEDS[:seeds]
     settings = Settings(root=runs.resolve(), studies=chosen, seeds=which, fast=fast)
+    cells = cells_of(settings)
     console = Console(stderr=True)
     if records_file is not None:
         settings.cells.read(records_file)
@@ -118,12 +119,12 @@ def main(
         chosen,
         records,
         command=_command(settings, study),
-        machine="; ".join(settings.cells.machines(cells_of(settings))),
+        machine="; ".join(settings.cells.machines(cells)),
         figures={
             name: [Path(FIGURES) / f"{figure.name}.svg" for figure in figures]
             for name, figures in drawn.items()
         },
-        seconds=settings.cells.seconds(cells_of(settings)),
+        seconds=settings.cells.seconds(cells),
         fast=fast,
     )
     if where is not None:
@@ -131,8 +132,7 @@ def main(
             for figure in figures:
                 draw(figure, records[name], where / FIGURES / f"{figure.name}.svg")
         (where / PAGE).write_text(text, encoding="utf-8")
-        kept = where / (FAST_RECORDS if fast else RECORDS)
-        settings.cells.write(cells_of(settings), kept)
+        settings.cells.write(cells, where / (FAST_RECORDS if fast else RECORDS))
         console.print(f"{where / PAGE}", markup=False)
     elif not as_json:
         print(text)

@@ -7,7 +7,7 @@ what one core takes.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -114,7 +114,7 @@ def _timed(call: Callable[..., T], *arguments: object) -> tuple[float, T]:
 def _group(random: DirichletStrategy, told: int) -> list[Candidate]:
     """Return candidates that were asked for when so many outcomes were known."""
     drawn = [random.ask(2 * 10**6 + place, []) for place in range(Screening().candidates)]
-    return [Candidate(one.index, one.genotype, one.recipe, one.origin, told) for one in drawn]
+    return [replace(one, seen=told) for one in drawn]
 
 
 def _ms(seconds: float) -> float:

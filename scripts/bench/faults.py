@@ -194,8 +194,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help=f"{FULL_FAULTS} faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--minutes", type=float, default=600, help="begin no search after so many; default: none"
-    )
+        "--minutes", type=float, default=600,
+        help="begin no search after so many; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--patience", type=float, default=180, metavar="SECONDS",
         help="without a sign of life for so long a search hangs",

@@ -163,9 +163,8 @@ def measure_search(pool: RayPool, strategy: str, workers: int, evaluations: int)
 
 def measure_barrier(pool: RayPool, workers: int) -> float:
     """Return the share of workers' time in evaluations when each generation waits for its last."""
-    space = SearchSpace(
-        make_job(Path("none"), "dirichlet", workers, 1), make_spec(_any_job(workers)).sources
-    )
+    job = _any_job(workers)
+    space = SearchSpace(job, make_spec(job).sources)
     draws = np.random.default_rng(0)
     busy = 0.0
     start = time.perf_counter()

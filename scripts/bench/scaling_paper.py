@@ -11,7 +11,6 @@ whose limit is ``archive_outcomes_per_s``.
 """
 
 import contextlib
-import hashlib
 import heapq
 import math
 import os
@@ -32,6 +31,7 @@ from scripts.bench.scaling_search import (
     made_up_scores,
     make_job,
     make_spec,
+    uniform,
 )
 from workers.job import WorkerSpec
 from workers.outcome import Completed, EvaluationRequest, Outcome
@@ -98,12 +98,12 @@ class PaperPool:
     def submit(self, request: EvaluationRequest) -> None:
         """Begin an evaluation; the first of every worker has been under way for a while."""
         self._go_on()
-        uniform = _uniform("length", request)
-        deviate = statistics.NormalDist().inv_cdf(uniform)
+        recipe_id = request.recipe.recipe_id
+        deviate = statistics.NormalDist().inv_cdf(uniform("length", recipe_id))
         if self._num_submitted < self._num_workers:
             # Who looks at a random moment finds a long one, at any point of it.
             length_s = EVALUATION_S * math.exp(SIGMA * deviate + SIGMA**2 / 2)
-            left_s = length_s * _uniform("begun", request)
+            left_s = length_s * uniform("begun", recipe_id)
         else:
             left_s = EVALUATION_S * math.exp(SIGMA * deviate - SIGMA**2 / 2)
         if self._due is not None:
@@ -151,11 +151,6 @@ class PaperPool:
             spent_s = time.thread_time() - self._mark
             self._now += spent_s
             self.driver_s += spent_s
-
-
-def _uniform(what: str, request: EvaluationRequest) -> float:
-    digest = hashlib.sha256(f"{what} {request.recipe.recipe_id}".encode()).digest()
-    return (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
 
 
 def on_paper(

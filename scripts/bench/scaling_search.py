@@ -26,9 +26,14 @@ NAMES = ("instruct", "code", "math")
 
 def duration_s(recipe_id: str) -> float:
     """Return how long an evaluation of a recipe takes: log-normal, the same every time."""
-    digest = hashlib.sha256(f"duration {recipe_id}".encode()).digest()
-    uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
-    return MEDIAN_S * math.exp(SIGMA * statistics.NormalDist().inv_cdf(uniform))
+    deviate = statistics.NormalDist().inv_cdf(uniform("duration", recipe_id))
+    return MEDIAN_S * math.exp(SIGMA * deviate)
+
+
+def uniform(what: str, recipe_id: str) -> float:
+    """Return a number between 0 and 1 that a recipe has for something, the same every time."""
+    digest = hashlib.sha256(f"{what} {recipe_id}".encode()).digest()
+    return (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
 
 
 def made_up_scores(manifest: Manifest, request: EvaluationRequest) -> dict[str, TaskScores]:

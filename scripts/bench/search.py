@@ -81,7 +81,8 @@ def run_closed(given: argparse.Namespace) -> list[SearchRow]:
     runs = [
         run
         for run in (read_runs(given.runs) if given.runs else [])
-        if run.key[3:] == (given.evaluations, version_of(run.strategy))
+        if run.trace[-1].evaluations == given.evaluations
+        and run.version == version_of(run.strategy)
     ]
     known = {run.key for run in runs}
     for seed in range(given.seeds):
@@ -132,8 +133,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, help="of part one")
     parser.add_argument("--pending", type=int, default=NUM_PENDING, help="evaluations at a time")
     parser.add_argument(
-        "--runs", type=Path, help=f"of part one, to go on with (with --full: {FULL_RUNS})"
-    )
+        "--runs", type=Path,
+        help=f"of part one, to go on with, all of one --pending (with --full: {FULL_RUNS}, where "
+        "that is the default)",
+    )  # fmt: skip
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"), help="made if missing")
     parser.add_argument("--zoo-runs", type=Path, default=Path("runs/search_zoo"))
     parser.add_argument("--ask", action="store_true", help="measure the time of an ask only")
@@ -141,7 +144,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.part = given.part or ["closed", "zoo"]
     given.seeds = given.seeds or (FULL_SEEDS if given.full else SHORT_SEEDS)
-    given.runs = given.runs or (FULL_RUNS if given.full else None)
+    # Records do not say how many were pending.
+    goes_on = given.full and given.pending == NUM_PENDING
+    given.runs = given.runs or (FULL_RUNS if goes_on else None)
     given.evaluations = given.evaluations or (FULL_EVALUATIONS if given.full else SHORT_EVALUATIONS)
     return given
 

@@ -151,15 +151,17 @@ def report(traces: Sequence[Trace]) -> list[dict[str, object]]:
     ``best_mean_of_seed`` and ``chosen``.
     """
     rows: list[dict[str, object]] = []
-    found = runs_of(traces)
-    for row in search_rows(found):
-        runs = [run for run in found if run.landscape == row.landscape]
-        own = [t for t in traces if (t.pool, t.rival) == (row.landscape, row.strategy)]
-        chosen = [float(np.mean(trace.chosen)) for trace in own]
-        best = [run.trace[-1].best_mean for run in runs if run.strategy == row.strategy]
+    runs = runs_of(traces)
+    for row in search_rows(runs):
+        own = [
+            (trace, run)
+            for trace, run in zip(traces, runs, strict=True)
+            if (run.landscape, run.strategy) == (row.landscape, row.strategy)
+        ]
+        chosen = [float(np.mean(trace.chosen)) for trace, _ in own]
         extra = {
-            "seed": [trace.seed for trace in own],
-            "best_mean_of_seed": best,
+            "seed": [run.seed for _, run in own],
+            "best_mean_of_seed": [run.trace[-1].best_mean for _, run in own],
             "chosen_mean": float(np.mean(chosen)),
             "chosen": chosen,
         }

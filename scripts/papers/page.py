@@ -59,7 +59,7 @@ def page(
         command: What was run.
         machine: Where.
         figures: Study -> files, relative to the page.
-        seconds: How long measuring took, where that is known of all records.
+        seconds: How long measuring took by the clock, the sum of all cells, where it is known.
         fast: Whether the records are of ``--fast``.
     """
     judged = judge_all(studies, records, fast=fast)
@@ -67,7 +67,7 @@ def page(
     time = (
         ""
         if seconds is None
-        else f" Measuring took {seconds / 60:.0f} minutes of a processor, zoos not counted."
+        else f" Measuring took {seconds / 60:.0f} minutes, summed over cells, zoos not counted."
     )
     lines = [
         "# What the papers say, on models that are trained here",
@@ -85,7 +85,7 @@ def page(
     for study in studies:
         said = [
             *study.notes(records[study.name]),
-            *remarks(study.name, records[study.name], fast=fast),
+            *remarks(study, records[study.name], fast=fast),
         ]
         shown = figures.get(study.name, ())
         lines += ["", *_section(study, records[study.name], judged, shown, said)]

@@ -57,10 +57,11 @@ def of_dare(records: DataFrame, *, fast: bool) -> Iterator[str]:
     by_width = tuned.groupby(["width", "checkpoint"])["tuned"].mean()
     if {NARROW, WIDE} <= set(tuned["width"]):
         narrow, wide = by_width.loc[NARROW], by_width.loc[WIDE]
+        less_far = ": the wider ones are trained less far, and that may be what they tolerate"
         yield (
             f"The specialists of width {WIDE} score {wide.min():.2f} to {wide.max():.2f} on their "
             f"own skills, those of width {NARROW} {narrow.min():.2f} to {narrow.max():.2f} (means "
-            "over seeds): the wider ones are trained less far, and that may be what they tolerate."
+            f"over seeds){less_far if (wide < narrow).all() else ''}."
         )
 
 
@@ -199,18 +200,18 @@ REMARKS: Mapping[str, Remark] = {
     LEARNED_MERGES.name: of_learned,
 }
 
-PARTS: Mapping[str, tuple[Study, str]] = {
-    DARE.name: (DARE, "checkpoint"),
-    MERGES.name: (MERGES, "merged"),
-    ENCODERS.name: (ENCODERS, "checkpoint"),
-    LORA.name: (LORA, "task"),
+PARTS: Mapping[str, str] = {
+    DARE.name: "checkpoint",
+    MERGES.name: "merged",
+    ENCODERS.name: "checkpoint",
+    LORA.name: "task",
 }
 """Study -> the column over whose values its claims take means."""
 
 
-def remarks(study: str, records: DataFrame, *, fast: bool) -> Sequence[str]:
+def remarks(study: Study, records: DataFrame, *, fast: bool) -> Sequence[str]:
     """Return what there is to say of a study's records; ``fast`` as the records are."""
-    said = list(REMARKS[study](records, fast=fast)) if study in REMARKS else []
-    if study in PARTS and records["seed"].nunique() > 1:
-        said += of_parts(*PARTS[study], records)
+    said = list(REMARKS[study.name](records, fast=fast)) if study.name in REMARKS else []
+    if study.name in PARTS and records["seed"].nunique() > 1:
+        said += of_parts(study, PARTS[study.name], records)
     return said

@@ -8,7 +8,9 @@ from optimizer.baselines import BaselinePlan
 from optimizer.candidate import Candidate
 from optimizer.space import SearchSpace
 from scripts.papers.cells import imported_modules
-from scripts.papers.learned import EVALUATIONS, FAST_EVALUATIONS, LEARNED
+from scripts.papers.dare import DARE
+from scripts.papers.front import FRONT
+from scripts.papers.learned import EVALUATIONS, FAST_EVALUATIONS, LEARNED, LEARNED_MERGES
 from scripts.papers.remarks import (
     EARLY,
     FAST_PROPOSED,
@@ -30,7 +32,7 @@ def test_remarks_measure_nothing(study: str) -> None:
 
 
 def test_study_without_remarks_has_none() -> None:
-    assert remarks("soups_front", DataFrame(), fast=False) == []
+    assert remarks(FRONT, DataFrame(), fast=False) == []
 
 
 def dare_records(ratio: float) -> DataFrame:
@@ -60,13 +62,20 @@ def test_how_much_longer_deltas_are_is_said_in_numbers() -> None:
     assert wide.endswith("ten times in the median is reached in 1 of 2 seeds.")
     assert "width 256 score 0.50 to 0.70 on their own skills" in trained
     assert "width 128 0.70 to 0.90" in trained
+    assert "the wider ones are trained less far" in trained
+
+
+def test_wider_ones_are_not_called_less_trained_where_one_is_not() -> None:
+    records = dare_records(9.0)
+    is_better = (records["width"] == 256) & (records["checkpoint"] == "code")
+    records.loc[is_better, "tuned"] = 0.8
+    *_, trained = of_dare(records, fast=False)
+    assert trained.endswith("width 128 0.70 to 0.90 (means over seeds).")
 
 
 def test_fast_run_has_one_width_to_speak_of() -> None:
     records = dare_records(9.0)
-    (only,) = remarks(
-        "dare", records[(records["width"] == 128) & (records["seed"] == 0)], fast=True
-    )
+    (only,) = remarks(DARE, records[(records["width"] == 128) & (records["seed"] == 0)], fast=True)
     assert "9.0 times in the median" in only
 
 
@@ -158,7 +167,7 @@ def learned_records(counts: dict[int, int | None]) -> DataFrame:
 
 def test_what_was_as_good_is_told_by_its_place() -> None:
     counts = {1: 3, 2: 3, 3: 5, 4: 9, 5: 20, 6: 21, 7: None}
-    said = remarks("learned", learned_records(counts), fast=False)
+    said = remarks(LEARNED_MERGES, learned_records(counts), fast=False)
     assert said[0] == (
         "The search is as good as DAM on select items by: evaluation 3, checkpoint code "
         "(seeds 1, 2); evaluation 5, uniform soup (seed 3); evaluation 9, a proposal (seed 4); "

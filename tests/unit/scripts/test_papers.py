@@ -279,7 +279,7 @@ def test_page_says_what_the_records_say(tmp_path: Path) -> None:
         figures={"trivial": [Path("papers/x.svg")]},
         seconds=150.0,
     )
-    assert "2 processors. Measuring took 2 minutes of a processor, zoos not counted." in text
+    assert "2 processors. Measuring took 2 minutes, summed over cells, zoos not counted." in text
     assert "were all 1 exactly at their margins, 0.0 would hold" in text
     assert "| A trivial study | 1 | 0 | 0 |" in text
     assert "Scores are larger than one." in text

@@ -32,7 +32,7 @@ def test_clock_goes_on_with_the_driver_and_jumps_where_it_waits(monkeypatch, tmp
     job = make_job(tmp_path / "archive.sqlite", "dirichlet", 2, 10)
     spec, driver = make_spec(job), SimpleNamespace(spent_s=0.0)
     monkeypatch.setattr(scaling_paper.time, "thread_time", lambda: driver.spent_s)
-    monkeypatch.setattr(scaling_paper, "_uniform", lambda what, request: 0.5)
+    monkeypatch.setattr(scaling_paper, "uniform", lambda what, recipe_id: 0.5)
     space = SearchSpace(job, spec.sources)
     recipe = space.decode(np.full(space.size, 0.5))
     pool = PaperPool(spec, 2, most=3)

@@ -82,6 +82,8 @@ def test_full_goes_on_by_itself():
     assert parse(["--full"]).runs == FULL_RUNS
     assert parse(["--full", "--runs", "elsewhere"]).runs == Path("elsewhere")
     assert parse([]).runs is None
+    # Those have other evaluations pending.
+    assert parse(["--full", "--pending", "8"]).runs is None
 
 
 def test_cost_to_reach_is_that_of_the_first_point_when_it_is_enough():
