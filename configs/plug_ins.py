@@ -54,8 +54,10 @@ class Registry(Generic[Thing]):
             return self._load(points[name])
         names = self.names()
         near = difflib.get_close_matches(name, names, n=1)
-        advice = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
-        raise ConfigError.single(self._path, f"`{name}` is no {self._kind}; {advice}")
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise ConfigError.single(
+            self._path, f"`{name}` is no {self._kind}; {hint}there are {', '.join(names)}"
+        )
 
     def _load(self, point: EntryPoint) -> Thing:
         where = f"`{point.name}`, which is {point.value}"
