@@ -41,7 +41,9 @@ def cpp_options() -> CompilerOptions:
     if compiler == _clang():
         return {"cpp.cxx": compiler}
     is_slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return {"cpp.march": f"native {_WHOLE_MOVES}"} if is_slow and _moves_whole(compiler) else {}
+    place = shutil.which(compiler)
+    can_move = is_slow and place is not None and _moves_whole(place)
+    return {"cpp.march": f"native {_WHOLE_MOVES}"} if can_move else {}
 
 
 def _clang() -> str | None:

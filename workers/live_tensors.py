@@ -7,16 +7,13 @@ of tensors (cutting, transposing) is not found.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from workers.block import is_distributed
 from workers.shard_header import TensorEntry
-
-_Converter = Any
-"""``transformers.core_model_loading.WeightConverter``, which is imported where it is needed."""
 
 
 def live_tensors(model: nn.Module, entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
@@ -33,73 +30,65 @@ def live_tensors(model: nn.Module, entries: Mapping[str, TensorEntry]) -> dict[s
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     found = {name: state[name] for name in entries if name in state}
     if strangers := [entry for name, entry in entries.items() if name not in state]:
-        renamings, converters = _transforms(model)
-        stacked: dict[tuple[int, str], dict[str, tuple[TensorEntry, str]]] = defaultdict(dict)
-        for entry in strangers:
-            name = entry.name
-            for renaming in renamings:
-                name, _ = renaming.rename_source_key(name)
-            if name in state:
-                found[entry.name] = state[name]
-                continue
-            for index, converter in enumerate(converters):
-                target, pattern = converter.rename_source_key(name)
-                if pattern is not None:
-                    if target in state:
-                        stacked[index, target][name] = entry, pattern
-                    break
-        for (index, target), members in stacked.items():
-            found |= _slices(state[target], members, converters[index])
+        found |= _converted(model, state, strangers)
     return found
 
 
-def _transforms(model: nn.Module) -> tuple[list[Any], list[_Converter]]:
+def _converted(
+    model: nn.Module, state: Mapping[str, Tensor], strangers: Sequence[TensorEntry]
+) -> dict[str, Tensor]:
+    """Find what transformers gives another name as it loads it, by the steps that it takes."""
     from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     if not isinstance(model, PreTrainedModel):
-        return [], []
-    found = get_model_conversion_mapping(model)
-    renamings = [each for each in found if isinstance(each, WeightRenaming)]
-    return renamings, [each for each in found if isinstance(each, WeightConverter)]
+        return {}
+    transforms = get_model_conversion_mapping(model)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    converter_of = {pattern: each for each in converters for pattern in each.source_patterns}
+    found: dict[str, Tensor] = {}
+    # Live name -> pattern of names in checkpoints -> what has them, experts by their numbers.
+    joined: dict[str, dict[str, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in sorted(strangers, key=lambda entry: dot_natural_key(entry.name)):
+        name, pattern = rename_source_key(entry.name, renamings, converters)
+        if name not in state:
+            continue
+        if pattern is None:
+            found[entry.name] = state[name]
+        else:
+            joined[name][pattern].append(entry)
+    for name, by_pattern in joined.items():
+        converter = converter_of[next(iter(by_pattern))]
+        stacks = [by_pattern[pattern] for pattern in converter.source_patterns]
+        found |= _slices(state[name], stacks, converter.operations)
+    return found
 
 
 def _slices(
-    target: Tensor, members: Mapping[str, tuple[TensorEntry, str]], converter: _Converter
+    target: Tensor, stacks: Sequence[Sequence[TensorEntry]], operations: Sequence[Any]
 ) -> dict[str, Tensor]:
     """Return checkpoint name -> view, of what is stacked and joined into one live tensor."""
-    from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
+    from transformers.core_model_loading import Concatenate, MergeModulelist
 
-    shapes = [
-        (type(operation), getattr(operation, "dim", None)) for operation in converter.operations
-    ]
-    joins = shapes == [(MergeModulelist, 0), (Concatenate, 1)]
-    if not (joins or shapes == [(MergeModulelist, 0)]) or is_distributed(target):
+    steps = [(type(operation), getattr(operation, "dim", None)) for operation in operations]
+    known = [(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]
+    if steps not in known or is_distributed(target):
         return {}
-    if sum(entry.numel for entry, _ in members.values()) != target.numel():
+    shapes = [{(len(stack), *entry.shape) for entry in stack} for stack in stacks]
+    if any(len(found) != 1 for found in shapes):
         return {}
-    # The order of transformers: patterns as they are listed, experts by their numbers.
-    by_pattern: dict[str, list[TensorEntry]] = {name: [] for name in converter.source_patterns}
-    for name in sorted(members, key=dot_natural_key):
-        entry, pattern = members[name]
-        by_pattern[pattern].append(entry)
-    found: dict[str, Tensor] = {}
-    begin = 0
-    for stack in by_pattern.values():
-        if not _fits(target, stack, begin):
-            return {}
-        for expert, entry in enumerate(stack):
-            part = target.detach()[expert]
-            found[entry.name] = part.narrow(0, begin, entry.shape[0]) if joins else part
-        begin += stack[0].shape[0] if joins else 0
-    return found
-
-
-def _fits(target: Tensor, stack: Iterable[TensorEntry], begin: int) -> bool:
-    """Say whether there is one tensor per expert, and all have room behind what is there."""
-    shapes = [entry.shape for entry in stack]
-    if target.dim() != 3 or len(shapes) != target.shape[0] or len(set(shapes)) != 1:
-        return False
-    rows, *columns = shapes[0]
-    return columns == list(target.shape[2:]) and begin + rows <= target.shape[1]
+    rows = [shape[1] for (shape,) in shapes if len(shape) == 3]
+    if {(shape[0], sum(rows), *shape[2:]) for (shape,) in shapes} != {tuple(target.shape)}:
+        return {}
+    return {
+        entry.name: part
+        for stack, parts in zip(stacks, target.detach().split(rows, dim=1), strict=True)
+        for entry, part in zip(stack, parts.unbind(), strict=True)
+    }

@@ -31,18 +31,18 @@ class MergeBackend:
         self._choice: BackendChoice = choice
         self._num_elements = num_elements
         self._lock = Lock()
-        self._said_so = False
+        self._found: dict[str, Backend] = {}
         self.may_fall_back = choice == "auto"
 
     def choose(self, device: torch.device) -> Backend:
         """Return how to merge on a device."""
         if self._choice != "auto":
             return self._choice
-        if is_worthwhile(self._num_elements, device):
-            return "compiled"
-        if self._num_elements >= _WORTH_SAYING and not has_compiler(device.type):
-            self._say_once(device)
-        return "eager"
+        with self._lock:
+            # To look for a compiler takes a millisecond, and this is asked for parts of tensors.
+            if device.type not in self._found:
+                self._found[device.type] = self._find(device)
+            return self._found[device.type]
 
     def fall_back(self, error: Exception) -> None:
         """Stop compiling; of threads that fail at the same time, one says so."""
@@ -55,16 +55,15 @@ class MergeBackend:
                 )
             self._choice = "eager"
 
-    def _say_once(self, device: torch.device) -> None:
-        """Say that no compiler was found, which is not an error: the bits are the same."""
-        with self._lock:
-            if not self._said_so:
-                missing = (
-                    "a C++ compiler (CXX, g++ or clang++)" if device.type == "cpu" else "triton"
-                )
-                logger.warning(
-                    "merging without %s, which was not found: the same result, but slower for "
-                    "searches of large models",
-                    missing,
-                )
-            self._said_so = True
+    def _find(self, device: torch.device) -> Backend:
+        if is_worthwhile(self._num_elements, device):
+            return "compiled"
+        if self._num_elements >= _WORTH_SAYING and not has_compiler(device.type):
+            # Not an error: the bits are the same.
+            missing = "a C++ compiler (CXX, g++ or clang++)" if device.type == "cpu" else "triton"
+            logger.warning(
+                "merging without %s, which was not found: the same result, but slower for "
+                "searches of large models",
+                missing,
+            )
+        return "eager"

@@ -75,8 +75,7 @@ class RayPool:
         self._settled: deque[Outcome] = deque()
         self._num_pending = 0
         self._is_draining = False
-        max_attempts = self._settings.max_attempts
-        self._toll = Toll(past or Past(), self._fleet.is_lost, max_attempts)
+        self._toll = Toll(past or Past(), self._fleet.is_lost, self._settings.max_attempts)
         self._exit = ExitStack()
         try:
             self._exit.enter_context(ray_session(self._settings))
@@ -114,8 +113,8 @@ class RayPool:
         self._num_pending += 1
         assignment = self._toll.assignment(request)
         if (reason := self._toll.refusal(assignment)) is not None:
-            error = WorkerLostError(reason)
-            self._settled.append(_failed(error, request, attempt=1, worker="none"))
+            assignment.attempt = 1
+            self._give_up(assignment, WorkerLostError(reason), "none")
             return
         self._waiting.append(assignment)
         self._dispatch()
@@ -209,9 +208,11 @@ class RayPool:
             self._take(call)
         now = time.monotonic()
         for call, slot in list(calls.items()):
+            if (assignment := slot.assignment) is None or slot.deadline > now:
+                continue
             # An answer that is there but not taken yet came in time.
-            if slot.deadline <= now and not ray.wait([call], timeout=0)[0]:
-                self._expire(slot)
+            if not ray.wait([call], timeout=0)[0]:
+                self._expire(slot, assignment)
         self._fleet.adjust()
 
     def _take(self, call: "ray.ObjectRef[Any]") -> None:
@@ -251,10 +252,7 @@ class RayPool:
             self._patience.note(assignment.request, time.monotonic() - slot.began)
         elif assignment.may_pass(outcome):
             logger.warning(
-                "%s: trying again after %s",
-                slot.title,
-                outcome.error_class,
-                extra=assignment.ids,
+                "%s: trying again after %s", slot.title, outcome.error_class, extra=assignment.ids
             )
             assignment.num_passing += 1
             self._waiting.appendleft(assignment)
@@ -287,9 +285,7 @@ class RayPool:
         if assignment is None:
             self._fleet.fail_start(slot, f"{type(error).__name__}: {error}")
             return
-        outcome = _failed(error, assignment.request, attempt=assignment.attempt, worker=slot.title)
-        self._settled.append(outcome)
-        self._free(slot, outcome)
+        self._free(slot, self._give_up(assignment, error, slot.title))
 
     def _lose(self, slot: Slot, error: ray.exceptions.RayError) -> None:
         """Replace a worker whose process died; its request is tried again, but not for ever."""
@@ -299,11 +295,11 @@ class RayPool:
             self._fleet.fail_start(slot, reason, counts=not is_innocent)
             return
         logger.warning("%s on %s is lost: %s", slot.title, slot.where, reason, extra=assignment.ids)
-        error_of_worker = WorkerLostError(
+        death = WorkerLostError(
             f"its worker's process died, the last time on {slot.where}: {reason} Look for lack "
             "of memory (dmesg) or a crash in native code"
         )
-        self._try_again(slot, assignment, error_of_worker, is_charged=not is_innocent)
+        self._try_again(slot, assignment, death, is_charged=not is_innocent)
         self._fleet.replace(slot)
 
     def _try_again(
@@ -316,19 +312,19 @@ class RayPool:
         if (message := self._toll.verdict(assignment, error)) is None:
             self._waiting.appendleft(assignment)
             return
-        self._settled.append(
-            _failed(
-                type(error)(message),
-                assignment.request,
-                attempt=assignment.attempt,
-                worker=slot.title,
-            )
-        )
+        self._give_up(assignment, type(error)(message), slot.title)
 
-    def _expire(self, slot: Slot) -> None:
+    def _give_up(self, assignment: Assignment, error: BaseException, worker: str) -> Failed:
+        """Settle a request as failed."""
+        outcome = failure_of(
+            error, assignment.request, assignment.attempt, worker=worker, stage=Stage.WORKER
+        )
+        self._settled.append(outcome)
+        return outcome
+
+    def _expire(self, slot: Slot, assignment: Assignment) -> None:
         """Give up an evaluation that outlasts its limit; its worker may hang, so it goes too."""
-        assignment = slot.assignment
-        if assignment is not None and slot.is_hang_limit:
+        if slot.is_hang_limit:
             limit_s = slot.deadline - slot.began
             logger.warning(
                 "%s on %s hangs: no answer in %.0f s",
@@ -337,27 +333,15 @@ class RayPool:
                 limit_s,
                 extra=assignment.ids,
             )
-            self._try_again(
-                slot,
-                assignment,
-                WorkerTimeoutError(
-                    f"no answer within {limit_s:.0f} s, {self._settings.hang_factor:g} times the "
-                    "median of such evaluations (workers.hang_factor), the last time on "
-                    f"{slot.where}"
-                ),
+            hang = WorkerTimeoutError(
+                f"no answer within {limit_s:.0f} s, {self._settings.hang_factor:g} times the "
+                f"median of such evaluations (workers.hang_factor), the last time on {slot.where}"
             )
+            self._try_again(slot, assignment, hang)
         else:
-            self._fail(
-                slot,
-                WorkerTimeoutError(
-                    "the evaluation outlasted workers.timeout_s = "
-                    f"{self._settings.timeout_s:g} s; raise it if candidates may take that long"
-                ),
+            late = WorkerTimeoutError(
+                f"the evaluation outlasted workers.timeout_s = {self._settings.timeout_s:g} s; "
+                "raise it if candidates may take that long"
             )
+            self._give_up(assignment, late, slot.title)
         self._fleet.replace(slot)
-
-
-def _failed(
-    error: BaseException, request: EvaluationRequest, *, attempt: int, worker: str
-) -> Failed:
-    return failure_of(error, request, attempt, worker=worker, stage=Stage.WORKER)

@@ -19,7 +19,7 @@ class Loss:
     """A worker that died or hung in an evaluation, as it is remembered between runs of a search.
 
     ``node`` is where, as Ray names it; ``error_class`` and ``message`` say how. ``is_forgiven``
-    takes an earlier loss of the same evaluation back: its node is gone.
+    takes an earlier loss back, which is equal otherwise: its node is gone.
     """
 
     key: EvaluationKey
@@ -73,8 +73,8 @@ class Toll:
             known = self._before[loss.key]
             if not loss.is_forgiven:
                 known.append(loss)
-            elif known:
-                known.pop()
+            elif (forgiven := replace(loss, is_forgiven=False)) in known:
+                known.remove(forgiven)
         self._recent: list[tuple[float, Loss]] = []
         self._looked_at = 0.0
 

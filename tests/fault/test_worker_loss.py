@@ -295,6 +295,18 @@ def test_request_fails_and_its_worker_is_replaced_when_it_hangs(make_pool, hang)
     assert not wait_until_gone([before], within_s=120)
 
 
+def test_worker_that_times_out_after_failures_is_replaced_once(make_pool, monkeypatch):
+    pool = make_pool(count=1, timeout_s=3.0)
+    warm_up(pool)
+    starts = []
+    start = ray_fleet.Fleet.start
+    monkeypatch.setattr(ray_fleet.Fleet, "start", lambda *of: starts.append(of) or start(*of))
+    for candidate, verb in enumerate(("fail", "fail", "sleep 60")):
+        pool.submit(request(candidate, verb))
+        assert isinstance(drain(pool)[0], Failed)
+    assert len(starts) == 1
+
+
 def test_late_outcome_of_a_given_up_evaluation_never_surfaces(make_pool):
     # The abandoned call ends by itself soon after its limit, while others are awaited.
     pool = make_pool(count=2, timeout_s=3.0)

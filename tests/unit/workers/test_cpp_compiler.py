@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers import cpp_compiler
 from workers.cpp_compiler import cpp_options, find_cpp_compiler
 
 MERGE = """
@@ -72,10 +71,8 @@ def test_named_compiler_is_obeyed(path, monkeypatch):
 @pytest.mark.parametrize("understands", [True, False])
 def test_integers_are_moved_whole_where_the_compiler_can(path, monkeypatch, understands):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    cpp_compiler._moves_whole.cache_clear()
     program(path, "g++", f"exit {int(not understands)}")
     assert cpp_options() == ({"cpp.march": "native -mmove-max=256"} if understands else {})
-    cpp_compiler._moves_whole.cache_clear()
 
 
 @pytest.mark.slow

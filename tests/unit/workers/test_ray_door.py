@@ -7,7 +7,7 @@ import pytest
 
 from configs.errors import ClusterError
 from tests.unit.workers.cluster_ports import serving
-from workers.ray_door import knock
+from workers.ray_door import knock, other_version
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,16 @@ def test_nobody_is_told_from_another_service(tmp_path):
         pass
     with pytest.raises(ClusterError, match="nobody answers at"):
         knock(address)
+
+
+def test_other_python_is_told_from_what_ray_says_of_both():
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11.4\n"
+        "This process on node 1.2.3.4 was started with:\n    Ray: 2.9.0\n    Python: 3.12.1\n"
+    )
+    refusal = other_version("head:6379", RuntimeError(said))
+    assert refusal.message == (
+        "`head:6379` runs Python 3.11.4 with Ray 2.9.0, here is Python 3.12.1 with Ray 2.9.0: "
+        "use the same on both sides"
+    )
+    assert other_version("head:6379", RuntimeError("Ray: 2.9.0\n Python: 3.11.4")) is None

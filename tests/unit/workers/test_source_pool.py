@@ -89,9 +89,10 @@ def test_auto_compiles_when_it_is_worthwhile_for_the_whole_model(
     with SourcePool(sources) as pool:
         import torch
 
-        assert pool._backend.choose(torch.device("cpu")) == "eager"
+        for _ in range(2):
+            assert pool._backend.choose(torch.device("cpu")) == "eager"
         total = sum(entry.numel for entry in pool.reference.entries.values())
-    assert asked == [(total, "cpu")]
+    assert asked == [(total, "cpu")], "to look for a compiler is too slow to do it every time"
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ def begin(kept, gone, monkeypatch):
     return life
 
 
-def lose(now, assignment, node="a", *, keep=True):
+def lose(now, assignment, node="a", *, why="it died", keep=True):
     """Lose a worker; returns the message where that was enough."""
     assignment.attempt += 1
-    error = WorkerLostError("it died")
+    error = WorkerLostError(why)
     now.charge(assignment, node, error, keep=keep)
     return now.verdict(assignment, error)
 
@@ -89,6 +89,19 @@ def test_loss_with_its_node_is_forgiven_for_good(begin, kept, gone):
 
     second = begin()
     assert lose(second, second.assignment(request(0)), "b") is None
+
+
+def test_loss_that_is_forgiven_is_the_one_that_went_with_its_node(begin, gone):
+    first = begin()
+    assignment = first.assignment(request(0))
+    assert lose(first, assignment, "spot", why="it went away") is None
+    assert lose(first, assignment, "a", why="no memory") is not None
+    gone.add("spot")
+    first.forgive()
+
+    second = begin(max_attempts=1)
+    refusal = second.refusal(second.assignment(request(0)))
+    assert refusal.endswith("took 1 workers (workers.max_attempts): no memory")
 
 
 def test_loss_while_the_driver_is_being_ended_is_not_kept(begin, kept):
