@@ -1,6 +1,9 @@
 """Merging flat tensors: the arithmetic, its bits, and what never spreads."""
 
 import math
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from tests.unit.workers.merge_cases import (
     terms,
 )
 from workers import kernels, source_tiles, tiles
+from workers.compiled import COMPILED_WIDTH, merge_chunk
 from workers.kernels import TensorFacts, merge_flat, merge_window
 from workers.mask import (
     BLOCK_ELEMENTS,
@@ -271,3 +275,28 @@ def mask_of_block(block: int, first: int, count: int) -> torch.Tensor:
     counters = torch.arange(first, first + count, dtype=torch.int64).to(torch.int32)
     words = mix(weyl(counters, key.offset), torch.tensor(key.word, dtype=torch.int32))
     return words * checkpoint_factor(0, "d", "layer.weight", block) >= signed_threshold(0.5)
+
+
+def test_compiled_merge_of_a_long_tensor_is_shared_by_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both_merge = threading.Barrier(2)
+
+    def wait_for_the_other(*operands: Any) -> Callable[[], None]:
+        def step() -> None:
+            both_merge.wait(timeout=30)
+            merge_chunk(*operands)
+
+        return step
+
+    monkeypatch.setattr(kernels, "_LONG", 2**12)
+    monkeypatch.setattr(kernels, "fuse", wait_for_the_other)
+    base, tuned = pool(4 * COMPILED_WIDTH, num_tuned=2)
+    chosen = terms([0.5, 0.25], [0.5, 0.0])
+    eager = merge(base, tuned, chosen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert same_bits(merge(base, tuned, chosen, backend="compiled"), eager)
+    finally:
+        torch.set_num_threads(before)
