@@ -9,6 +9,8 @@ from pydantic import Field
 
 from configs.section import Section
 
+Toggle = bool | Literal["auto"]
+
 
 class Racing(Section):
     """Whether and when a candidate that is already worse stops being scored."""
@@ -23,6 +25,11 @@ class Racing(Section):
     margin: float = Field(default=1.0, ge=0)
     """By how much a candidate may seem better in an objective and still count as no better
     there, in standard errors of the score of a whole split (their median)."""
+    sampling: Toggle = "auto"
+    """Score every candidate on ``first_share`` of each task's items only, the next ones in turn,
+    instead of racing. ``auto`` does where the strategy learns more from many candidates on few
+    items than from few on many (``surrogate_cma``) and does not screen. The best of them are then
+    scored on all ``select`` items, as those of any search are."""
 
 
 class Gates(Section):
@@ -41,7 +48,7 @@ class Gates(Section):
 class Screening(Section):
     """Whether candidates are chosen by their companions before one of them is scored."""
 
-    enabled: bool | Literal["auto"] = "auto"
+    enabled: Toggle = "auto"
     """Screen, where the strategy can choose (``surrogate_cma``); ``auto`` does where a task has
     ``companion: true``, without which nothing can be screened by."""
     candidates: int = Field(default=6, ge=2)

@@ -1,7 +1,7 @@
 """A proposal of the search, and what is known of it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from evaluators.scores import FloatArray, ObjectiveScore, Scores
 
 ATTRIBUTION = "attribution:"
 """Origins that begin so are variants of the chosen merge, not proposals of the search."""
+
+SAMPLED = "sampled"
+"""Why a candidate is stopped that is scored on a sample of the items only."""
 
 SEED = "seed:"
 """Origins that begin so are outcomes of another archive, told before the first proposal."""
@@ -66,7 +69,7 @@ class Observation:
         companions: Objective -> mean of the smooth signal beside the scores (``companion`` in the
             job), for the objectives that have one; higher is better, in units of its own.
         stopped: Why not all of its items were scored, as the archive calls it (``racing``,
-            ``screened``, ``broken``); empty when they were, or could not be.
+            ``sampled``, ``screened``, ``broken``); empty when they were, or could not be.
     """
 
     candidate: Candidate
@@ -79,6 +82,11 @@ class Observation:
         """Whether it was scored on all items of the search split."""
         return self.scores is not None and not self.stopped
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether it may stand on a front: scored on all items, or on its sample of them."""
+        return self.scores is not None and self.stopped in ("", SAMPLED)
+
 
 def without_nan(observation: Observation) -> Observation:
     """Return what a model may learn from: one with a score that is not finite counts as failed.
@@ -90,7 +98,7 @@ def without_nan(observation: Observation) -> Observation:
     if scores is not None and not all(map(_is_finite, scores.values())):
         scores = None
     smooth = {name: score for name, score in observation.companions.items() if _is_finite(score)}
-    return Observation(observation.candidate, scores, smooth)
+    return replace(observation, scores=scores, companions=smooth)
 
 
 def _is_finite(score: ObjectiveScore) -> bool:

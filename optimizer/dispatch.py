@@ -14,13 +14,13 @@ from evaluators.blocks import WHOLE, remaining
 from evaluators.scores import Items
 from optimizer.archive.archive import Archive
 from optimizer.archive.stops import Stop
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.dispatch_plan import dispatch_plan, stages_of
 from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
-from optimizer.racing import FIRST_CHOICE, Race
+from optimizer.racing import FIRST_CHOICE, Race, sample_of
 from optimizer.screening import Groups, Screens
-from optimizer.strategies.strategy import Strategy
+from optimizer.strategies.strategy import Strategy, learns_from_samples
 from workers.outcome import EvaluationKey, EvaluationRequest
 
 
@@ -40,8 +40,17 @@ class Dispatch:
         self._settings = job.search
         self._strategy = strategy if isinstance(strategy, Screens) else None
         items = archive.manifest.items("search")
-        plan = dispatch_plan(job, items, can_choose=self._strategy is not None)
+        plan = dispatch_plan(
+            job,
+            items,
+            can_choose=self._strategy is not None,
+            can_sample=learns_from_samples(strategy),
+        )
         self._job, self._items, self._preview = job, items, plan.preview
+        self.samples, self.per_evaluation = plan.samples, plan.per_evaluation
+        # Means over other items could not be compared with those of whom was screened, or with
+        # those of other samples.
+        self._has_own_references = plan.screens or plan.samples
         # (observations told, the stages of whoever is proposed from then on), in that order.
         self._stages = [(0, plan.stages)]
         self._next_choice = FIRST_CHOICE
@@ -68,7 +77,7 @@ class Dispatch:
         if self._num_looks and observation.is_complete and observation.scores is not None:
             items = self._archive.task_scores(candidate.index, "search")
             self._race.add(candidate.index, observation.scores, items)
-            if self._race.num_complete >= self._next_choice:
+            if self._race.num_complete >= self._next_choice and not self.samples:
                 chosen = stages_of(self._job, self._items, self._race.worth())
                 self._stages.append((self._num_told, chosen))
                 self._next_choice *= 2
@@ -78,6 +87,9 @@ class Dispatch:
 
         So they are the same after a crash, whenever it is submitted.
         """
+        if self.samples:
+            first = self._stages[0][1][0]
+            return (sample_of(self._items, first, self._job.seed, candidate.index),)
         told = candidate.seen - self._num_seeds
         return next(found for known, found in reversed(self._stages) if known <= max(0, told))
 
@@ -104,7 +116,7 @@ class Dispatch:
         index = candidate.index
         if candidate.is_baseline or not (self._preview or self._num_looks):
             key = EvaluationKey(index, "search")
-            beside = None if self.groups is None else self._preview
+            beside = self._preview if self._has_own_references else None
             return EvaluationRequest(key, candidate.recipe, companions=beside)
         if self._preview and not self._is_previewed(index):
             name = self._archive.record_block("search", self._preview)
@@ -116,8 +128,7 @@ class Dispatch:
         }
         for stage in self._stages_of(candidate):
             request = block_request(self._archive, index, "search", stage, known)
-            if request is not None and self.groups is not None:
-                # Means over other items could not be compared with those of whom was screened.
+            if request is not None and self._has_own_references:
                 return replace(request, companions=remaining(self._preview, known))
             if request is not None:
                 return request
@@ -150,6 +161,11 @@ class Dispatch:
             return self._broken_by_likelihood(index)
         if stop := self._broken_by_repetition(index):
             return stop
+        if self.samples:
+            scored = sum(len(part.item_ids) for part in items.values())
+            whole = sum(map(len, self._items.values()))
+            numbers = {"items": scored, "of": whole}
+            return Stop(reason=SAMPLED, scores=self._race.estimate(items), numbers=numbers)
         if (loss := self._race.loss(items)) is None:
             return None
         return Stop(reason="racing", scores=self._race.estimate(items), numbers=asdict(loss))

@@ -22,30 +22,42 @@ class DispatchPlan:
         stages: Nested items, the last the whole split; more than one where candidates race.
         preview: Of which items the companions are asked for before any score; empty for none.
         group_size: How many candidates are screened for each that is scored; 1 screens none.
+        samples: Whether candidates are scored on a sample of the items each, as large as the
+            first stage.
     """
 
     stages: tuple[Items, ...]
     preview: Items
     group_size: int
+    samples: bool = False
 
     @property
     def races(self) -> bool:
         """Whether candidates are looked at before all of their items are scored."""
-        return len(self.stages) > 1
+        return len(self.stages) > 1 and not self.samples
 
     @property
     def screens(self) -> bool:
         """Whether several candidates are looked at for each that is scored."""
         return self.group_size > 1
 
+    @property
+    def per_evaluation(self) -> int:
+        """How many candidates count as one evaluation: groups as one, samples by their size."""
+        sizes = [sum(map(len, stage.values())) for stage in self.stages]
+        return self.group_size * (round(sizes[-1] / sizes[0]) if self.samples else 1)
 
-def dispatch_plan(job: JobConfig, items: Items, *, can_choose: bool) -> DispatchPlan:
+
+def dispatch_plan(
+    job: JobConfig, items: Items, *, can_choose: bool, can_sample: bool = False
+) -> DispatchPlan:
     """Lay out the way of a candidate through the search split.
 
     Args:
         job: The job.
         items: Task -> items of the search split.
         can_choose: Whether the strategy can choose by companions (``optimizer.screening``).
+        can_sample: Whether the strategy learns from samples.
     """
     settings = job.search
     screens = job.screens and can_choose
@@ -59,7 +71,11 @@ def dispatch_plan(job: JobConfig, items: Items, *, can_choose: bool) -> Dispatch
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
     found = stages_of(job, items)
-    return DispatchPlan(found, preview, settings.screening.candidates if screens else 1)
+    sampling = settings.racing.sampling
+    # Who was promoted by companions is worth all items: samples of such lose more than they save.
+    wanted = not screens if sampling == "auto" else sampling
+    samples = wanted and can_sample and len(found) > 1
+    return DispatchPlan(found, preview, settings.screening.candidates if screens else 1, samples)
 
 
 def stages_of(
@@ -115,6 +131,11 @@ def describe_plan(plan: DispatchPlan, *, by_gate: bool) -> list[str]:
         lines.append(f"gate: {looked_at} references are looked at before a candidate is scored")
     if plan.screens and by_gate:
         lines.append("gate: those references also tell broken models")
+    if plan.samples:
+        sizes = [sum(map(len, stage.values())) for stage in plan.stages]
+        lines.append(
+            f"sampling: a candidate is scored on {sizes[0]} of {sizes[-1]} items, others in turn"
+        )
     if plan.races:
         ends = [sum(map(len, stage.values())) for stage in plan.stages]
         lines.append(

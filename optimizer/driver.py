@@ -35,6 +35,7 @@ from optimizer.progress import Course
 from optimizer.results.attribution import record_variants
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse, gain_expected_by
+from optimizer.stopped import EvaluationCount
 from optimizer.strategies.registry import check_strategy, make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -145,9 +146,10 @@ class _Search:
         self.observations: list[Observation] = []
         # Kept up to date: counting thousands of candidates again for every ask takes its time.
         self._untold: dict[int, Candidate] = {}
-        self._num_baselines = self._num_baselines_told = 0
+        self._num_baselines = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(archive, self._strategy, sources)
+        self._counted = EvaluationCount(self._dispatch.per_evaluation)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in archive.candidates():
@@ -252,8 +254,8 @@ class _Search:
         budget = self._job.budget
         if spent := self._purse.spent():
             return spent
-        groups = self._dispatch.groups
-        if self._num_proposed >= budget.evaluations and (groups is None or groups.is_whole):
+        is_whole = self._num_parts % self._dispatch.per_evaluation == 0
+        if self._num_proposed >= budget.evaluations and is_whole:
             return f"budget of {budget.evaluations} evaluations spent"
         if reason := self._purse.too_little_gain(self._strategy, self._num_evaluated):
             return reason
@@ -261,15 +263,18 @@ class _Search:
 
     @property
     def _num_proposed(self) -> int:
-        """Evaluations that were proposed: of those that are screened together one is scored."""
-        if self._dispatch.groups is None:
-            return len(self._untold) + len(self.observations)
-        return self._num_baselines + len(self._dispatch.groups)
+        """Evaluations that were proposed, those included of which only a part was."""
+        parts = -(-self._num_parts // self._dispatch.per_evaluation)
+        return self._num_baselines + parts
+
+    @property
+    def _num_parts(self) -> int:
+        """Candidates of the strategy that were proposed, of which several may be one evaluation."""
+        return len(self._untold) + len(self.observations) - self._num_baselines
 
     @property
     def _num_evaluated(self) -> int:
-        groups, own = self._dispatch.groups, len(self.observations) - self._num_baselines_told
-        return self._num_baselines_told + own // (1 if groups is None else groups.size)
+        return self._counted.count
 
     def _evaluate(self, split: SplitName, indices: Iterable[int]) -> None:
         """Score candidates on a held-out split, except those that have an outcome there."""
@@ -329,7 +334,7 @@ class _Search:
         for observation in new:
             self.observations.append(observation)
             del self._untold[observation.candidate.index]
-            self._num_baselines_told += observation.candidate.is_baseline
+            self._counted.add(observation)
             self._dispatch.note(observation)
             self._volume = self._course.add(observation)
             self._strategy.tell(observation)

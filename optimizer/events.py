@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evaluators.scores import Scores
-from optimizer.candidate import Candidate
+from optimizer.candidate import Candidate, Observation
 from workers.outcome import Outcome
 from workers.pool import WorkerState
 
@@ -48,6 +48,11 @@ class Finished:
     scores: Scores | None
     num_outcomes: int
     stopped: str = ""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it has scores that may stand on a front."""
+        return Observation(self.candidate, self.scores, stopped=self.stopped).is_scored
 
 
 @dataclass(frozen=True, slots=True)

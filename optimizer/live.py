@@ -236,7 +236,7 @@ class LiveView:
             return
         self._last = Text(line, style="dim", overflow="ellipsis", no_wrap=True)
         recipe_id = event.candidate.recipe.recipe_id
-        if event.stopped or not event.scores or recipe_id in self._rows:
+        if not event.is_scored or not event.scores or recipe_id in self._rows:
             return
         if event.outcome.key.split == "search":
             self._rows[recipe_id] = ScoredCandidate(
@@ -340,7 +340,7 @@ def _outcome_line(event: Finished, pace: Pace, preference: Mapping[str, float]) 
         )
     seconds = sum(outcome.seconds.values())
     if event.stopped:
-        head = f"{head} stopped ({event.stopped})"
+        head = f"{head} {'sample' if event.is_scored else f'stopped ({event.stopped})'}"
     return f"{head} {_scores_text(event.scores or {}, preference)} ({seconds:.1f} s)"
 
 

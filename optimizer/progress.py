@@ -11,7 +11,7 @@ from optimizer.candidate import Observation
 from optimizer.pareto import hypervolume
 from optimizer.scalarize import reference_point
 from optimizer.spending import Spending, num_items
-from optimizer.stopped import recorded_group_size
+from optimizer.stopped import recorded_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +64,18 @@ def progress_of(archive: Archive) -> list[ProgressPoint]:
     names = tuple(archive.job.objectives)
     front = Front(reference_point(observations, names))
     waiting = archive.evaluations()
-    spending, place, size = Spending(), 0, recorded_group_size(archive)
-    baselines = 0
+    spending, place, counted = Spending(), 0, recorded_count(archive)
     points = []
     ends = zip(observations, archive.finish_sequences(), strict=True)
-    for count, (seen, sequence) in enumerate(ends, start=1):
+    for seen, sequence in ends:
         while place < len(waiting) and waiting[place].sequence <= sequence:
             if waiting[place].key.split == "search":
                 spending.add(waiting[place], num_items(archive, waiting[place]))
             place += 1
-        baselines += seen.candidate.is_baseline
         points.append(
             ProgressPoint(
                 candidate=seen.candidate.index,
-                evaluations=baselines + (count - baselines) // size,
+                evaluations=counted.add(seen),
                 items=spending.total_items,
                 model_s=sum(spending.model_s.values()),
                 volume=front.add(point)
@@ -121,6 +119,6 @@ class Course:
 
 
 def _point(seen: Observation, names: Sequence[str]) -> FloatArray | None:
-    if seen.scores is None or not seen.is_complete:
+    if seen.scores is None or not seen.is_scored:
         return None
     return np.array([seen.scores[name].value for name in names])

@@ -26,7 +26,14 @@ from scipy.special import stdtr
 from configs.evaluation import Objective
 from configs.racing import Racing
 from evaluators.paired import PairedDifference, Stratum, strata
-from evaluators.scores import FloatArray, Items, ObjectiveScore, Scores, TaskScores
+from evaluators.scores import (
+    FloatArray,
+    Items,
+    ObjectiveScore,
+    Scores,
+    TaskScores,
+    aggregate,
+)
 from optimizer.item_record import ItemRecord
 
 FIRST_CHOICE = 12
@@ -92,6 +99,28 @@ def first_items(
         order = sorted(ids, key=lambda item: (-known.get(item, 0.0), _place(seed, item)))
         first = set(order[:count])
         found[task] = tuple(item for item in ids if item in first)
+    return found
+
+
+def sample_of(items: Items, first: Items, seed: int, turn: int) -> dict[str, tuple[str, ...]]:
+    """Return the items of one turn: as many of each task as are in the first block, others in turn.
+
+    Turns after each other share out the items, in an order of their own each time round: a sample
+    that came again would be easier or harder for the same candidates, and what a search learns.
+
+    Args:
+        items: Task -> items of the split.
+        first: Task -> items of a first block.
+        seed: Of the search; another one has other items together.
+        turn: Whose.
+    """
+    found = {}
+    for task, ids in items.items():
+        count = len(first[task])
+        round_, place = divmod(turn, len(ids) // count)
+        order = sorted(ids, key=lambda item: _place(seed, f"{round_}:{item}"))
+        chosen = set(order[place * count : (place + 1) * count])
+        found[task] = tuple(item for item in ids if item in chosen)
     return found
 
 
@@ -237,7 +266,12 @@ class Race:
         return min(lost, key=lambda found: found[0])[1] if lost else None
 
     def estimate(self, items: Mapping[str, TaskScores]) -> Scores:
-        """Estimate a stopped candidate's scores on the whole split; see ``whole_estimate``."""
+        """Estimate a stopped candidate's scores on the whole split; see ``whole_estimate``.
+
+        While nothing was scored on the whole split, they are what was found.
+        """
+        if not self.num_complete:
+            return aggregate(self._objectives, items)
         parts = {}
         for task, part in items.items():
             known = self._records[task]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimizer.archive.store import backend_of
+from optimizer.candidate import SAMPLED
 from optimizer.live import format_duration
-from optimizer.stopped import num_evaluated, recorded_group_size
+from optimizer.stopped import num_evaluated
 
 if TYPE_CHECKING:
     from optimizer.archive.archive import Archive
@@ -38,12 +39,13 @@ class Recorded:
 def recorded_of(archive: "Archive") -> Recorded:
     """Read how far a search is; the same as long as the archive counts the same."""
     observations, choice = archive.observations(), archive.choice()
+    reasons = (found.stop.reason for found in archive.stops().values())
     proposed = sum(not candidate.is_attribution for candidate in archive.candidates())
     failed = (outcome for outcome in archive.outcomes("search") if not outcome.scores)
     return Recorded(
-        evaluations=num_evaluated(observations, recorded_group_size(archive)),
+        evaluations=num_evaluated(archive),
         in_flight=proposed - len(observations),
-        stopped=dict(Counter(found.stop.reason for found in archive.stops().values())),
+        stopped=dict(Counter(reason for reason in reasons if reason != SAMPLED)),
         validated={split: len(archive.outcomes(split)) for split in ("select", "report")},
         failures=dict(Counter(f"{found.stage}: {found.error_class}" for found in failed)),
         choice=choice,

@@ -4,11 +4,10 @@ Start at :func:`savings_of`, which adds up; :func:`describe_savings` says it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from optimizer.candidate import Observation
+from optimizer.candidate import SAMPLED, Observation
 from optimizer.spending import num_items, spending_of
 
 if TYPE_CHECKING:
@@ -20,13 +19,13 @@ class Savings:
     """The candidates that were stopped, by reason (``optimizer.archive.stops``).
 
     Attributes:
-        stopped: Reason -> candidates. Of those that were ``screened`` nothing was saved: without
-            screening they would not have been looked at.
+        stopped: Reason -> candidates. Of those that were ``screened`` or ``sampled`` nothing was
+            saved: otherwise they would not have been looked at.
         scored: Reason -> items that they were scored on.
         references: Reason -> items whose companion alone they were asked for.
         reference_cost: What one of those costs, in scored items.
         full_items: Items of the whole search split.
-        saved: Items that stopped candidates were not scored on, ``screened`` ones left out.
+        saved: Items that stopped candidates were not scored on, those left out.
     """
 
     stopped: dict[str, int]
@@ -37,21 +36,48 @@ class Savings:
     saved: int
 
 
-def num_evaluated(observations: Sequence[Observation], group_size: int) -> int:
-    """Count the evaluations of a search: candidates that are screened together are one.
+class EvaluationCount:
+    """Counts the evaluations of a search: what was scored on everything, or amounts to that.
 
     Args:
-        observations: What was told.
-        group_size: How many candidates are screened for each that is scored; 1 without screening.
+        per_evaluation: So many candidates are one: those that are screened together, or as many
+            samples as have the items of the split.
     """
-    baselines = sum(seen.candidate.is_baseline for seen in observations)
-    return baselines + (len(observations) - baselines) // group_size
+
+    def __init__(self, per_evaluation: int) -> None:
+        self._per_evaluation = per_evaluation
+        self._baselines = self._own = 0
+
+    def add(self, seen: Observation) -> int:
+        """Take in what was told; returns the evaluations by then."""
+        if seen.candidate.is_baseline:
+            self._baselines += 1
+        else:
+            self._own += 1
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """The evaluations so far."""
+        return self._baselines + self._own // self._per_evaluation
 
 
-def recorded_group_size(archive: "Archive") -> int:
-    """Return how many candidates were screened for each that was scored: 1 where none was."""
-    screened = any(found.stop.reason == "screened" for found in archive.stops().values())
-    return archive.job.search.screening.candidates if screened else 1
+def recorded_count(archive: "Archive") -> EvaluationCount:
+    """Return what counts the evaluations of a search as its driver did, from none."""
+    reasons = {found.stop.reason: found.stop for found in archive.stops().values()}
+    size = archive.job.search.screening.candidates if "screened" in reasons else 1
+    if (sampled := reasons.get(SAMPLED)) is not None:
+        items, whole = (cast("int", sampled.numbers[name]) for name in ("items", "of"))
+        size *= round(whole / items)
+    return EvaluationCount(size)
+
+
+def num_evaluated(archive: "Archive") -> int:
+    """Return how many evaluations of a search are over."""
+    counted = recorded_count(archive)
+    for seen in archive.observations():
+        counted.add(seen)
+    return counted.count
 
 
 def savings_of(archive: "Archive") -> Savings:
@@ -64,7 +90,8 @@ def savings_of(archive: "Archive") -> Savings:
             of[reason] += num_items(archive, outcome)
     full_items = sum(map(len, archive.manifest.items("search").values()))
     stopped = Counter(reasons.values())
-    spared = {reason: count for reason, count in stopped.items() if reason != "screened"}
+    looked_at = {"screened", SAMPLED}
+    spared = {reason: count for reason, count in stopped.items() if reason not in looked_at}
     return Savings(
         stopped=dict(stopped),
         scored={reason: scored[reason] for reason in stopped},
@@ -82,6 +109,12 @@ def describe_savings(found: Savings) -> list[str]:
         lines.append(
             f"{count} had lost the race after {found.scored['racing']} of "
             f"{count * found.full_items} items"
+        )
+    if count := found.stopped.get(SAMPLED):
+        items = found.scored[SAMPLED]
+        lines.append(
+            f"{count} were scored on samples, {items} items in all, as many as "
+            f"{items / found.full_items:.1f} evaluations have"
         )
     if count := found.stopped.get("broken"):
         lines.append(

@@ -33,7 +33,7 @@ def validation_candidates(
     lucky.
 
     Args:
-        observations: All observations of the search, failures included. What was stopped is
+        observations: All observations of the search, failures included. What lost a race is
             left out: its scores are estimates, of what was seen to be worse.
         preference: Objective -> weight.
         size: How many to choose at the most.
@@ -43,7 +43,7 @@ def validation_candidates(
     Returns:
         Candidate indices, ascending, without repetition.
     """
-    scored = [seen for seen in observations if seen.is_complete]
+    scored = [seen for seen in observations if seen.is_scored]
     if not scored:
         return []
     names = tuple(preference)

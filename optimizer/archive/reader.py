@@ -29,6 +29,7 @@ from optimizer.archive.schema import (
     stops,
     texts,
 )
+from optimizer.candidate import SAMPLED
 from workers.outcome import Signal
 from workers.toll import Loss
 
@@ -87,13 +88,24 @@ class ArchiveReader(OutcomeReader):
             )
 
     def scores(self, split: SplitName) -> dict[int, Scores]:
-        """Return the scores of every completed candidate of a split, by candidate index."""
-        completed = {
+        """Return the scores of every completed candidate of a split, by candidate index.
+
+        Of those that were scored on a sample of the search items, they are what the sample says of
+        all of them.
+        """
+        found = self._completed_scores(split)
+        if split == "search":
+            for candidate, recorded in self.stops().items():
+                if recorded.stop.reason == SAMPLED and recorded.stop.scores is not None:
+                    found[candidate] = recorded.stop.scores
+        return dict(sorted(found.items()))
+
+    def _completed_scores(self, split: SplitName) -> dict[int, Scores]:
+        return {
             outcome.key.candidate: outcome.scores
             for outcome in self.outcomes(split)
             if outcome.scores is not None
         }
-        return dict(sorted(completed.items()))
 
     def task_scores(self, candidate: int, split: SplitName) -> dict[str, TaskScores]:
         """Return the per-item scores of a completed evaluation, task by task.
@@ -146,7 +158,7 @@ class ArchiveReader(OutcomeReader):
             for outcome in self.evaluations(split)
             if outcome.scores is not None and outcome.key.signal == "scores"
         }
-        found: dict[int, Scores] = self.scores(split)
+        found = self._completed_scores(split)
         for candidate in sorted(seen - found.keys()):
             scores = self.scored_items(candidate, split)
             found[candidate] = aggregate(covered_objectives(self.job.objectives, scores), scores)

@@ -98,8 +98,10 @@ def job_to_json(job: JobConfig) -> str:
 
 
 def json_to_job(text: str) -> JobConfig:
-    """Read what ``job_to_json`` wrote."""
-    return JobConfig.model_validate(json.loads(text))
+    """Read what ``job_to_json`` wrote; a search from before there was sampling goes on without."""
+    content = json.loads(text)
+    content["search"]["racing"].setdefault("sampling", False)
+    return JobConfig.model_validate(content)
 
 
 def sources_to_json(sources: "Sources") -> str:

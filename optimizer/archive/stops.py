@@ -17,7 +17,7 @@ class Stop:
     """Why a candidate is not scored any further, and what its strategy is told of it.
 
     Attributes:
-        reason: ``racing``, ``screened`` or ``broken``.
+        reason: ``racing``, ``sampled``, ``screened`` or ``broken``.
         scores: Estimates for the whole split; empty when only companions are known, None when
             the candidate counts as failed.
         numbers: What decided.

@@ -21,7 +21,7 @@ from optimizer.preflight.pool_view import (
 )
 from optimizer.preflight.preflight import Prepared
 from optimizer.results.tables import plain_table
-from optimizer.strategies.registry import can_choose
+from optimizer.strategies.registry import can_choose, can_sample
 
 
 def render_prepared(prepared: Prepared) -> RenderableType:
@@ -122,9 +122,12 @@ def _cost_table(prepared: Prepared) -> Table:
 
 def _spared(prepared: Prepared) -> list[str]:
     """Say what is not scored of candidates that are not worth it."""
-    job = prepared.job
+    job, strategy = prepared.job, prepared.job.search.strategy
     plan = dispatch_plan(
-        job, prepared.manifest.items("search"), can_choose=can_choose(job.search.strategy)
+        job,
+        prepared.manifest.items("search"),
+        can_choose=can_choose(strategy),
+        can_sample=can_sample(strategy),
     )
     return describe_plan(plan, by_gate=job.search.gates.likelihood is not None)
 

@@ -195,7 +195,8 @@ def _recorded(
 ) -> tuple[SplitName, dict[str, TaskScores]]:
     """Return the recorded scores to compare with; of a stopped candidate those that it has."""
     if split is not None:
-        return split, archive.task_scores(candidate, split)
+        found = archive.scored_items(candidate, split)
+        return split, found or archive.task_scores(candidate, split)
     for name in reversed(SPLITS):
         if found := archive.scored_items(candidate, name):
             return name, found

@@ -51,7 +51,6 @@ from optimizer.stopped import (
     Savings,
     describe_savings,
     num_evaluated,
-    recorded_group_size,
     savings_of,
     savings_record,
 )
@@ -111,7 +110,7 @@ def report_of(archive: "Archive") -> Report:
         name=archive.job.name,
         objectives=tuple(archive.job.objectives),
         preference=archive.job.preference,
-        num_outcomes=num_evaluated(archive.observations(), recorded_group_size(archive)),
+        num_outcomes=num_evaluated(archive),
         failures=dict(Counter(f"{o.stage}: {o.error_class}" for o in outcomes if o.scores is None)),
         elapsed_s=archive.elapsed_s,
         rows=rows,

@@ -79,10 +79,13 @@ def winners_curse(archive: Archive, chosen: int, baselines: Sequence[int]) -> Wi
 def _ahead(
     archive: Archive, chosen: int, baselines: Sequence[int], split: SplitName
 ) -> PairedDifference:
-    """Return how far a merge is ahead of the average baseline, item by item."""
+    """Return how far a merge is ahead of the average baseline, on the items that it has."""
+    ours = archive.scored_items(chosen, split)
     parts = [archive.task_scores(index, split) for index in baselines]
-    ours = archive.task_scores(chosen, split)
-    average = {task: _mean_scores([part[task] for part in parts]) for task in ours}
+    average = {
+        task: _mean_scores([part[task].restricted_to(set(own.item_ids)) for part in parts])
+        for task, own in ours.items()
+    }
     return paired_difference(archive.job.objectives, archive.job.preference, ours, average)
 
 

@@ -9,7 +9,7 @@ from configs.recipe import MergeRecipe
 from evaluators.scores import Scores
 from optimizer.archive.archive import Archive, RecordedOutcome
 from optimizer.baselines import label_of
-from optimizer.candidate import Candidate
+from optimizer.candidate import SAMPLED, Candidate
 from optimizer.results.front_view import SHORT_ID, ScoredCandidate, front_of, gene_table
 from optimizer.scalarize import preferred_mean
 from optimizer.service.beliefs import Believed
@@ -178,6 +178,10 @@ class _Facts:
             for outcome in archive.outcomes(split):
                 self._outcomes.setdefault(outcome.key.candidate, outcome)
         self._stops = archive.stops()
+        for outcome in archive.evaluations("search"):
+            stop = self._stops.get(outcome.key.candidate)
+            if stop is not None and stop.stop.reason == SAMPLED and outcome.scores is not None:
+                self._outcomes[outcome.key.candidate] = outcome
         # Of proposals of one recipe only the first has a row among the believed ones.
         self._believed = {self._ids[row.candidate.index]: row for row in believed}
         self._front = {row.candidate.index for row in front_of(believed)}
@@ -189,7 +193,8 @@ class _Facts:
         scores = None if outcome is None else outcome.scores
         state: CandidateState = "pending"
         if stop is not None:
-            state, scores = "stopped", stop.stop.scores
+            state = "completed" if stop.stop.reason == SAMPLED else "stopped"
+            scores = stop.stop.scores
         elif outcome is not None:
             state = "failed" if outcome.scores is None else "completed"
         if candidate.is_attribution:  # scored on the report split alone

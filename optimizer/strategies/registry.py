@@ -18,7 +18,7 @@ from optimizer.strategies.grid import GridStrategy
 from optimizer.strategies.nsga2 import Nsga2Strategy
 from optimizer.strategies.scalar_cma import ScalarCmaStrategy
 from optimizer.strategies.sobol import SobolStrategy
-from optimizer.strategies.strategy import Strategy, StrategyFactory
+from optimizer.strategies.strategy import Strategy, StrategyFactory, learns_from_samples
 from optimizer.strategies.surrogate import SurrogateStrategy
 
 STRATEGIES: dict[str, StrategyFactory] = {
@@ -52,16 +52,26 @@ def check_strategy(job: JobConfig) -> None:
     """Check that there is the job's strategy, and that it knows the settings that not all know.
 
     Raises:
-        ConfigError: There is none of that name, or it has no use for ``search.l1`` or
-            ``budget.min_gain_per_hour``; all of it at once.
+        ConfigError: There is none of that name, or it has no use for ``search.l1``,
+            ``search.racing.sampling`` or ``budget.min_gain_per_hour``; all of it at once.
     """
     problems = _unknown_settings(job)
+    name, sampling = job.search.strategy, job.search.racing.sampling
+    if sampling is True and not can_sample(name):
+        problems.append(
+            Problem(
+                "search.racing.sampling",
+                f"`{name}` compares candidates by their scores alone, so it needs them on the same "
+                f"items (found sampling: true); take it out, or use strategy "
+                f"{_those(learns_from_samples)}",
+            )
+        )
     least = job.budget.min_gain_per_hour
-    if least is not None and not _expects_gain(strategy_factory(job.search.strategy)):
+    if least is not None and not _expects_gain(strategy_factory(name)):
         problems.append(
             Problem(
                 "budget.min_gain_per_hour",
-                f"`{job.search.strategy}` cannot say what is still to be gained (found "
+                f"`{name}` cannot say what is still to be gained (found "
                 f"min_gain_per_hour: {least:g}), since it has no model of the scores; take it "
                 f"out, or use strategy {_those(_expects_gain)}",
             )
@@ -109,6 +119,15 @@ def can_choose(name: str) -> bool:
         ConfigError: There is no strategy of that name.
     """
     return hasattr(strategy_factory(name), "promote")
+
+
+def can_sample(name: str) -> bool:
+    """Whether a strategy learns from samples of the items (``search.racing.sampling``).
+
+    Raises:
+        ConfigError: There is no strategy of that name.
+    """
+    return learns_from_samples(strategy_factory(name))
 
 
 def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:

@@ -40,6 +40,14 @@ class Strategy(Protocol):
         ...
 
 
+def learns_from_samples(strategy: Strategy | Callable[..., Strategy]) -> bool:
+    """Whether a strategy, or what builds it, learns as much from many samples as from few scores.
+
+    It says so by ``learns_from_samples``.
+    """
+    return bool(getattr(strategy, "learns_from_samples", False))
+
+
 StrategyFactory = Callable[[JobConfig, SearchSpace], Strategy]
 
 

@@ -51,6 +51,8 @@ _SPREAD = (0.5, 1.0)
 class SurrogateStrategy:
     """Gaussian processes, Thompson samples, hypervolume-ranked CMA-ES among the proposers."""
 
+    learns_from_samples = True
+
     def __init__(self, job: JobConfig, space: SearchSpace) -> None:
         self._space = space
         self._seed = job.seed

@@ -120,7 +120,7 @@ class Tracking:
                 run = tracked_run(self._archive, event.num_recorded)
                 for thread in self._threads:
                     thread.start(run)
-            case Finished(scores=scores) if scores and not event.stopped:
+            case Finished(scores=scores) if scores and event.is_scored:
                 self._log(event.num_outcomes, self._finished(event, scores))
             case Progressed():
                 metrics = {

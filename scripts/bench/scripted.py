@@ -22,7 +22,7 @@ NAMES = ("instruct", "code", "math")
 COMPANIONS = {name: [{"task": f"zoo_{name}", "companion": True}] for name in NAMES}
 IN_FULL = {"racing": {"enabled": False}}
 # Few items are seldom enough for the default confidence.
-OFTEN = {"racing": {"confidence": 0.8}}
+OFTEN = {"racing": {"confidence": 0.8, "sampling": False}}
 
 
 def make_job(archive: Path, **changes: object) -> JobConfig:

@@ -6,6 +6,9 @@ at a time, told one by one in the order in which they were proposed. What is rec
 is the true hypervolume of the front that would be returned, chosen for every method by the
 posterior mean of a surrogate of all its evaluations: luck in noisy scores counts for nobody.
 
+The variant ``sample`` scores every candidate but those first ones on a quarter of the items, as a
+race of the default strategy does; four count as one evaluation.
+
 The variant ``screen`` looks at groups of candidates through the companions of a few items, as
 ``optimizer.dispatch`` does, and scores the one that the strategy promotes; a group is one
 evaluation, and its companions count in items.
@@ -15,12 +18,13 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from configs.racing import Screening
+from configs.racing import Racing, Screening
 from optimizer.baselines import BaselinePlan
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.pareto import non_dominated
 from optimizer.screening import Screens
 from optimizer.strategies.registry import STRATEGIES, make_strategy
@@ -33,8 +37,8 @@ from scripts.bench.landscapes import (
 )
 from scripts.bench.search_rows import SearchRun, TracePoint
 
-SCREEN = "screen"
-VARIANTS = (*STRATEGIES, SCREEN)
+SCREEN, SAMPLE = "screen", "sample"
+VARIANTS = (*STRATEGIES, SAMPLE, SCREEN)
 CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
 # Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
@@ -42,6 +46,8 @@ NUM_PENDING = 4
 _VERSIONS = {SCREEN: 2}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
+_SAMPLES = round(1 / Racing().first_share)
+"""So many samples are one evaluation."""
 
 
 def run_search(
@@ -63,7 +69,8 @@ def run_search(
     screens = strategy_name == SCREEN
     if screens and not landscape.shape.companions:
         raise ValueError(f"landscape {landscape.name} has no companions to screen by")
-    search = _Search(landscape, "surrogate_cma" if screens else strategy_name, seed, settings)
+    default = strategy_name in (SCREEN, SAMPLE)
+    search = _Search(landscape, "surrogate_cma" if default else strategy_name, seed, settings)
     search.previewed = _PREVIEWED if screens else NUM_ITEMS
     baselines = search.baselines()
     pending: list[Candidate] = []
@@ -75,7 +82,14 @@ def run_search(
                 pending.append(baseline)
             else:
                 pending.append(search.screened(pending) if screens else search.ask(pending))
-        search.score(pending.pop(0))
+        candidate = pending.pop(0)
+        if strategy_name == SAMPLE and not candidate.is_baseline:
+            search.sample(candidate)
+            for _ in range(_SAMPLES - 1):
+                pending.append(search.ask(pending))
+                search.sample(pending.pop(0))
+        else:
+            search.score(candidate)
         if done in CHECKPOINTS or done == evaluations:
             trace.append(search.trace_point(done))
     ask_ms = statistics.median(search.ask_s[-50:]) * 1e3 if search.ask_s else 0.0
@@ -153,6 +167,11 @@ class _Search:
     def score(self, candidate: Candidate) -> None:
         """Score a candidate on all items and tell the strategy."""
         self._tell(self._observe(candidate, items=NUM_ITEMS))
+
+    def sample(self, candidate: Candidate) -> None:
+        """Score a candidate on its share of the items and tell the strategy."""
+        seen = self._observe(candidate, items=NUM_ITEMS // _SAMPLES)
+        self._tell(replace(seen, stopped=SAMPLED))
 
     def trace_point(self, evaluations: int) -> TracePoint:
         """Return the true worth of the front that would be returned now."""

@@ -21,12 +21,13 @@ from configs.schema import JobConfig
 from evaluators.scores import FloatArray
 from optimizer.archive.archive import Archive
 from optimizer.candidate import Candidate, Observation
+from optimizer.dispatch_plan import dispatch_plan
 from optimizer.driver import run_search
 from optimizer.pareto import non_dominated, spread_subset
 from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
-from optimizer.stopped import num_evaluated
-from optimizer.strategies.registry import STRATEGIES
+from optimizer.stopped import EvaluationCount
+from optimizer.strategies.registry import STRATEGIES, can_choose, can_sample
 from optimizer.strategies.strategy import Strategy
 from optimizer.surrogate.surrogate import Surrogate, usable_observations
 from scripts.bench.zoo_job import SKILLS, zoo_job
@@ -59,11 +60,13 @@ VARIANTS: dict[str, Variant] = {
         name: Variant({"strategy": name, "racing": {"enabled": False}}, is_whole=True)
         for name in STRATEGIES
     },
-    "race": Variant({"strategy": "surrogate_cma"}),
+    "race": Variant({"strategy": "surrogate_cma", "racing": {"sampling": False}}),
+    "sample": Variant({"strategy": "surrogate_cma"}),
     "screen": Variant({"strategy": "surrogate_cma"}, companion=True),
 }
 """Name of a rival -> what it is: every strategy without racing; the defaults of a job without
-companions (``race``) and of one with them (``screen``)."""
+companions (``sample``) and of one with them (``screen``); and a race in place of samples
+(``race``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ def returned_front(
     names = tuple(job.objectives)
     surrogate = Surrogate(space, names, observations)
     usable = usable_observations(space, observations)
-    kept = [seen for seen in usable if with_stopped or seen.is_complete]
+    kept = [seen for seen in usable if with_stopped or seen.is_scored]
     points = surrogate.predict_recipes([seen.candidate.recipe for seen in kept]).mean
     front = np.flatnonzero(non_dominated(points))
     corner = reference_point(observations, names)
@@ -235,7 +238,7 @@ def _checkpoint(lab: ZooLab, job: JobConfig, cost: float, steps: Sequence[Step])
     last = steps[-1]
     return Checkpoint(
         cost=cost,
-        evaluations=num_evaluated(told, job.search.screening.candidates if job.screens else 1),
+        evaluations=_num_evaluated(lab, job, told),
         generated=last.generated,
         likelihoods=last.likelihoods,
         model_s=last.model_s,
@@ -243,6 +246,20 @@ def _checkpoint(lab: ZooLab, job: JobConfig, cost: float, steps: Sequence[Step])
         points=[held_out(lab, candidate.recipe) for candidate in front],
         believed=[held_out(lab, candidate.recipe) for candidate in believed],
     )
+
+
+def _num_evaluated(lab: ZooLab, job: JobConfig, told: Sequence[Observation]) -> int:
+    name = job.search.strategy
+    plan = dispatch_plan(
+        job,
+        lab.manifest.items("search"),
+        can_choose=can_choose(name),
+        can_sample=can_sample(name),
+    )
+    counted = EvaluationCount(plan.per_evaluation)
+    for seen in told:
+        counted.add(seen)
+    return counted.count
 
 
 @dataclass(slots=True)

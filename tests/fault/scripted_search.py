@@ -47,8 +47,9 @@ SEARCHES = {
         "objectives": COMPANIONS,
         "search": {"strategy": "companion_dirichlet", "screening": {"candidates": 3}, **OFTEN},
     },
-    # What a job gets that says nothing but that its tasks have companions.
+    # What a job gets that says nothing but that its tasks have companions, or not even that.
     "defaults": {"objectives": COMPANIONS, "search": {}, "budget": {"evaluations": 30}},
+    "sampling": {"search": {}, "budget": {"evaluations": 30}},
 }
 """Changes of the job by name."""
 
@@ -62,9 +63,17 @@ class CompanionDirichlet(DirichletStrategy):
         return int(np.argmax(means))
 
 
+class SamplingDirichlet(CompanionDirichlet):
+    """The same, of samples."""
+
+    learns_from_samples = True
+
+
 def with_strategies():
-    """Within this context, jobs may name the strategy of this module."""
-    return patch.dict(STRATEGIES, companion_dirichlet=CompanionDirichlet)
+    """Within this context, jobs may name the strategies of this module."""
+    return patch.dict(
+        STRATEGIES, companion_dirichlet=CompanionDirichlet, sampling_dirichlet=SamplingDirichlet
+    )
 
 
 def run(path: Path, *, sleep_s: float = 0.0, on_event=lambda event: None, **changes: object) -> int:

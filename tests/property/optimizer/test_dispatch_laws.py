@@ -9,10 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimizer.archive.archive import Archive
+from optimizer.dispatch_plan import dispatch_plan
 from optimizer.driver import run_search
 from optimizer.resume import verify_replay
 from optimizer.space import SearchSpace
 from optimizer.spending import spending_of
+from optimizer.stopped import num_evaluated
+from optimizer.strategies.registry import can_choose, can_sample
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 
@@ -20,13 +23,14 @@ pytestmark = pytest.mark.slow
 
 SEARCHES = st.fixed_dictionaries(
     {
-        "strategy": st.sampled_from(["dirichlet", "companion_dirichlet"]),
+        "strategy": st.sampled_from(["dirichlet", "companion_dirichlet", "sampling_dirichlet"]),
         "ask_ahead": st.integers(0, 3),
         "racing": st.fixed_dictionaries(
             {
                 "enabled": st.booleans(),
                 "first_share": st.sampled_from([0.2, 0.34, 0.6]),
                 "confidence": st.sampled_from([0.6, 0.9]),
+                "sampling": st.sampled_from([False, "auto"]),
             }
         ),
         "screening": st.fixed_dictionaries(
@@ -66,8 +70,12 @@ def check_ends(archive):
     assert len(set(keys)) == len(keys), "one outcome per candidate, block and signal"
     told = [seen.candidate.index for seen in archive.observations()]
     assert len(set(told)) == len(told), "a candidate is told once"
-    complete, stopped = archive.scores("search").keys(), archive.stops().keys()
-    assert not complete & stopped, "none is both stopped and complete"
+    complete = {outcome.key.candidate for outcome in archive.outcomes("search")}
+    stopped = {index: found.stop.reason for index, found in archive.stops().items()}
+    assert not complete & stopped.keys(), "none is both stopped and complete"
+    sampled = {index for index, reason in stopped.items() if reason == "sampled"}
+    assert sampled == archive.scores("search").keys() & stopped.keys(), "samples are scores"
+    assert not sampled or "racing" not in stopped.values(), "who samples does not race"
     scored = Counter()
     for outcome in archive.evaluations("search"):
         if outcome.key.signal == "scores" and outcome.scores is not None:
@@ -82,11 +90,15 @@ def check_budget(archive, evaluations, items):
     if items is not None:
         assert spending_of(archive).total_items <= items
     counted = [seen for seen in archive.observations() if seen.stopped != "screened"]
-    by_group = archive.job.search.screening.candidates
-    screens = archive.job.search.screening.enabled
-    screens = screens and archive.job.search.strategy == "companion_dirichlet"
+    name = archive.job.search.strategy
+    plan = dispatch_plan(
+        archive.job,
+        archive.manifest.items("search"),
+        can_choose=can_choose(name),
+        can_sample=can_sample(name),
+    )
     proposed = archive.candidates()
     baselines = sum(candidate.is_baseline for candidate in proposed)
-    groups = (len(proposed) - baselines) / (by_group if screens else 1)
-    assert baselines + groups <= evaluations
+    assert baselines + (len(proposed) - baselines) / plan.per_evaluation <= evaluations
+    assert num_evaluated(archive) <= evaluations
     assert len(counted) >= min(3, len(proposed))

@@ -13,7 +13,7 @@ from tests.fault.scripted_pool import ScriptedPool
 
 pytestmark = pytest.mark.slow  # whole searches
 
-RACING = {"population_size": 6, "racing": {"confidence": 0.8}}
+RACING = {"population_size": 6, "racing": {"confidence": 0.8, "sampling": False}}
 
 
 class Recording(ScriptedPool):

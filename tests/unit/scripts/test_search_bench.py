@@ -6,7 +6,7 @@ import pytest
 
 from optimizer.candidate import Candidate
 from scripts.bench.ask_times import measure_asks
-from scripts.bench.landscapes import OBJECTIVES, SHAPES, Landscape, search_items
+from scripts.bench.landscapes import NUM_ITEMS, OBJECTIVES, SHAPES, Landscape, search_items
 from scripts.bench.search import FULL_RUNS, main, parse, table
 from scripts.bench.search_closed import CHECKPOINTS, run_search, version_of
 from scripts.bench.search_rows import (
@@ -158,6 +158,14 @@ def test_every_strategy_is_told_the_same_baselines_first():
 
 
 @pytest.mark.slow
+def test_four_samples_cost_one_evaluation():
+    run, whole = (run_search(Landscape("N4"), name, 0, 16) for name in ("sample", "surrogate_cma"))
+    items = [[point.items for point in each.trace] for each in (run, whole)]
+    assert items[0] == items[1]
+    assert items[0][-1] == 16 * 3 * NUM_ITEMS
+    assert run.trace[-1].hypervolume != whole.trace[-1].hypervolume
+
+
 def test_screening_scores_one_of_a_group_and_pays_for_all_companions():
     run = run_search(Landscape("N8c"), "screen", 0, 16)
     # 13 baselines and 3 groups of 6, each with companions of 8 items per objective.

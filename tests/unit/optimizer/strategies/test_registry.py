@@ -86,3 +86,15 @@ def test_unknown_strategy_is_refused_with_the_nearest_name_of_all(plug_in: Insta
     plug_in(penalized="strategies_of_others:Penalized")
     with pytest.raises(ConfigError, match="did you mean `penalized`"):
         strategy_factory("penalised")
+
+
+def test_samples_are_refused_of_a_strategy_without_a_model(
+    make_job: Callable[..., JobConfig],
+) -> None:
+    with pytest.raises(ConfigError, match="needs them on the same items") as raised:
+        check_strategy(make_job(search={"strategy": "nsga2", "racing": {"sampling": True}}))
+    (problem,) = raised.value.problems
+    assert problem.path == "search.racing.sampling"
+    assert "`surrogate_cma`" in str(problem)
+    check_strategy(make_job(search={"strategy": "nsga2"}))
+    check_strategy(make_job(search={"racing": {"sampling": True}}))

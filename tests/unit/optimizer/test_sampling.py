@@ -1,0 +1,142 @@
+"""Searches that score candidates on samples of the items."""
+
+from collections import Counter
+
+import pytest
+
+from optimizer.archive.archive import Archive
+from optimizer.dispatch_plan import describe_plan, dispatch_plan
+from optimizer.racing import sample_of
+from optimizer.report.report import report_of
+from optimizer.results.belief import believed_candidates
+from optimizer.results.front_view import front_of
+from optimizer.resume import verify_replay
+from optimizer.space import SearchSpace
+from optimizer.status import recorded_of
+from optimizer.stopped import describe_savings, num_evaluated, savings_of
+from tests.fault import scripted_search
+
+ITEMS = scripted_search.make_manifest().items("search")
+FULL, SAMPLE = 3 * 24, 3 * 8
+
+
+def plan_of(tmp_path, **changes):
+    job = scripted_search.make_job(tmp_path / "a.sqlite", **changes)
+    return dispatch_plan(job, ITEMS, can_choose=True, can_sample=True)
+
+
+@pytest.mark.parametrize("count", [8, 6, 5])
+def test_turns_use_all_items_alike(count):
+    first = {task: ids[:count] for task, ids in ITEMS.items()}
+    size = 24 // count
+    uses, samples = Counter(), []
+    for turn in range(6 * size):
+        for task, ids in sample_of(ITEMS, first, 3, turn).items():
+            assert len(set(ids)) == count
+            assert list(ids) == [item for item in ITEMS[task] if item in ids]
+            uses.update(ids)
+            samples.append(ids)
+    assert set(uses.values()) == {6} if 24 % count == 0 else max(uses.values()) <= 6
+    assert len(set(samples)) == len(samples)
+    assert sample_of(ITEMS, first, 3, 0) != sample_of(ITEMS, first, 4, 0)
+
+
+def test_undivided_task_is_in_every_sample():
+    first = {task: ids if task == "zoo_code" else ids[:8] for task, ids in ITEMS.items()}
+    for turn in range(4):
+        assert sample_of(ITEMS, first, 3, turn)["zoo_code"] == ITEMS["zoo_code"]
+
+
+def test_plan_samples_where_the_strategy_learns_from_it(tmp_path):
+    plan = plan_of(tmp_path, search={})
+    assert plan.samples
+    assert not plan.races
+    assert plan.per_evaluation == 3
+    assert describe_plan(plan, by_gate=False) == [
+        "sampling: a candidate is scored on 24 of 72 items, others in turn"
+    ]
+
+
+def test_job_that_screens_samples_if_it_says_so(tmp_path):
+    plan = plan_of(tmp_path, search={}, objectives=scripted_search.COMPANIONS)
+    assert (plan.screens, plan.samples, plan.per_evaluation) == (True, False, 6)
+    both = {"racing": {"sampling": True}}
+    plan = plan_of(tmp_path, search=both, objectives=scripted_search.COMPANIONS)
+    assert (plan.screens, plan.samples, plan.per_evaluation) == (True, True, 18)
+
+
+@pytest.mark.parametrize("racing", [{"sampling": False}, {"enabled": False}])
+def test_nothing_is_sampled_where_a_job_says_so(tmp_path, racing):
+    plan = plan_of(tmp_path, search={"racing": racing})
+    assert not plan.samples
+    assert plan.per_evaluation == 1
+
+
+def test_nothing_is_sampled_where_nothing_can_be_divided(tmp_path):
+    plan = plan_of(tmp_path, search={}, workers={"device": "cuda", "gpus": 1})
+    assert (plan.samples, plan.races) == (False, False)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sampling") / "archive.sqlite"
+    scripted_search.run(path, search={}, budget={"evaluations": 40})
+    with Archive.open(path) as archive:
+        yield archive
+
+
+@pytest.mark.slow
+def test_candidates_are_scored_on_a_sample_and_baselines_on_everything(archive):
+    candidates = {candidate.index: candidate for candidate in archive.candidates()}
+    sampled = [i for i, found in archive.stops().items() if found.stop.reason == "sampled"]
+    for index in sampled:
+        items = archive.scored_items(index, "search")
+        assert sum(part.values.size for part in items.values()) == SAMPLE
+        assert archive.stops()[index].stop.numbers == {"items": SAMPLE, "of": FULL}
+    assert len(sampled) > 40
+    for index, scores in archive.scores("search").items():
+        assert (index in sampled) == (not candidates[index].is_baseline)
+        assert {score.count for score in scores.values()} == {8 if index in sampled else 24}
+
+
+@pytest.mark.slow
+def test_samples_are_of_all_items(archive):
+    uses = Counter()
+    for index, found in archive.stops().items():
+        if found.stop.reason == "sampled":
+            for part in archive.scored_items(index, "search").values():
+                uses.update(part.item_ids)
+    assert len(uses) == FULL
+    assert max(uses.values()) - min(uses.values()) <= len(archive.stops()) / 6
+
+
+@pytest.mark.slow
+def test_evaluations_are_what_amounts_to_whole_ones(archive):
+    assert num_evaluated(archive) == recorded_of(archive).evaluations == 40
+    told = archive.observations()
+    whole = sum(seen.is_complete for seen in told)
+    # Failures and broken models count as parts, too.
+    assert whole + (len(told) - whole) // 3 == 40
+    found = savings_of(archive)
+    sampled = found.stopped["sampled"]
+    assert sampled > 40
+    assert found.scored["sampled"] == sampled * SAMPLE
+    assert found.saved == found.stopped["broken"] * (FULL - SAMPLE)
+    text = "\n".join(describe_savings(found))
+    assert f"{sampled} were scored on samples, {sampled * SAMPLE} items in all" in text
+    assert report_of(archive).progress.points[-1].evaluations == 40
+
+
+@pytest.mark.slow
+def test_asks_come_out_the_same_from_the_record(archive):
+    assert verify_replay(archive, SearchSpace(archive.job, archive.sources)) == []
+
+
+@pytest.mark.slow
+def test_sampled_candidates_stand_on_the_front_and_are_validated(archive):
+    sampled = {i for i, found in archive.stops().items() if found.stop.reason == "sampled"}
+    rows = believed_candidates(archive)
+    assert {row.candidate.index for row in front_of(rows)} & sampled
+    assert len(archive.scores("select").keys() & sampled) >= 3
+    assert archive.choice() in archive.scores("report")
+    assert recorded_of(archive).stopped.keys() == {"broken"}
