@@ -131,6 +131,7 @@ def main(
         for name, figures in drawn.items():
             for figure in figures:
                 draw(figure, records[name], where / FIGURES / f"{figure.name}.svg")
+        where.mkdir(parents=True, exist_ok=True)
         (where / PAGE).write_text(text, encoding="utf-8")
         settings.cells.write(cells, where / (FAST_RECORDS if fast else RECORDS))
         console.print(f"{where / PAGE}", markup=False)

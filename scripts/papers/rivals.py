@@ -241,13 +241,13 @@ NSGA-II of pymoo (DARE-TIES, {POPULATION} merges times {EVALUATIONS // POPULATIO
 random {SAMPLES} items of each task), also with as many more generations as make its items equal,
 and on all items; and its GA on the mean, which ships for one task. Its IRT estimators need
 parameters of every item that exist for six public benchmarks only. `{OURS}` is a job's default
-search with {EVALUATIONS} evaluations, its baselines, races and select items included in what it
-costs; `{BASELINE}` is the best on search items of its baselines (soups, task arithmetic, TIES,
-DARE-TIES, single checkpoints). Shown are report items, which nothing has chosen on: the mean of the
-one merge that a tool hands over by its own rule (of NSGA-II's set the best by its own scores), its
-score on the tool's own items, luck (own minus report score, less the same difference of the base
-and the specialists), and the hypervolume of what none dominates by a tool's own scores (10 members
-at the most).""",
+search without samples and with {EVALUATIONS} evaluations, its baselines, races and select items
+included in what it costs; `{BASELINE}` is the best on search items of its baselines (soups, task
+arithmetic, TIES, DARE-TIES, single checkpoints). Shown are report items, which nothing has chosen
+on: the mean of the one merge that a tool hands over by its own rule (of NSGA-II's set the best by
+its own scores), its score on the tool's own items, luck (own minus report score, less the same
+difference of the base and the specialists), and the hypervolume of what none dominates by a tool's
+own scores (10 members at the most).""",
     measure=measure,
     checkpoints=SKILL_SPECIALISTS,
     claims=(

@@ -62,12 +62,17 @@ class _Until(RememberingPool):
 def search(lab: Lab, *, until: Literal["select", "report"] = "report") -> Searched:
     """Search a lab's pool by its own job, from the first baseline on.
 
+    Every candidate but those that lose a race is scored on all search items, as rivals do it, which
+    choose by them: nothing is sampled.
+
     Args:
         lab: Its job says strategy, budget and seed; its archive is a temporary one.
         until: The split at which to end: ``select`` is before anything is chosen, ``report``
             before the choice and the baselines are scored on what a study scores itself.
     """
     job = lab.jobs["generate"]
+    racing = job.search.racing.model_copy(update={"sampling": False})
+    job = job.model_copy(update={"search": job.search.model_copy(update={"racing": racing})})
     with tempfile.TemporaryDirectory(prefix="mergefront-papers-") as scratch:
         path = Path(scratch) / "archive.sqlite"
         archive = Archive.create(
