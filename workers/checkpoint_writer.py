@@ -1,7 +1,7 @@
 """Writing a Hugging Face checkpoint directory, part by part, whole or not at all.
 
-:class:`CheckpointWriter` streams tensors into preallocated safetensors shards: it holds nothing of
-them. Equal tensors and files give equal bytes, whoever writes them.
+:class:`CheckpointWriter` streams tensors into preallocated safetensors shards, in whose memory they
+may be made: nothing is copied. Equal tensors and files give equal bytes, whoever writes them.
 """
 
 import errno
@@ -10,18 +10,23 @@ import os
 import re
 import shutil
 import struct
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from configs.errors import CheckpointError
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
-from workers.shard_file import ShardFile
+from workers.shard_file import BLOCK_BYTES, ShardFile
 from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
 from workers.work_directory import WorkDirectory, remove_leftovers, sync_directory
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+
+_NOTHING = np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,11 @@ class CheckpointWriter:
         self._shards = _plan_shards(tensors, max_shard_bytes)
         self._plan = [(shard, entry) for shard in self._shards for entry in shard.entries]
         self.order = tuple(entry.name for _, entry in self._plan)
-        self._num_written = 0
-        self._part_bytes = 0
-        self._file: ShardFile | None = None
+        # Of the tensors in this order: what room was asked for, and what is there.
+        self._num_asked = self._asked_bytes = 0
+        self._num_written = self._written_bytes = 0
+        # The shard in which there is room, after those that are not there yet.
+        self._files: deque[ShardFile] = deque()
         self._total_bytes = sum(entry.size_bytes for entry in tensors)
         try:
             out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +90,56 @@ class CheckpointWriter:
             ) from error
         self._work_dir = self._hidden.path
 
+    def room(self, name: str, wanted: int) -> memoryview:
+        """Return memory for bytes of the next tensor of :attr:`order`: of all of it, or of a part.
+
+        It is to be filled, and :meth:`put` called, by whoever and whenever: several may be out at
+        a time, of at most ``MAX_WAITING_BYTES`` of ``workers.shard_file`` together.
+
+        Args:
+            name: Of the tensor.
+            wanted: Bytes.
+
+        Returns:
+            Of format ``B``: so many bytes or fewer, at least 1 where any were wanted.
+
+        Raises:
+            ValueError: Another tensor's turn, or more bytes than it has left.
+            CheckpointError: The disk is full or failed.
+        """
+        shard, entry = self._expect(name, wanted)
+        try:
+            if entry is shard.entries[0] and not self._asked_bytes:
+                self._files.append(self._begin_shard(shard))
+            memory = self._files[-1].room(wanted) if wanted else memoryview(bytearray())
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self._asked_bytes += memory.nbytes
+        if self._asked_bytes == entry.size_bytes:
+            self._num_asked, self._asked_bytes = self._num_asked + 1, 0
+        return memory
+
+    def put(self, count: int) -> None:
+        """Say that so many bytes are there: all that :meth:`room` returned, in the order of asking.
+
+        Another thread may call it than that one.
+
+        Raises:
+            CheckpointError: The disk is full or failed.
+        """
+        shard, entry = self._plan[self._num_written]
+        try:
+            self._files[0].put(count)
+            self._written_bytes += count
+            if self._written_bytes < entry.size_bytes:
+                return
+            self._num_written, self._written_bytes = self._num_written + 1, 0
+            if entry is shard.entries[-1]:
+                self._files[0].finish()
+                self._files.popleft()
+        except OSError as error:
+            raise self._disk_error(error) from error
+
     def write(self, name: str, data: memoryview) -> None:
         """Append bytes of the next tensor of :attr:`order`: all of them, or the next part.
 
@@ -90,26 +147,26 @@ class CheckpointWriter:
             ValueError: Another tensor's turn, or more bytes than it has left.
             CheckpointError: The disk is full or failed.
         """
-        shard, entry = self._plan[self._num_written]
-        left = entry.size_bytes - self._part_bytes
-        if name != entry.name or data.nbytes > left or (left and not data.nbytes):
-            raise ValueError(
-                f"`{entry.name}`, {left} bytes of it, comes next, found `{name}`, {data.nbytes}"
-            )
-        try:
-            if self._file is None:
-                self._file = self._begin_shard(shard)
-            if data.nbytes:
-                self._file.write(data.cast("B"))
-            self._part_bytes += data.nbytes
-            if self._part_bytes < entry.size_bytes:
+        self._expect(name, data.nbytes)
+        taken, source = 0, np.frombuffer(data, dtype=np.uint8) if data.nbytes else _NOTHING
+        while True:
+            memory = self.room(name, min(source.nbytes - taken, BLOCK_BYTES))
+            # Unlike slices of memory views, this lets other threads use Python.
+            np.copyto(np.frombuffer(memory, dtype=np.uint8), source[taken : taken + memory.nbytes])
+            taken += memory.nbytes
+            self.put(memory.nbytes)
+            if taken == source.nbytes:
                 return
-            self._num_written, self._part_bytes = self._num_written + 1, 0
-            if entry is shard.entries[-1]:
-                self._file.finish()
-                self._file = None
-        except OSError as error:
-            raise self._disk_error(error) from error
+
+    def _expect(self, name: str, wanted: int) -> tuple[_Shard, TensorEntry]:
+        """Return the next tensor, and raise unless so many bytes of it may come."""
+        shard, entry = self._plan[self._num_asked]
+        left = entry.size_bytes - self._asked_bytes
+        if name != entry.name or wanted > left or (left and not wanted):
+            raise ValueError(
+                f"`{entry.name}`, {left} bytes of it, comes next, found `{name}`, {wanted}"
+            )
+        return shard, entry
 
     def _begin_shard(self, shard: _Shard) -> ShardFile:
         """Create a shard, reserve its place on the disk, and write its header."""
@@ -156,8 +213,8 @@ class CheckpointWriter:
             if error_type is None:
                 self._finish()
         finally:
-            if self._file is not None:
-                self._file.abandon()
+            for file in self._files:
+                file.abandon()
             self._hidden.close()
 
     def _finish(self) -> None:

@@ -160,7 +160,8 @@ def _first_call(
             graph = _compile(combine, options, key, operands.out.device.type)
             _mark_rows_dynamic(operands)
             try:
-                _call(graph, combine, options, operands)
+                with torch._dynamo.error_on_graph_break(True):
+                    _call(graph, combine, options, operands)
             except CompilerError as error:
                 _FAILED[key] = error
                 raise
@@ -178,7 +179,9 @@ def _compile(
     code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{abs(hash(key))}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
     chosen = _OPTIONS | cpp_options() if device_type == "cpu" else _OPTIONS
-    compiled: MergeChunk = torch.compile(copied, fullgraph=True, options=chosen)
+    # Not `fullgraph`: torch 2.13 counts frames for that in one place for all threads, and of calls
+    # side by side one may find another's count, and raise. `_first_call` asks for the same.
+    compiled: MergeChunk = torch.compile(copied, options=chosen)
     return compiled
 
 

@@ -52,12 +52,15 @@ def _converted(
     transforms = get_model_conversion_mapping(model)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    # Transformers loads the model without its head from a checkpoint of the model with it, and the
+    # other way round: one has a prefix before the names that the other has not.
+    prefix = model.base_model_prefix or None
     converter_of = {pattern: each for each in converters for pattern in each.source_patterns}
     found: dict[str, Tensor] = {}
     # Live name -> pattern of names in checkpoints -> what has them, experts by their numbers.
     joined: dict[str, dict[str, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in sorted(strangers, key=lambda entry: dot_natural_key(entry.name)):
-        name, pattern = rename_source_key(entry.name, renamings, converters)
+        name, pattern = rename_source_key(entry.name, renamings, converters, prefix, dict(state))
         if name not in state:
             continue
         if pattern is None:

@@ -40,15 +40,15 @@ def write_checkpoint(
 ) -> str:
     """Write the merge that a recipe names as a Hugging Face checkpoint directory.
 
-    Streams: tensors are merged in parts of 8 MiB, several at a time, while the parts before are
-    digested and written. Configuration, tokenizer and chat template are those of the base, or of
-    the first checkpoint; where vocabularies differ, tokenizer and template are those that the
-    recipe names. The same arguments give the same bytes.
+    Streams: tensors are merged in parts of 8 MiB, several at a time, in the memory from which the
+    parts before are digested and written. Configuration, tokenizer and chat template are those of
+    the base, or of the first checkpoint; where vocabularies differ, tokenizer and template are
+    those that the recipe names. The same arguments give the same bytes.
 
     Beyond what torch needs (a compiler's memory among it), the process's own memory grows by the
-    parts in flight, 7 at most; DELLA, which ranks, needs some 40 bytes per element of a part and
-    checkpoint besides, and TIES 32 MiB for what it knows of tensors. Checkpoints larger than the
-    memory that is free leave it as they are read.
+    48 MiB in which a shard is made, twice that where the next one begins; DELLA, which ranks, needs
+    some 40 bytes per element of a part and checkpoint besides, and TIES 32 MiB for what it knows of
+    tensors. Checkpoints larger than the memory that is free leave it as they are read.
 
     Args:
         recipe: Names sources of the pool.
@@ -86,8 +86,10 @@ def write_checkpoint(
             digest = write_parts(
                 writer,
                 entries,
-                lambda name, part, block: pool.merge(recipe, name, part, block),
+                lambda name, part, block: pool.prepare(recipe, name, part, block),
                 device=torch.device(device),
+                # To take gigabytes of files out of this process takes as long as a block's write.
+                merged=pool.close,
             )
             if finish is not None:
                 extra |= finish(digest)

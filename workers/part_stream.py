@@ -5,9 +5,10 @@ would wait for each other after every operation, and for the writing thread besi
 busy machine costs more than the work; threads that work on parts of their own wait for nobody.
 """
 
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -15,9 +16,11 @@ import xxhash
 from torch import Tensor
 
 from configs.errors import CheckpointError
-from workers.block import Block, whole
+from workers.block import Block
 from workers.checkpoint_writer import CheckpointWriter
-from workers.digest import WeightsDigest, tensor_bytes
+from workers.compiled import Step
+from workers.digest import WeightsDigest
+from workers.shard_file import MAX_WAITING_BYTES
 from workers.shard_header import TensorEntry
 
 PART_BYTES = 8 * 2**20
@@ -25,32 +28,34 @@ PART_BYTES = 8 * 2**20
 calls cost more than their work."""
 
 MAX_MERGING_THREADS = 4
-"""More would only wait for the disk, and every part that waits takes memory."""
+"""More would only wait for the disk."""
 
-_WAITING_PARTS = 3
 # Larger parts may be merged by compiled code, smaller ones never are.
 _COMPILED_ELEMENTS = 2**14
 
-MergePart = Callable[[str, Tensor, Block], None]
-"""Merges a block of the tensor of a name into memory ``(n,)``; called by several threads."""
+PreparePart = Callable[[str, Tensor, Block], Step]
+"""Prepares the merge of a block of the tensor of a name into memory ``(n,)``, without gradients;
+called by one thread. What it returns is called by another one."""
 
 
 def write_parts(
     writer: CheckpointWriter,
     entries: Mapping[str, TensorEntry],
-    merge: MergePart,
+    prepare: PreparePart,
     *,
     device: torch.device,
+    merged: Callable[[], object] = lambda: None,
 ) -> str:
     """Merge and write everything that a writer expects.
 
-    Takes at most ``MAX_MERGING_THREADS + 3`` parts of memory.
+    Parts are merged in the memory of the file that the disk reads, and copied nowhere.
 
     Args:
         writer: Where the parts go.
         entries: Name -> tensor, of everything in ``writer.order``.
-        merge: What fills a part.
-        device: Where the memory of a part is.
+        prepare: What fills a part.
+        device: Where parts are merged.
+        merged: Called once everything is merged, while the disk still writes.
 
     Returns:
         The digest of what was written (``workers.digest.weights_digest``).
@@ -58,33 +63,24 @@ def write_parts(
     Raises:
         CheckpointError: The disk is full, or a merged element is NaN or infinite.
     """
-    with _Pipeline(writer, merge, device) as pipeline:
+    with _Pipeline(writer, prepare, device) as pipeline, torch.no_grad():
         for name in writer.order:
             pipeline.add(entries[name])
+        pipeline.wait_for_merges()
+        merged()
     return pipeline.weights.hexdigest()
 
 
-@dataclass
-class _Buffer:
-    """Memory for one part, ``(PART_BYTES,)`` uint8, and the writing of what was in it last."""
-
-    memory: Tensor
-    written: "Future[None] | None" = None
-
-    def wait(self) -> None:
-        """Wait until the memory is free; raises what came of the part in it."""
-        if self.written is not None:
-            written, self.written = self.written, None
-            written.result()
-
-
 class _Pipeline:
-    """The threads and the memory of one export; its end waits for the last part."""
+    """The threads of one export; its end waits for the last part."""
 
-    def __init__(self, writer: CheckpointWriter, merge: MergePart, device: torch.device) -> None:
+    def __init__(
+        self, writer: CheckpointWriter, prepare: PreparePart, device: torch.device
+    ) -> None:
         self.weights = WeightsDigest()
         self._writer = writer
-        self._merge = merge
+        self._prepare = prepare
+        self._device = device
         self._content = xxhash.xxh3_128()
         self._torch_threads = torch.get_num_threads()
         # A GPU is kept busy by one thread.
@@ -92,42 +88,70 @@ class _Pipeline:
         self._num_threads = num_threads
         self._merging = ThreadPoolExecutor(num_threads, thread_name_prefix="merge")
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
-        # The same memory for all parts: fresh pages cost more than the merge that fills them.
-        self._buffers = [
-            _Buffer(torch.empty(PART_BYTES, dtype=torch.uint8, device=device))
-            for _ in range(num_threads + _WAITING_PARTS)
-        ]
-        self._next = 0
+        # Parts in the order of the file, and their bytes together.
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._waiting_bytes = 0
         self._is_compiled = False
 
     def add(self, entry: TensorEntry) -> None:
         """Begin to merge and write the writer's next tensor; waits for free memory."""
         dtype: torch.dtype = getattr(torch, entry.dtype)
-        limit = PART_BYTES // dtype.itemsize
-        for _, block in whole(entry.numel).pieces(limit, multiple_of=entry.row_length):
-            buffer = self._buffers[self._next]
-            self._next = (self._next + 1) % len(self._buffers)
-            buffer.wait()
-            part = buffer.memory[: block.numel * dtype.itemsize].view(dtype)
-            merged = self._merging.submit(self._fill, entry, block, part)
-            buffer.written = self._writing.submit(self._write, merged, entry, block, part)
+        begin: int = 0
+        while True:
+            wanted = _end_of_part(begin, entry, PART_BYTES // dtype.itemsize) - begin
+            self._wait_for_room(wanted * dtype.itemsize)
+            memory = self._writer.room(entry.name, wanted * dtype.itemsize)
+            block = Block(begin, memory.nbytes // dtype.itemsize)
+            merged = self._begin(entry, block, memory)
+            written = self._writing.submit(self._put, merged, entry, block, memory)
+            self._waiting.append((written, memory.nbytes))
+            self._waiting_bytes += memory.nbytes
             if not self._is_compiled:
                 # The threads beside it would compile the same again.
                 merged.result()
                 self._is_compiled = entry.is_floating and block.numel >= _COMPILED_ELEMENTS
+            if block.end == entry.numel:
+                return
+            begin = block.end
 
-    def _fill(self, entry: TensorEntry, block: Block, part: Tensor) -> None:
-        self._merge(entry.name, part, block)
-        if entry.is_floating:
-            _require_finite(entry.name, block, part)
+    def wait_for_merges(self) -> None:
+        """Wait until nothing is merged any more; the first error is raised at the end."""
+        self._merging.shutdown(wait=True)
 
-    def _write(
-        self, merged: "Future[None]", entry: TensorEntry, block: Block, part: Tensor
+    def _wait_for_room(self, wanted: int) -> None:
+        """Wait until a part fits beside those that wait; raises what came of the ones before."""
+        while self._waiting and self._waiting_bytes + wanted > MAX_WAITING_BYTES:
+            written, num_bytes = self._waiting.popleft()
+            self._waiting_bytes -= num_bytes
+            written.result()
+
+    def _begin(self, entry: TensorEntry, block: Block, memory: memoryview) -> "Future[None]":
+        """Prepare the merge of a part, and have it done."""
+        if not block.numel:
+            return self._merging.submit(_do_nothing)
+        place = torch.frombuffer(memory, dtype=getattr(torch, entry.dtype))
+        is_here = self._device.type == "cpu"
+        part = place if is_here else torch.empty_like(place, device=self._device)
+        # Here, so that the threads that merge hardly need Python: they would wait for each other
+        # after every one of some hundred calls.
+        step = self._prepare(entry.name, part, block)
+
+        def fill() -> None:
+            with torch.no_grad():
+                step()
+                if entry.is_floating:
+                    _require_finite(entry.name, block, part)
+                if not is_here:
+                    place.copy_(part)
+
+        return self._merging.submit(fill)
+
+    def _put(
+        self, merged: "Future[None]", entry: TensorEntry, block: Block, memory: memoryview
     ) -> None:
         merged.result()
-        data = tensor_bytes(part)
-        self._content.update(data)
-        self._writer.write(entry.name, data)
+        self._content.update(memory)
+        self._writer.put(memory.nbytes)
         if block.end == entry.numel:
             self.weights.add_content(entry.name, entry.dtype, entry.shape, self._content)
             self._content.reset()
@@ -140,8 +164,8 @@ class _Pipeline:
         try:
             if error_type is None:
                 # In the order of the parts: the first error is the one to show.
-                for buffer in (*self._buffers[self._next :], *self._buffers[: self._next]):
-                    buffer.wait()
+                for written, _size in self._waiting:
+                    written.result()
         finally:
             # After an error, what is not written yet is of no use.
             self._merging.shutdown(wait=True, cancel_futures=True)
@@ -149,12 +173,24 @@ class _Pipeline:
             torch.set_num_threads(self._torch_threads)
 
 
+def _do_nothing() -> None:
+    pass
+
+
+def _end_of_part(begin: int, entry: TensorEntry, limit: int) -> int:
+    """Say where a part that begins at an element ends: where a row does, if one fits."""
+    if begin + limit >= entry.numel:
+        return entry.numel
+    row_end: int = (begin + limit) // entry.row_length * entry.row_length
+    return row_end if row_end > begin else begin + limit
+
+
 def _require_finite(name: str, block: Block, part: Tensor) -> None:
     """Raise where a merged element is NaN or infinite.
 
     A sum is not finite if an element is not, and takes a fraction of the time of a test of each.
     """
-    if torch.isfinite(part.sum()):
+    if math.isfinite(part.sum().item()):
         return
     wrong = (~torch.isfinite(part)).nonzero()
     if len(wrong):

@@ -11,41 +11,26 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-_BLOCK_BYTES = 8 * 2**20
-_NUM_BLOCKS = 3
+BLOCK_BYTES = 8 * 2**20
+_NUM_BLOCKS = 6
+MAX_WAITING_BYTES = (_NUM_BLOCKS - 1) * BLOCK_BYTES
+"""What may be asked for before it is there; besides, a block is always on its way to the disk."""
+
 # What the memory, the place and the length of a direct write are multiples of, on any disk.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-@dataclass
-class _Block:
-    """Memory for one write, page-aligned, and the writing of what was in it last."""
-
-    memory: mmap.mmap
-    array: NDArray[np.uint8] = field(init=False)
-    written: "Future[None] | None" = None
-
-    def __post_init__(self) -> None:
-        self.array = np.frombuffer(self.memory, dtype=np.uint8)
-
-    def wait(self) -> None:
-        """Wait until the memory is free; raises what came of the write."""
-        if self.written is not None:
-            written, self.written = self.written, None
-            written.result()
-
-
 class ShardFile:
-    """A new file of a known size; one thread of its own writes while the caller goes on.
+    """A new file of a known size, written by a thread of its own.
 
-    Takes 24 MiB of memory, or the file's size where that is less.
+    What goes into it is made in the file's own memory, where the disk reads it: one thread asks
+    for :meth:`room` and fills it, or has it filled, and :meth:`put` says what is there. Takes
+    48 MiB of memory, or the file's size where that is less.
 
     Args:
         path: There is no such file yet.
@@ -57,21 +42,66 @@ class ShardFile:
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._size_bytes = size_bytes
-        self._descriptor, self._is_direct = _create(path, is_large=size_bytes > _BLOCK_BYTES)
+        self._descriptor, self._is_direct = _create(path, is_large=size_bytes > BLOCK_BYTES)
         try:
             _reserve(self._descriptor, size_bytes)
-            length = min(_BLOCK_BYTES, max(size_bytes, 1))
-            count = min(_NUM_BLOCKS, -(-size_bytes // length)) or 1
-            self._blocks = [_Block(mmap.mmap(-1, length)) for _ in range(count)]
+            count = min(_NUM_BLOCKS, max(1, -(-size_bytes // BLOCK_BYTES)))
+            self._memory = _allocate(count * BLOCK_BYTES if count > 1 else max(size_bytes, 1))
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._block_bytes = length
+        # Byte n of the file is made at place n, modulo its size, of the memory.
+        self._view = memoryview(self._memory)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="shard")
-        self._position = 0
+        self._blocks: dict[int, Future[None]] = {}
+        self._asked = self._there = 0
+
+    def room(self, wanted: int) -> memoryview:
+        """Return memory for the next bytes; waits until what was in it before is on the disk.
+
+        Args:
+            wanted: Bytes, at most :data:`MAX_WAITING_BYTES` with those that were asked for and are
+                not there yet.
+
+        Returns:
+            Of format ``B``: so many bytes, or the fewer that are left to the end of the memory.
+
+        Raises:
+            OSError: The disk is full or failed, now or at an earlier part.
+            ValueError: More bytes than the file was said to have, or than the memory has room for.
+        """
+        end = self._asked + wanted
+        if end > self._size_bytes:
+            raise ValueError(f"{end} bytes for {self._size_bytes}")
+        size = len(self._view)
+        begin = self._asked % size
+        length = min(wanted, size - begin)
+        # The last block of those that were here before.
+        last_before = (self._asked + length - 1 - size) // BLOCK_BYTES
+        if last_before >= self._there // BLOCK_BYTES:
+            raise ValueError(f"no room for {length} bytes: what was asked for before is not there")
+        for index in [index for index in list(self._blocks) if index <= last_before]:
+            self._blocks.pop(index).result()
+        self._asked += length
+        return self._view[begin : begin + length]
+
+    def put(self, count: int) -> None:
+        """Say that the next bytes that were asked for are in their place, in the order of asking.
+
+        They belong to the disk from now on. May be called by another thread than :meth:`room`.
+        """
+        if self._there + count > self._asked:
+            raise ValueError(f"{self._there + count} bytes put, {self._asked} asked for")
+        there = self._there + count
+        for index in range(self._there // BLOCK_BYTES, there // BLOCK_BYTES):
+            self._begin_block(index, BLOCK_BYTES)
+        if count and there == self._size_bytes and (rest := there % BLOCK_BYTES):
+            self._begin_block(there // BLOCK_BYTES, rest)
+        # Last: who asks for room looks here first, then for the blocks.
+        self._there = there
 
     def write(self, data: memoryview) -> None:
-        """Append bytes; they may be changed on return.
+        """Append a copy of some bytes; they may be changed on return.
 
         Args:
             data: Of format ``B``.
@@ -80,24 +110,15 @@ class ShardFile:
             OSError: The disk is full or failed, now or at an earlier part.
             ValueError: More bytes than the file was said to have.
         """
-        if self._position + data.nbytes > self._size_bytes:
-            raise ValueError(f"{self._position + data.nbytes} bytes for {self._size_bytes}")
+        if self._asked + data.nbytes > self._size_bytes:
+            raise ValueError(f"{self._asked + data.nbytes} bytes for {self._size_bytes}")
         taken, source = 0, np.frombuffer(data, dtype=np.uint8)
         while taken < data.nbytes:
-            begin = self._position % self._block_bytes
-            block = self._blocks[self._position // self._block_bytes % len(self._blocks)]
-            if begin == 0:
-                block.wait()
-            count = min(data.nbytes - taken, self._block_bytes - begin)
+            memory = self.room(min(data.nbytes - taken, BLOCK_BYTES))
             # Unlike slices of memory views, this lets other threads use Python.
-            np.copyto(block.array[begin : begin + count], source[taken : taken + count])
-            taken += count
-            self._position += count
-            if begin + count == self._block_bytes or self._position == self._size_bytes:
-                first = self._position - begin - count
-                block.written = self._writing.submit(
-                    self._write_out, block.memory, begin + count, first
-                )
+            np.copyto(np.frombuffer(memory, np.uint8), source[taken : taken + memory.nbytes])
+            taken += memory.nbytes
+            self.put(memory.nbytes)
 
     def finish(self) -> None:
         """Wait until everything is on the disk, and close.
@@ -106,10 +127,10 @@ class ShardFile:
             OSError: The disk is full or failed.
             ValueError: Bytes are missing.
         """
-        if self._position != self._size_bytes:
-            raise ValueError(f"{self._position} bytes of {self._size_bytes} were written")
-        for block in self._blocks:
-            block.wait()
+        if self._there != self._size_bytes:
+            raise ValueError(f"{self._there} bytes of {self._size_bytes} were written")
+        for written in list(self._blocks.values()):
+            written.result()
         os.fsync(self._descriptor)
         self._writing.shutdown()
         os.close(self._descriptor)
@@ -125,9 +146,13 @@ class ShardFile:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _write_out(self, memory: mmap.mmap, length: int, offset: int) -> None:
-        """Write the first bytes of a block; the rest of a sector goes through the page cache."""
-        view = memoryview(memory)[:length]
+    def _begin_block(self, index: int, length: int) -> None:
+        self._blocks[index] = self._writing.submit(self._write_out, index * BLOCK_BYTES, length)
+
+    def _write_out(self, offset: int, length: int) -> None:
+        """Write bytes of a block; the rest of a sector goes through the page cache."""
+        place = offset % len(self._view)
+        view = self._view[place : place + length]
         whole = length // _ALIGNMENT * _ALIGNMENT if self._is_direct else length
         position = self._write_at(view[:whole], offset)
         if position < length:
@@ -187,3 +212,13 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
+
+
+def _allocate(size_bytes: int) -> mmap.mmap:
+    """Return page-aligned memory of this process, in large pages where the system has some."""
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Advice: a kernel without large pages refuses it, and nothing is wrong.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

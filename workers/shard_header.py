@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Safetensors dtype -> (name in torch, bytes per element), for what a checkpoint to merge may hold.
@@ -47,13 +47,17 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a checkpoint: name, dtype as torch names it, shape, shard, size in bytes."""
+    """One tensor of a checkpoint: name, dtype as torch names it, shape, shard, size in bytes.
+
+    ``begin`` says where its bytes are in the shard, of a tensor that was found in one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: str
     size_bytes: int
+    begin: int = field(default=0, compare=False)
 
     @property
     def numel(self) -> int:
@@ -91,7 +95,7 @@ def read_header(path: Path) -> list[TensorEntry]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        spans = [_parse_entry(path.name, name, value) for name, value in header.items()]
+        spans = [_parse_entry(path.name, 8 + header_bytes, *item) for item in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"header is damaged ({error}); copy it again") from error
     position = 0
@@ -115,7 +119,7 @@ def _size_message(promised: int, found: int) -> str:
 
 
 def _parse_entry(
-    shard: str, name: str, value: Mapping[str, object]
+    shard: str, data: int, name: str, value: Mapping[str, object]
 ) -> tuple[TensorEntry, int, int]:
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if (
@@ -133,4 +137,5 @@ def _parse_entry(
     else:
         raise ValueError(f"`{name}` has the unknown dtype {code}")
     size_bytes = math.prod(shape) * bits // 8
-    return TensorEntry(name, dtype, tuple(shape), shard, size_bytes), offsets[0], offsets[1]
+    begin, end = offsets
+    return TensorEntry(name, dtype, tuple(shape), shard, size_bytes, data + begin), begin, end

@@ -197,11 +197,12 @@ class SourcePool:
             base, *tuned = held
             cut = cut_sources(plan, base, tuned, window=block.window, backend=backend)
             # Eager tiles are many; views of tensors that are read anew each time hold copies.
-            if not self._keeps_tiles or backend == "eager" or not self._stay(readers, name):
+            if backend == "eager" or not self._stay(readers, name):
                 self._can_go_on = False
                 return partial(self._merge_tiles, plan, out, block, cut, backend)
             tiles = list(cut)
-            self._tiles[name] = key, tiles
+            if self._keeps_tiles:
+                self._tiles[name] = key, tiles
         if (facts := self._facts.known(plan, out.device)) is None:
             self._can_go_on = False
             return partial(self._merge_tiles, plan, out, block, tiles, backend)

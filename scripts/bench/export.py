@@ -3,9 +3,12 @@
     python -m scripts.bench.export --json                        # 3 + 1 x 341 M bfloat16
     python -m scripts.bench.export --json --larger-than-memory   # sparse sources
 
-Prints one JSON object. Rates are bytes of the result per second, in GB/s (1e9 bytes), until they
-are on the disk (fsync) for both; the sources are in the page cache. ``export_peak_anon_mib`` is
-how much the process's own memory (RssAnon) grew at most in any export, compiling included.
+Prints one JSON object. Rates are bytes of the result per second, in GB/s (1e9 bytes), medians over
+rounds, until files, directory and its name are on the disk (fsync) for both; what either reads was
+read into the page cache before. Whichever comes first in a round comes second in the next, and
+before each, the result of the one before is removed and everything synced, untimed.
+``export_peak_anon_mib`` is how much the process's own memory (RssAnon) grew at most in two exports
+before that, which are watched instead of timed, compiling included.
 """
 
 import argparse
@@ -38,7 +41,7 @@ from workers.merged_checkpoint import write_checkpoint
 from workers.methods import get_method
 from workers.sources import ResolvedSource, Sources
 
-REPEATS = 5
+ROUNDS = 9
 CHECKPOINTS = 3
 ANON_BOUND_MIB = 200
 """The own memory of an export may grow by this and two shards."""
@@ -186,12 +189,22 @@ def _status_kib(path: str, field: str) -> int:
     return int(Path(path).read_text(encoding="ascii").split(f"{field}:")[1].split()[0])
 
 
+def read_into_page_cache(*directories: Path) -> None:
+    """Read all files: some systems give up pages within seconds, and not of both sides alike."""
+    memory = bytearray(8 * 2**20)
+    for directory in directories:
+        for path in directory.iterdir():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(memory):
+                    pass
+
+
 def copy_seconds(source: Path, target: Path) -> float:
-    """Time ``cp -r`` and an fsync of every file; the copy is removed."""
+    """Time ``cp -r`` and an fsync of all that an export syncs; the copy is removed."""
     os.sync()
     start = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
-    for path in (*target.iterdir(), target):
+    for path in (*target.iterdir(), target, target.parent):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -201,7 +214,7 @@ def copy_seconds(source: Path, target: Path) -> float:
 
 
 def export_seconds(recipe: MergeRecipe, sources: Sources, target: Path, shard_bytes: int) -> float:
-    """Time an export, which ends with everything on the disk."""
+    """Time an export, which ends with everything on the disk; the result stays."""
     os.sync()
     start = time.perf_counter()
     write_checkpoint(recipe, sources, target, max_shard_bytes=shard_bytes)
@@ -222,12 +235,24 @@ def measure_export(root: Path, *, method: str, shard_bytes: int) -> dict[str, ob
         first_s = export_seconds(recipe, sources, root / "result", shard_bytes)
         first_mib = peak.grown_mib
     with AnonPeak() as later:
-        for _ in range(REPEATS):
-            shutil.rmtree(root / "again", ignore_errors=True)
-            cpu_before_s = time.process_time()
-            exports.append(export_seconds(recipe, sources, root / "again", shard_bytes))
-            own_cpu_s += time.process_time() - cpu_before_s
-            copies.append(copy_seconds(root / "result", root / "copy"))
+        export_seconds(recipe, sources, root / "again", shard_bytes)
+    shutil.rmtree(root / "again")
+
+    def export() -> None:
+        nonlocal own_cpu_s
+        read_into_page_cache(*(source.directory for source in sources.everything))
+        cpu_before_s = time.process_time()
+        exports.append(export_seconds(recipe, sources, root / "again", shard_bytes))
+        own_cpu_s += time.process_time() - cpu_before_s
+        shutil.rmtree(root / "again")
+
+    def copy() -> None:
+        read_into_page_cache(root / "result")
+        copies.append(copy_seconds(root / "result", root / "copy"))
+
+    for index in range(ROUNDS):
+        for measure in (export, copy) if index % 2 else (copy, export):
+            measure()
     return {
         "elements": num_elements(shapes),
         "method": method,
@@ -241,7 +266,7 @@ def measure_export(root: Path, *, method: str, shard_bytes: int) -> dict[str, ob
         "export_peak_anon_mib": round(max(first_mib, later.grown_mib)),
         "later_peak_anon_mib": round(later.grown_mib),
         "bound_mib": round(2 * min(shard_bytes, result_bytes) / 2**20 + ANON_BOUND_MIB),
-        "export_cpu_s": round(own_cpu_s / REPEATS, 2),
+        "export_cpu_s": round(own_cpu_s / ROUNDS, 2),
         "load_average": round(os.getloadavg()[0], 1),
     }
 

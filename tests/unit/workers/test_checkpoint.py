@@ -67,6 +67,21 @@ def test_tensors_are_memory_mapped_and_outlive_their_reader(make_checkpoint: Mak
     assert float(tensor[-1]) == 1.0
 
 
+@pytest.mark.parametrize("spaces", range(8))
+def test_tensors_are_read_wherever_they_begin(make_checkpoint: Make, spaces: int) -> None:
+    """The format recommends a header that aligns the elements, and takes any."""
+    directory = make_checkpoint("c", {"a": A, "b": B, "none": torch.zeros(0, 3)})
+    path = directory / "model.safetensors"
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + length].rstrip() + b" " * spaces
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+    with CheckpointReader(directory) as reader:
+        assert torch.equal(reader.tensor("a"), A)
+        assert torch.equal(reader.tensor("b"), B)
+        assert reader.tensor("none").shape == (0, 3)
+
+
 def test_closed_reader_has_no_open_files(make_checkpoint: Make) -> None:
     directory = make_checkpoint("c", {"a": A}, {"b": B})
     reader = CheckpointReader(directory)

@@ -1,13 +1,18 @@
 """Compiled kernels give the eager bits, and their absence is no failure."""
 
+import random
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 from workers import compiled, kernels
-from workers.compiled import Operands, fuse, is_worthwhile
+from workers.compiled import CompilerError, Operands, fuse, is_worthwhile
+from workers.methods.contract import Chunk
 from workers.methods.linear import add_tuned
 
 # torch itself still uses what it deprecates when inductor is imported, and remarks on halves of
@@ -101,6 +106,57 @@ def test_compiling_is_done_once_for_all_lengths_and_drop_ratios() -> None:
     for count, drop_ratios in ((20_001, [0.0, 0.9]), (65_536, [0.1, 0.0]), (70_000, [0.9, 0.9])):
         run(count, drop_ratios)
     assert compile_count() == before
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_threads_that_call_compiled_code_at_the_same_time_do_not_disturb_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is held up before and after its call, where torch keeps books on it."""
+    from torch._dynamo import eval_frame
+
+    base, tuned = pool(2**18, torch.bfloat16)
+    expected = merge(base, tuned, terms([0.5, 0.4, 0.1]), backend="compiled", method="linear")
+    draw = random.Random(0)
+
+    def held_up(work: Callable[[object], object]) -> Callable[[object], object]:
+        def slow(argument: object) -> object:
+            time.sleep(draw.random() / 1000)
+            return work(argument)
+
+        return slow
+
+    places = (
+        (eval_frame, "_callback_from_stance"),
+        (torch._C._functorch, "pop_dynamic_layer_stack_and_undo_to_depth"),
+    )
+    for module, name in places:
+        monkeypatch.setattr(module, name, held_up(getattr(module, name)))
+
+    def work(_: int) -> bool:
+        found = merge(base, tuned, terms([0.5, 0.4, 0.1]), backend="compiled", method="linear")
+        return same_bits(found, expected)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(work, range(600)))
+
+
+@needs_compiler
+def test_method_that_is_not_one_graph_is_not_compiled() -> None:
+    def in_two_graphs(chunk: Chunk) -> torch.Tensor:
+        total = chunk.tuned[0].float() * 0.5
+        torch._dynamo.graph_break()
+        return total + 1.0
+
+    out, scales = torch.empty(4, 4096), torch.ones(1)
+    fused = fuse(
+        in_two_graphs, (), Operands(out, None, [torch.ones(4, 4096)], scales, scales, None)
+    )
+    assert fused is not None
+    for _ in range(2):
+        with pytest.raises(CompilerError, match="graph_break"):
+            fused()
 
 
 def test_small_tensors_take_the_eager_path() -> None:

@@ -64,6 +64,40 @@ def test_merge_in_place_is_what_is_exported_and_loaded(kind: str, tmp_path: Path
             assert torch.equal(loaded[name], tensor)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
+def test_checkpoints_without_the_prefix_of_the_model_are_merged_into_it(
+    kind: str, tmp_path: Path
+) -> None:
+    """Saved without a head, as ``layers.0...``; the live model has one, tied to the embedding."""
+    for name in ("base", "tuned"):
+        config = getattr(transformers, f"{kind}Config")(**SIZES, tie_word_embeddings=True)
+        getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path / name)
+    assert "norm.weight" in load_file(tmp_path / "base" / "model.safetensors")
+    sources = pool_of(tmp_path / "base", tuned=tmp_path / "tuned")
+    model, materializer = live(kind, tmp_path / "base"), Materializer(sources)
+    recipe = recipe_of(sources, [0.5])
+    materializer.into(model, recipe)
+    digest = write_checkpoint(recipe, sources, tmp_path / "merged", extra_files={})
+    assert digest == materializer.digest_of(model)
+    loaded = live(kind, tmp_path / "merged").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_checkpoints_with_a_prefix_are_merged_into_the_model_without_a_head(
+    tmp_path: Path,
+) -> None:
+    for name in ("base", "tuned"):
+        config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
+        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+    sources = pool_of(tmp_path / "base", tuned=tmp_path / "tuned")
+    model = transformers.LlamaModel.from_pretrained(tmp_path / "base")
+    recipe = recipe_of(sources, [0.5])
+    Materializer(sources).into(model, recipe)
+    write_checkpoint(recipe, sources, tmp_path / "merged", extra_files={})
+    loaded = transformers.LlamaModel.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_experts_of_a_wider_live_model_are_written_in_their_places(tmp_path: Path) -> None:
     sources = saved_pool("Mixtral", tmp_path)
     model, materializer = live("Mixtral", tmp_path / "base"), Materializer(sources)

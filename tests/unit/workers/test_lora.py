@@ -233,8 +233,8 @@ def test_merge_never_holds_the_model(make_checkpoint: Make, tmp_path: Path) -> N
     with CheckpointReader(base) as reader, pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointWriter, "write", measured)
         merged = Adapter(tmp_path / "small", reader).merge()
-        # A tensor has 4 MiB, the model 120.
-        assert max(anonymous[1:]) - anonymous[0] < 40 * 2**20
+        # A tensor has 4 MiB, the memory of the file 48, the model 120.
+        assert max(anonymous[1:]) - anonymous[0] < 70 * 2**20
         assert len(anonymous) == count
     with CheckpointReader(merged) as result:
         assert bool((result.tensor(f"{names[3]}.weight") == 4.0).all())

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import random
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +22,7 @@ BLOCK = 8192
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_file, "_BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(shard_file, "BLOCK_BYTES", BLOCK)
 
 
 def write(path: Path, content: bytes, cuts: list[int]) -> None:
@@ -123,3 +125,55 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         ShardFile(tmp_path / "file", 10)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.integers(1, 20 * BLOCK), seed=st.integers(0, 2**16))
+def test_parts_may_be_made_in_any_order(path: Path, size: int, seed: int) -> None:
+    """Several are out at a time, and end anywhere: inside blocks, and where the memory does."""
+    path.unlink(missing_ok=True)
+    content, draw = content_of(size), random.Random(seed)
+    file = ShardFile(path, size)
+    asked = there = 0
+    while there < size:
+        out: list[tuple[int, memoryview]] = []
+        waiting = (shard_file._NUM_BLOCKS - 1) * BLOCK
+        while asked < size and (room := min(size - asked, waiting - (asked - there))):
+            out.append((asked, file.room(draw.randint(1, room))))
+            asked += out[-1][1].nbytes
+            assert out[-1][1].nbytes
+        for begin, memory in draw.sample(out, len(out)):
+            memory[:] = content[begin : begin + memory.nbytes]
+        for _, memory in out:
+            file.put(memory.nbytes)
+        there = asked
+    file.finish()
+    assert path.read_bytes() == content
+
+
+def test_memory_is_not_given_out_before_the_disk_has_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def slowly(descriptor: int, data: memoryview, offset: int) -> int:
+        time.sleep(0.01)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    content = content_of(20 * BLOCK)
+    write(path, content, [])
+    assert path.read_bytes() == content
+
+
+def test_no_more_is_asked_for_than_there_is_memory(path: Path) -> None:
+    size = shard_file._NUM_BLOCKS * BLOCK
+    file = ShardFile(path, 2 * size)
+    file.room(100)
+    file.put(100)
+    assert file.room(size).nbytes == size - 100, "up to the end of the memory"
+    with pytest.raises(ValueError, match="no room for 1 bytes"):
+        file.room(1)
+    with pytest.raises(ValueError, match=f"{size + 1} bytes put, {size} asked for"):
+        file.put(size - 99)
+    file.abandon()
