@@ -215,7 +215,9 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
-    except Exception:  # of a task author's function: it is not the aggregation that was asked for
+    # The function is a task author's, and may raise anything where it is given numbers that it was
+    # not written for. Whatever it is, then it is not the aggregation that was asked for.
+    except Exception:
         logger.debug("%s takes no numbers such as %s", _name_of(aggregation), probes, exc_info=True)
         return False
 

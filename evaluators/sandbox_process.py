@@ -39,7 +39,7 @@ _LIMITS = {"AS": 512 << 20, "CORE": 0, "FSIZE": 8 << 20, "NOFILE": 64, "NPROC": 
 _SCRATCH_BYTES = 64 << 20
 # Within the walls, where it is a new and empty tmpfs that nobody else sees: so no name in it can
 # have been taken by another user, which is what the rule against this path is about.
-_SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the sandbox, new and seen by nobody else
+_SCRATCH = "/tmp"  # noqa: S108
 # Limits on processes count by user, so every sandbox that root starts takes a user of its own.
 _FIRST_UID, _NUM_UIDS = 1_000_000_000, 1_000_000_000
 # Nothing of the environment may get in: a program can read it in /proc, and keys are kept there.
@@ -88,8 +88,9 @@ class ServerProcess:
         _check_interpreter()
         self._scratch = _make_scratch() if kind == "weak" else None
         self._limits = limits_of(kind)
-        # The server writes to it as long as it lives.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `_remove_files` closes it, on every way out
+        # The server writes to it as long as it lives, which is longer than this call, so no `with`
+        # can hold it: `_remove_files` closes it, also where the start fails.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = self._start(kind)
         except BaseException:

@@ -76,12 +76,11 @@ def set_limits(limits: dict[str, int]) -> None:
 
 def error_text(error: BaseException) -> str:
     """Return an exception's type and the start of its message; never raises."""
-    try:
-        return f"{type(error).__name__}: {str(error)[:200]}"
     # The exception is of the program's own class, whose `__str__` may raise anything, `SystemExit`
     # too; the verdict must be written whatever it does.
-    except BaseException:  # noqa: BLE001 - the `__str__` of a generated class may raise anything
-        return type(error).__name__
+    with contextlib.suppress(BaseException):
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return type(error).__name__
 
 
 def answer_to(challenge: bytes) -> bytes:
@@ -107,12 +106,12 @@ def run_child(request: dict[str, Any], wall: ProgramFilter, verdict: int) -> NoR
             # An empty namespace, as in the original metric: `__name__` is not `__main__`.
             # Running generated code is what this file is for: this is a forked child behind the
             # sandbox's walls, with its limits and its filter of system calls in force by now.
-            exec(code, {})  # noqa: S102 - what the sandbox is for; its walls stand by now
+            exec(code, {})  # noqa: S102
         except SystemExit:
             detail = "SystemExit: left before the end"
         # Whatever a program raised, `KeyboardInterrupt` and classes of its own too, it has failed,
         # and nothing above this frame is to run in the child.
-        except BaseException as error:  # noqa: BLE001 - whatever it raises, the program has failed
+        except BaseException as error:  # noqa: BLE001
             detail = text(error)
         else:
             write(VERDICT_FD, REACHED_END)

@@ -138,8 +138,9 @@ def _other_dtype(
         _note(f"scored was {searched}; in {dtype} this merge has no scores without --score")
     else:
         other = rescore(archive, choice, other, announce=_note)
-        table = render_rescored(other, searched, archive.job.preference)
-        Console(stderr=True, highlight=False).print(table)
+        if other.rescored is not None:
+            table = render_rescored(other.rescored, dtype, searched, archive.job.preference)
+            Console(stderr=True, highlight=False).print(table)
         _note("these scores go into README.md and recipe.json, and not into the archive")
     return other
 

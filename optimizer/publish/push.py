@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, HubError, Problem
 from optimizer.hub_errors import unreachable_error
@@ -17,6 +17,7 @@ from optimizer.publish.push_check import Upload
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 _MAIN = "main"
 
@@ -166,9 +167,9 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         ) from error
 
 
-def _refusal(error: Any, repo_id: str) -> str:  # noqa: ANN401 - its response differs between versions
-    status = getattr(error.response, "status_code", None)
-    said = str(getattr(error, "server_message", None) or error).strip().splitlines()[0]
+def _refusal(error: "HfHubHTTPError", repo_id: str) -> str:
+    status = error.response.status_code
+    said = str(error.server_message or error).strip().splitlines()[0]
     if status == 401:
         return f"the hub refuses the token ({said}); make a new one, and run `hf auth login`"
     if status == 403:
@@ -178,6 +179,6 @@ def _refusal(error: Any, repo_id: str) -> str:  # noqa: ANN401 - its response di
         )
     if status == 404:
         return f"{repo_id} was not found ({said}); check the name and the token's rights"
-    if status is not None and status >= 500:
+    if status >= 500:
         return f"the hub failed with status {status} ({said}); push again later"
     return f"the hub refuses the upload to {repo_id} with status {status} ({said})"

@@ -123,14 +123,12 @@ def rescored_record(other: OtherDtype) -> dict[str, object]:
 
 
 def render_rescored(
-    other: OtherDtype, searched: DtypeName, preference: Mapping[str, float]
+    found: Rescored, dtype: DtypeName, searched: DtypeName, preference: Mapping[str, float]
 ) -> Table:
     """Lay the scores of another dtype out for a terminal, beside the searched one's."""
-    found = other.rescored
-    assert found is not None  # noqa: S101 - only what was scored is shown
     table = plain_table()
     table.add_column(SPLIT)
-    for title in (other.recipe.dtype, searched, "difference"):
+    for title in (dtype, searched, "difference"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, score in found.scores.items():
         gap = format_difference(found.differences[name])

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,24 +188,36 @@ def _xy(
 def draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) -> None:
     """Draw one pair of objectives; with None for the second, the first over the candidates."""
 
-    def scatter(rows: Sequence[ScoredCandidate], label: str, order: int, **style: object) -> None:
+    def scatter(
+        rows: Sequence[ScoredCandidate],
+        label: str,
+        order: int,
+        *,
+        size: float,
+        face: str,
+        edge: str = "none",
+        marker: str = "o",
+        width: float = 0.0,
+    ) -> None:
         if rows:
-            axes.scatter(*_xy(rows, plane), label=label, zorder=order, **style)  # type: ignore[arg-type]  # matplotlib checks what styles hold
+            axes.scatter(
+                *_xy(rows, plane), label=label, zorder=order, s=size, marker=marker,
+                facecolors=face, edgecolors=edge, linewidths=width,
+            )  # fmt: skip
 
-    scatter(picture.dominated, "dominated merge", 1, s=16, c=MERGE_COLOR, linewidths=0)
-    scatter(picture.front, "on the front", 3, s=30, c=FRONT_COLOR, linewidths=0)
+    scatter(picture.dominated, "dominated merge", 1, size=16, face=MERGE_COLOR)
+    scatter(picture.front, "on the front", 3, size=30, face=FRONT_COLOR)
     for place, (kind, rows) in enumerate(picture.baselines.items()):
         color = BASELINE_COLORS[place % len(BASELINE_COLORS)]
         marker = _MARKERS[place % len(_MARKERS)]
-        scatter(rows, kind, 4, s=42, marker=marker, facecolors="none", edgecolors=color,
-                linewidths=1.4)  # fmt: skip
+        scatter(rows, kind, 4, size=42, marker=marker, face="none", edge=color, width=1.4)
+    star = partial(scatter, size=190, marker="*")
     if picture.chosen is not None:
-        star = {"s": 190, "marker": "*", "edgecolors": "black", "linewidths": 0.8}
-        scatter([picture.chosen], "chosen, search items", 6, c=CHOSEN_COLOR, **star)
+        label = "chosen, search items"
+        star([picture.chosen], label, 6, face=CHOSEN_COLOR, edge="black", width=0.8)
     if picture.chosen is not None and picture.report is not None:
         reported = replace(picture.chosen, scores=picture.report, posterior=None)
-        star = {"s": 190, "marker": "*", "edgecolors": CHOSEN_COLOR, "linewidths": 1.4}
-        scatter([reported], "chosen, report items", 5, facecolors="white", **star)
+        star([reported], "chosen, report items", 5, face="white", edge=CHOSEN_COLOR, width=1.4)
     names = picture.objectives
     axes.set_xlabel("candidate" if plane[1] is None else names[plane[0]])
     axes.set_ylabel(names[plane[0]] if plane[1] is None else names[plane[1]])

@@ -9,7 +9,6 @@ import os
 import re
 from pathlib import Path
 
-from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from configs.errors import ArchiveError, ConfigError, Problem
@@ -92,7 +91,7 @@ def write_report(
 def html_of(document: Document) -> str:
     """Return the page; whatever a text holds is shown as text."""
     templates = environment("optimizer.report")
-    templates.globals["svg"] = lambda drawing: Markup(svg_of(drawing))  # noqa: S704 - matplotlib escapes texts
+    templates.globals["svg"] = svg_of
     return templates.get_template("report.html.j2").render(document=document)
 
 

@@ -129,7 +129,8 @@ def verdict_record(found: Verdict) -> dict[str, object]:
 def best_text(found: Verdict) -> str:
     """Say what may be claimed of the best baseline, whichever of them that is."""
     interval = found.interval(CONFIDENCE)
-    assert interval is not None  # noqa: S101 - asked only where there are baselines
+    if interval is None:
+        return "There are no baselines to compare with."
     return (
         f"p: two-sided, by flipping signs of paired items. Against whichever of the "
         f"{found.num_rivals} baselines is truly best, the mean differs by "

@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from optimizer.archive.reader import ArchiveCounters
 from optimizer.archive.recorded_space import recorded_space
@@ -116,7 +117,9 @@ class Beliefs:
         # Not closed meanwhile.
         opened.hold()
         try:
-            self._thread.submit(self._finish, opened, known)
+            self._thread.submit(self._finish, opened, known).add_done_callback(
+                partial(_log_failure, str(opened.archive.place))
+            )
         except RuntimeError:  # the service ends
             known.is_computing = False
             opened.release()
@@ -124,8 +127,6 @@ class Beliefs:
     def _finish(self, opened: OpenArchive, known: _Known) -> None:
         try:
             self._compute(opened, known)
-        except Exception:  # nobody waits for this thread's result, which would be lost with it
-            LOGGER.exception("the posterior of %s cannot be computed", opened.archive.place)
         finally:
             known.is_computing = False
             opened.release()
@@ -147,3 +148,9 @@ class Beliefs:
                 with self._lock:
                     known.ended_s = time.monotonic()
                     known.took_s = max(shortest_s, known.ended_s - began)
+
+
+def _log_failure(place: str, finished: "Future[None]") -> None:
+    """Log why a posterior was not computed: nobody waits for the thread's result."""
+    if not finished.cancelled() and (error := finished.exception()) is not None:
+        LOGGER.error("the posterior of %s cannot be computed", place, exc_info=error)

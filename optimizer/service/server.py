@@ -9,7 +9,7 @@ import uvicorn
 
 from configs.errors import ConfigError, Problem
 from optimizer.service.app import create_app
-from optimizer.service.settings import ServiceSettings, token_path
+from optimizer.service.settings import ServiceSettings, is_any_address, token_path
 from optimizer.service.tokens import find_or_make_token
 
 _STOP_S = 3
@@ -27,7 +27,7 @@ def serve(settings: ServiceSettings) -> None:
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared
+    if is_any_address(host):
         shown = socket.gethostname()
     app = create_app(settings, token)
     sys.stderr.write(

@@ -1,6 +1,7 @@
 """What an operator decides when the service is started: where it looks, and what it allows."""
 
 import hashlib
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass, field
@@ -94,11 +95,17 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         names = {*LOOPBACK, *(name.lower() for name in self.host_names)}
-        if self.host not in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not bound
-            names.add(self.host.lower())
-        else:
-            names.add(socket.gethostname().lower())
+        here = socket.gethostname() if is_any_address(self.host) else self.host
+        names.add(here.lower())
         object.__setattr__(self, "known_hosts", frozenset(names))
+
+
+def is_any_address(host: str) -> bool:
+    """Whether a host stands for all addresses of this machine; names stand for one."""
+    try:
+        return not host or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def existing_directories(flag: str, paths: list[Path]) -> tuple[Path, ...]:
