@@ -6,7 +6,7 @@ has ``my_strategy = "module:OBJECT"`` under ``[project.entry-points."mergefront.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from configs.errors import ConfigError, Problem
 from configs.plug_ins import Registry
@@ -143,13 +143,12 @@ def make_strategy(job: JobConfig, space: SearchSpace) -> Strategy:
     return strategy_factory(job.search.strategy)(job, space)
 
 
-def _as_strategy(_: str, loaded: Any) -> StrategyFactory:  # noqa: ANN401 - whatever a package has
+def _as_strategy(_: str, loaded: object) -> StrategyFactory:
     if missing := [name for name in ("ask", "tell", "stop") if not hasattr(loaded, name)]:
         raise ValueError(
             f"must be a class with ask, tell and stop; {loaded!r:.80} has no {', '.join(missing)}"
         )
-    factory: StrategyFactory = loaded
-    return factory
+    return cast("StrategyFactory", loaded)
 
 
 _REGISTRY = Registry(
