@@ -211,7 +211,8 @@ class Budget(Section):
     """When the search ends: the first limit that is reached."""
 
     evaluations: int = Field(default=96, ge=1)
-    """Candidates scored on the search split, baselines included."""
+    """Evaluations of the search split, baselines included: of candidates that are screened
+    together, and of as many samples as have its items, each group is one."""
     items: int | None = Field(default=None, ge=1)
     """Items scored on the search split, of all candidates together; None is no limit."""
     hours: float | None = Field(default=None, gt=0)

@@ -47,7 +47,8 @@ class Dispatch:
             can_sample=learns_from_samples(strategy),
         )
         self._job, self._items, self._preview = job, items, plan.preview
-        self.samples, self.per_evaluation = plan.samples, plan.per_evaluation
+        self._samples = plan.samples
+        self.per_evaluation = plan.per_evaluation
         # Means over other items could not be compared with those of whom was screened, or with
         # those of other samples.
         self._has_own_references = plan.screens or plan.samples
@@ -77,7 +78,7 @@ class Dispatch:
         if self._num_looks and observation.is_complete and observation.scores is not None:
             items = self._archive.task_scores(candidate.index, "search")
             self._race.add(candidate.index, observation.scores, items)
-            if self._race.num_complete >= self._next_choice and not self.samples:
+            if self._race.num_complete >= self._next_choice and not self._samples:
                 chosen = stages_of(self._job, self._items, self._race.worth())
                 self._stages.append((self._num_told, chosen))
                 self._next_choice *= 2
@@ -87,7 +88,7 @@ class Dispatch:
 
         So they are the same after a crash, whenever it is submitted.
         """
-        if self.samples:
+        if self._samples:
             first = self._stages[0][1][0]
             return (sample_of(self._items, first, self._job.seed, candidate.index),)
         told = candidate.seen - self._num_seeds
@@ -161,7 +162,7 @@ class Dispatch:
             return self._broken_by_likelihood(index)
         if stop := self._broken_by_repetition(index):
             return stop
-        if self.samples:
+        if self._samples:
             scored = sum(len(part.item_ids) for part in items.values())
             whole = sum(map(len, self._items.values()))
             numbers = {"items": scored, "of": whole}

@@ -46,14 +46,6 @@ class Groups:
         self._rank[candidate.index] = len(self._members) - 1
         self._members[-1].append(candidate.index)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the last group has all of its candidates."""
-        return not self._members or len(self._members[-1]) == self.size
-
-    def __len__(self) -> int:
-        return len(self._members)
-
     def of(self, index: int) -> list[int]:
         """Return the group of a candidate: empty for a baseline, and while some are missing."""
         if index not in self._rank:

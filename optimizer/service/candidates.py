@@ -192,9 +192,11 @@ class _Facts:
         stop, believed = self._stops.get(index), self._believed.get(self._ids[index])
         scores = None if outcome is None else outcome.scores
         state: CandidateState = "pending"
+        reason = None if stop is None else stop.stop.reason
         if stop is not None:
-            state = "completed" if stop.stop.reason == SAMPLED else "stopped"
-            scores = stop.stop.scores
+            state, scores = "stopped", stop.stop.scores
+        if reason == SAMPLED:
+            state, reason = "completed", None
         elif outcome is not None:
             state = "failed" if outcome.scores is None else "completed"
         if candidate.is_attribution:  # scored on the report split alone
@@ -208,7 +210,7 @@ class _Facts:
             origin=candidate.origin,
             kind=_kind(candidate),
             state=state,
-            stopped=None if stop is None else stop.stop.reason,
+            stopped=reason,
             scores=scores_of(scores) if scores else None,
             posterior=scores_of(posterior) if posterior else None,
             mean=self._mean(posterior or scores),

@@ -39,7 +39,7 @@ class CandidateRow(Model):
     kind: CandidateKind
     state: CandidateState
     stopped: str | None
-    """``racing``, ``sampled``, ``screened`` or ``broken``; its scores are estimates then."""
+    """``racing``, ``screened`` or ``broken``; its scores are estimates then."""
     scores: dict[str, Score] | None
     """On the search split; of a stopped candidate what the strategy was told."""
     posterior: dict[str, Score] | None

@@ -10,11 +10,14 @@ from optimizer.racing import sample_of
 from optimizer.report.report import report_of
 from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import front_of
+from optimizer.results.winners_curse import _ahead
 from optimizer.resume import verify_replay
+from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
 from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, num_evaluated, savings_of
 from tests.fault import scripted_search
+from tests.unit.optimizer.warm_starts import start
 
 ITEMS = scripted_search.make_manifest().items("search")
 FULL, SAMPLE = 3 * 24, 3 * 8
@@ -140,3 +143,40 @@ def test_sampled_candidates_stand_on_the_front_and_are_validated(archive):
     assert len(archive.scores("select").keys() & sampled) >= 3
     assert archive.choice() in archive.scores("report")
     assert recorded_of(archive).stopped.keys() == {"broken"}
+
+
+@pytest.mark.slow
+def test_service_shows_samples_as_scored(archive):
+    facts = _Facts(archive, believed_candidates(archive))
+    sampled = {i for i, found in archive.stops().items() if found.stop.reason == "sampled"}
+    rows = [facts.row(archive.candidate(index)) for index in sampled]
+    assert {(row.state, row.stopped) for row in rows} == {("completed", None)}
+    assert all(row.worker and row.seconds is not None for row in rows)
+    assert {score.count for row in rows for score in row.scores.values()} == {8}
+
+
+@pytest.mark.slow
+def test_winners_curse_compares_a_sample_with_the_same_items_of_baselines(archive):
+    sampled = max(i for i, found in archive.stops().items() if found.stop.reason == "sampled")
+    search, ours = archive.scored_items(0, "search"), archive.scored_items(sampled, "search")
+    average = {task: search[task].restricted_to(set(part.item_ids)) for task, part in ours.items()}
+    ahead = sum(ours[task].mean - average[task].mean for task in ours) / 3
+    found = _ahead(archive, sampled, [0], "search")
+    assert found.mean == pytest.approx(ahead)
+    assert found.stderr > 0
+
+
+@pytest.mark.slow
+def test_samples_are_known_to_a_search_that_goes_on_from_them(archive, tmp_path):
+    begun = start(archive, tmp_path, search={})
+    sampled = {i for i, found in archive.stops().items() if found.stop.reason == "sampled"}
+    seeds = {seed.source: seed for seed in begun.seeds}
+    assert sampled <= seeds.keys()
+    for index in sampled:
+        scores = seeds[index].observation.scores
+        assert not seeds[index].is_exact
+        parts = archive.scored_items(index, "search")
+        for name, score in scores.items():
+            assert score.value == pytest.approx(parts[f"zoo_{name}"].mean)
+            # Of a third of the items: their variance and that of as many items as the split has.
+            assert score.count == 6
