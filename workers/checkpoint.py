@@ -6,7 +6,7 @@ directory, without loading a tensor. ``workers.checkpoint_writer`` writes new on
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Self, get_args
@@ -173,13 +173,13 @@ class CheckpointReader:
             return self._open_shards[shard]
 
 
-def _require_unchanged(path: Path, header: Sequence[TensorEntry]) -> None:
+def _require_unchanged(path: Path, header: list[TensorEntry]) -> None:
     """Raise where tensors are no longer where a file's header said: others would be read there."""
     try:
         found = read_header(path)
     except ValueError as error:
         raise CorruptCheckpointError(f"{path}: {error}", path=str(path)) from error
-    if [(entry, entry.begin) for entry in found] != [(entry, entry.begin) for entry in header]:
+    if found != header:
         raise CorruptCheckpointError(
             f"{path}: holds other tensors than a moment ago; leave checkpoints alone while they "
             "are in use, and run this again",
