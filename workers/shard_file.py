@@ -9,6 +9,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -112,13 +113,7 @@ class ShardFile:
         """
         if self._asked + data.nbytes > self._size_bytes:
             raise ValueError(f"{self._asked + data.nbytes} bytes for {self._size_bytes}")
-        taken, source = 0, np.frombuffer(data, dtype=np.uint8)
-        while taken < data.nbytes:
-            memory = self.room(min(data.nbytes - taken, BLOCK_BYTES))
-            # Unlike slices of memory views, this lets other threads use Python.
-            np.copyto(np.frombuffer(memory, np.uint8), source[taken : taken + memory.nbytes])
-            taken += memory.nbytes
-            self.put(memory.nbytes)
+        copy_into(self.room, self.put, data)
 
     def finish(self) -> None:
         """Wait until everything is on the disk, and close.
@@ -183,6 +178,24 @@ class ShardFile:
             self._is_direct = False
             flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+
+
+def copy_into(
+    room: Callable[[int], memoryview], put: Callable[[int], None], data: memoryview
+) -> None:
+    """Copy bytes into the memory that ``room`` gives, and say so to ``put``, part by part.
+
+    Of no bytes, that is one part.
+    """
+    source = np.frombuffer(data, dtype=np.uint8)
+    while True:
+        target = np.frombuffer(room(min(source.nbytes, BLOCK_BYTES)), dtype=np.uint8)
+        # Unlike slices of memory views, this lets other threads use Python.
+        np.copyto(target, source[: target.nbytes])
+        put(target.nbytes)
+        source = source[target.nbytes :]
+        if not source.nbytes:
+            return
 
 
 def _create(path: Path, *, is_large: bool) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs.errors import CheckpointError
-from workers import checkpoint_writer, part_stream, shard_file
+from workers import part_stream, shard_file
 from workers.block import Block
 from workers.checkpoint_writer import CheckpointWriter
 from workers.compiled import Step
@@ -36,8 +36,7 @@ TENSORS = {
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that go round the memory of a file several times."""
-    for module in (shard_file, checkpoint_writer):
-        monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(shard_file, "BLOCK_BYTES", BLOCK)
     waiting = (shard_file._NUM_BLOCKS - 1) * BLOCK
     monkeypatch.setattr(part_stream, "MAX_WAITING_BYTES", waiting)
     monkeypatch.setattr(part_stream, "PART_BYTES", BLOCK)
