@@ -47,12 +47,13 @@ class ShardFile:
         try:
             _reserve(self._descriptor, size_bytes)
             count = min(_NUM_BLOCKS, max(1, -(-size_bytes // BLOCK_BYTES)))
-            self._memory = _allocate(count * BLOCK_BYTES if count > 1 else max(size_bytes, 1))
+            # Byte n of the file is made at place n, modulo its size, of the memory.
+            self._memory = memoryview(
+                _allocate(count * BLOCK_BYTES if count > 1 else max(size_bytes, 1))
+            )
         except BaseException:
             os.close(self._descriptor)
             raise
-        # Byte n of the file is made at place n, modulo its size, of the memory.
-        self._view = memoryview(self._memory)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._blocks: dict[int, Future[None]] = {}
         self._asked = self._there = 0
@@ -74,7 +75,7 @@ class ShardFile:
         end = self._asked + wanted
         if end > self._size_bytes:
             raise ValueError(f"{end} bytes for {self._size_bytes}")
-        size = len(self._view)
+        size = len(self._memory)
         begin = self._asked % size
         length = min(wanted, size - begin)
         # The last block of those that were here before.
@@ -84,7 +85,7 @@ class ShardFile:
         for index in [index for index in list(self._blocks) if index <= last_before]:
             self._blocks.pop(index).result()
         self._asked += length
-        return self._view[begin : begin + length]
+        return self._memory[begin : begin + length]
 
     def put(self, count: int) -> None:
         """Say that the next bytes that were asked for are in their place, in the order of asking.
@@ -146,8 +147,8 @@ class ShardFile:
 
     def _write_out(self, offset: int, length: int) -> None:
         """Write bytes of a block; the rest of a sector goes through the page cache."""
-        place = offset % len(self._view)
-        view = self._view[place : place + length]
+        place = offset % len(self._memory)
+        view = self._memory[place : place + length]
         whole = length // _ALIGNMENT * _ALIGNMENT if self._is_direct else length
         position = self._write_at(view[:whole], offset)
         if position < length:
