@@ -57,9 +57,10 @@ class CheckpointReader:
         self.config = _read_config(directory)
         problems: list[Problem] = []
         entries: dict[str, TensorEntry] = {}
+        self._headers: dict[str, list[TensorEntry]] = {}
         for shard in shard_names:
             try:
-                found = read_header(directory / shard)
+                found = self._headers[shard] = read_header(directory / shard)
             except ValueError as error:
                 problems.append(Problem(shard, str(error)))
                 continue
@@ -81,7 +82,6 @@ class CheckpointReader:
         self._stored_entries = entries
         unified, self._tied = unify_names(self.config, entries)
         self.entries = dict(sorted(unified.items()))
-        self._shard_names = tuple(shard_names)
         self._open_shards: dict[str, Tensor] = {}
         self._lock = Lock()
 
@@ -93,6 +93,7 @@ class CheckpointReader:
 
         Raises:
             KeyError: There is no tensor of that name.
+            CorruptCheckpointError: Its file has changed since this was opened.
             CheckpointError: Its file is larger than the memory of this machine.
         """
         if name not in self.entries:
@@ -105,14 +106,17 @@ class CheckpointReader:
         Raises:
             KeyError: There is no tensor of that name.
         """
-        entry = self._stored_entries[name]
-        data = self._shard(entry.shard)[entry.begin : entry.begin + entry.size_bytes]
         import torch
 
-        dtype = getattr(torch, entry.dtype)
+        entry = self._stored_entries[name]
+        shard, dtype = self._shard(entry.shard), getattr(torch, entry.dtype)
+        place = slice(entry.begin, entry.begin + entry.size_bytes)
         if entry.begin % dtype.itemsize:
-            # A header of an odd length: torch makes no view of it, and a copy has the same bits.
-            data = data.clone()
+            # A header of an odd length. A view must begin at a whole element of its storage, so
+            # this has a storage of its own, of the same mapped memory.
+            data = torch.asarray(shard.untyped_storage()[place], dtype=torch.uint8)
+        else:
+            data = shard[place]
         return data.view(dtype).view(entry.shape)
 
     @property
@@ -127,7 +131,7 @@ class CheckpointReader:
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, sorted."""
-        return tuple(self.directory / shard for shard in self._shard_names)
+        return tuple(self.directory / shard for shard in self._headers)
 
     @property
     def deciding_files(self) -> tuple[Path, ...]:
@@ -161,22 +165,38 @@ class CheckpointReader:
 
     def _shard(self, shard: str) -> "Tensor":
         """Return the bytes of a file, mapped into memory: ``(n,)`` uint8."""
-        # Whoever only asks for names does not need torch.
-        import torch
-
         with self._lock:
             if shard not in self._open_shards:
                 path = self.directory / shard
-                try:
-                    # As safetensors does it; that makes a storage per tensor, which takes longer
-                    # than to merge a small one.
-                    data = torch.from_file(
-                        str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8
-                    )
-                except RuntimeError as error:
-                    raise _mapping_error(path, error) from error
-                self._open_shards[shard] = data
+                _require_unchanged(path, self._headers[shard])
+                self._open_shards[shard] = _map(path)
             return self._open_shards[shard]
+
+
+def _require_unchanged(path: Path, header: list[TensorEntry]) -> None:
+    """Raise where tensors are no longer where a file's header said: others would be read there."""
+    try:
+        found = read_header(path)
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path}: {error}", path=str(path)) from error
+    if found != header:
+        raise CorruptCheckpointError(
+            f"{path}: holds other tensors than a moment ago; leave checkpoints alone while they "
+            "are in use, and run this again",
+            path=str(path),
+        )
+
+
+def _map(path: Path) -> "Tensor":
+    # Whoever only asks for names does not need torch.
+    import torch
+
+    try:
+        # As safetensors does it; that makes a storage per tensor, which takes longer than to merge
+        # a small one.
+        return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise _mapping_error(path, error) from error
 
 
 def _mapping_error(path: Path, error: RuntimeError) -> CheckpointError:

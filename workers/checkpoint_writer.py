@@ -13,20 +13,17 @@ import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from configs.errors import CheckpointError
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
-from workers.shard_file import BLOCK_BYTES, ShardFile
+from workers.shard_file import ShardFile, copy_into
 from workers.shard_header import DTYPES, SAFETENSORS_DTYPES, TensorEntry
 from workers.work_directory import WorkDirectory, remove_leftovers, sync_directory
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-
-_NOTHING = np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +145,7 @@ class CheckpointWriter:
             CheckpointError: The disk is full or failed.
         """
         self._expect(name, data.nbytes)
-        taken, source = 0, np.frombuffer(data, dtype=np.uint8) if data.nbytes else _NOTHING
-        while True:
-            memory = self.room(name, min(source.nbytes - taken, BLOCK_BYTES))
-            # Unlike slices of memory views, this lets other threads use Python.
-            np.copyto(np.frombuffer(memory, dtype=np.uint8), source[taken : taken + memory.nbytes])
-            taken += memory.nbytes
-            self.put(memory.nbytes)
-            if taken == source.nbytes:
-                return
+        copy_into(partial(self.room, name), self.put, data)
 
     def _expect(self, name: str, wanted: int) -> tuple[_Shard, TensorEntry]:
         """Return the next tensor, and raise unless so many bytes of it may come."""

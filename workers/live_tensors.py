@@ -35,7 +35,7 @@ def live_tensors(model: nn.Module, entries: Mapping[str, TensorEntry]) -> dict[s
 
 
 def _converted(
-    model: nn.Module, state: Mapping[str, Tensor], strangers: Sequence[TensorEntry]
+    model: nn.Module, state: dict[str, Tensor], strangers: Sequence[TensorEntry]
 ) -> dict[str, Tensor]:
     """Find what transformers gives another name as it loads it, by the steps that it takes."""
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ def _converted(
     # Live name -> pattern of names in checkpoints -> what has them, experts by their numbers.
     joined: dict[str, dict[str, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in sorted(strangers, key=lambda entry: dot_natural_key(entry.name)):
-        name, pattern = rename_source_key(entry.name, renamings, converters, prefix, dict(state))
+        name, pattern = rename_source_key(entry.name, renamings, converters, prefix, state)
         if name not in state:
             continue
         if pattern is None:

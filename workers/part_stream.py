@@ -96,7 +96,7 @@ class _Pipeline:
     def add(self, entry: TensorEntry) -> None:
         """Begin to merge and write the writer's next tensor; waits for free memory."""
         dtype: torch.dtype = getattr(torch, entry.dtype)
-        begin: int = 0
+        begin = 0
         while True:
             wanted = _end_of_part(begin, entry, PART_BYTES // dtype.itemsize) - begin
             self._wait_for_room(wanted * dtype.itemsize)
@@ -127,9 +127,9 @@ class _Pipeline:
 
     def _begin(self, entry: TensorEntry, block: Block, memory: memoryview) -> "Future[None]":
         """Prepare the merge of a part, and have it done."""
-        if not block.numel:
-            return self._merging.submit(_do_nothing)
-        place = torch.frombuffer(memory, dtype=getattr(torch, entry.dtype))
+        dtype = getattr(torch, entry.dtype)
+        # Of an empty buffer torch makes no tensor.
+        place = torch.frombuffer(memory, dtype=dtype) if memory else torch.empty(0, dtype=dtype)
         is_here = self._device.type == "cpu"
         part = place if is_here else torch.empty_like(place, device=self._device)
         # Here, so that the threads that merge hardly need Python: they would wait for each other
@@ -171,10 +171,6 @@ class _Pipeline:
             self._merging.shutdown(wait=True, cancel_futures=True)
             self._writing.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(self._torch_threads)
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _end_of_part(begin: int, entry: TensorEntry, limit: int) -> int:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,12 +47,13 @@ class ShardFile:
         try:
             _reserve(self._descriptor, size_bytes)
             count = min(_NUM_BLOCKS, max(1, -(-size_bytes // BLOCK_BYTES)))
-            self._memory = _allocate(count * BLOCK_BYTES if count > 1 else max(size_bytes, 1))
+            # Byte n of the file is made at place n, modulo its size, of the memory.
+            self._memory = memoryview(
+                _allocate(count * BLOCK_BYTES if count > 1 else max(size_bytes, 1))
+            )
         except BaseException:
             os.close(self._descriptor)
             raise
-        # Byte n of the file is made at place n, modulo its size, of the memory.
-        self._view = memoryview(self._memory)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._blocks: dict[int, Future[None]] = {}
         self._asked = self._there = 0
@@ -73,7 +75,7 @@ class ShardFile:
         end = self._asked + wanted
         if end > self._size_bytes:
             raise ValueError(f"{end} bytes for {self._size_bytes}")
-        size = len(self._view)
+        size = len(self._memory)
         begin = self._asked % size
         length = min(wanted, size - begin)
         # The last block of those that were here before.
@@ -83,7 +85,7 @@ class ShardFile:
         for index in [index for index in list(self._blocks) if index <= last_before]:
             self._blocks.pop(index).result()
         self._asked += length
-        return self._view[begin : begin + length]
+        return self._memory[begin : begin + length]
 
     def put(self, count: int) -> None:
         """Say that the next bytes that were asked for are in their place, in the order of asking.
@@ -112,13 +114,7 @@ class ShardFile:
         """
         if self._asked + data.nbytes > self._size_bytes:
             raise ValueError(f"{self._asked + data.nbytes} bytes for {self._size_bytes}")
-        taken, source = 0, np.frombuffer(data, dtype=np.uint8)
-        while taken < data.nbytes:
-            memory = self.room(min(data.nbytes - taken, BLOCK_BYTES))
-            # Unlike slices of memory views, this lets other threads use Python.
-            np.copyto(np.frombuffer(memory, np.uint8), source[taken : taken + memory.nbytes])
-            taken += memory.nbytes
-            self.put(memory.nbytes)
+        copy_into(self.room, self.put, data)
 
     def finish(self) -> None:
         """Wait until everything is on the disk, and close.
@@ -151,8 +147,8 @@ class ShardFile:
 
     def _write_out(self, offset: int, length: int) -> None:
         """Write bytes of a block; the rest of a sector goes through the page cache."""
-        place = offset % len(self._view)
-        view = self._view[place : place + length]
+        place = offset % len(self._memory)
+        view = self._memory[place : place + length]
         whole = length // _ALIGNMENT * _ALIGNMENT if self._is_direct else length
         position = self._write_at(view[:whole], offset)
         if position < length:
@@ -183,6 +179,24 @@ class ShardFile:
             self._is_direct = False
             flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+
+
+def copy_into(
+    room: Callable[[int], memoryview], put: Callable[[int], None], data: memoryview
+) -> None:
+    """Copy bytes into the memory that ``room`` gives, and say so to ``put``, part by part.
+
+    Of no bytes, that is one part.
+    """
+    source = np.frombuffer(data, dtype=np.uint8)
+    while True:
+        target = np.frombuffer(room(min(source.nbytes, BLOCK_BYTES)), dtype=np.uint8)
+        # Unlike slices of memory views, this lets other threads use Python.
+        np.copyto(target, source[: target.nbytes])
+        put(target.nbytes)
+        source = source[target.nbytes :]
+        if not source.nbytes:
+            return
 
 
 def _create(path: Path, *, is_large: bool) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 # Safetensors dtype -> (name in torch, bytes per element), for what a checkpoint to merge may hold.
@@ -57,7 +57,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     shard: str
     size_bytes: int
-    begin: int = field(default=0, compare=False)
+    begin: int = 0
 
     @property
     def numel(self) -> int:

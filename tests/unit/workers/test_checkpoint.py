@@ -77,9 +77,29 @@ def test_tensors_are_read_wherever_they_begin(make_checkpoint: Make, spaces: int
     header = content[8 : 8 + length].rstrip() + b" " * spaces
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
     with CheckpointReader(directory) as reader:
-        assert torch.equal(reader.tensor("a"), A)
+        a = reader.tensor("a")
+        assert torch.equal(a, A)
         assert torch.equal(reader.tensor("b"), B)
         assert reader.tensor("none").shape == (0, 3)
+        assert a.data_ptr() == reader.tensor("a").data_ptr(), "mapped, and not copied"
+    assert torch.equal(a, A)
+
+
+def test_file_that_was_replaced_since_its_header_was_read_is_refused(make_checkpoint: Make) -> None:
+    directory = make_checkpoint("c", {"a": A, "b": A + 1})
+    path = directory / "model.safetensors"
+    content, other = path.read_bytes(), make_checkpoint("d", {"b": A}) / "model.safetensors"
+    swapped = content.replace(b"[0,24]", b"[?]").replace(b"[24,48]", b"[0,24]")
+    for changed, reason in (
+        (swapped.replace(b"[?]", b"[24,48]"), "holds other tensors than a moment ago"),
+        (other.read_bytes(), "holds other tensors than a moment ago"),
+        (content[:-1], r"model\.safetensors: header promises .* copy it again"),
+    ):
+        path.write_bytes(content)
+        reader = CheckpointReader(directory)
+        path.write_bytes(changed)
+        with pytest.raises(CorruptCheckpointError, match=reason):
+            reader.tensor("a")
 
 
 def test_closed_reader_has_no_open_files(make_checkpoint: Make) -> None:

@@ -152,6 +152,8 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert names_in(tmp_path) == []
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [target for target in links if target.is_relative_to(tmp_path)]
 
 
 def test_name_that_the_disk_does_not_confirm_is_not_called_gone(
@@ -201,6 +203,8 @@ def test_tensors_out_of_turn_or_of_another_size_are_refused(tmp_path: Path) -> N
         writer.write("b", tensor_bytes(TENSORS["b"]))
     with pytest.raises(ValueError, match="`a`, 8 bytes of it, comes"), _writer(tmp_path) as writer:
         writer.write("a", tensor_bytes(torch.zeros(3)))
+    with pytest.raises(ValueError, match="`a`, 8 bytes of it, comes"), _writer(tmp_path) as writer:
+        writer.write("a", memoryview(b""))
 
 
 @pytest.mark.parametrize(

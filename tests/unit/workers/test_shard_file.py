@@ -36,6 +36,10 @@ def write(path: Path, content: bytes, cuts: list[int]) -> None:
     file.finish()
 
 
+def open_files() -> list[Path]:
+    return [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+
+
 def content_of(size: int) -> bytes:
     return np.random.default_rng(size).bytes(size)
 
@@ -108,6 +112,25 @@ def test_error_of_an_earlier_part_is_raised(
         file.write(memoryview(bytes(9 * BLOCK)))
     file.abandon()
     file.abandon()
+
+
+def test_error_of_the_last_part_is_raised_by_the_end_and_the_file_is_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def fail(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset >= BLOCK:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    file = ShardFile(path, BLOCK + 10)
+    file.write(memoryview(bytes(BLOCK + 10)))
+    with pytest.raises(OSError, match="Input/output error"):
+        file.finish()
+    file.abandon()
+    assert path not in open_files()
 
 
 def test_neither_more_nor_fewer_bytes_than_said(tmp_path: Path) -> None:
