@@ -60,7 +60,7 @@ class Progressed:
     """How far the search has come: what was found, over what it took.
 
     ``items`` counts what was scored (``optimizer.spending``), ``model_s`` the seconds in which a
-    model ran, and ``volume`` is the hypervolume of what was scored on all items.
+    model ran, and ``volume`` is the hypervolume of the scores (``optimizer.progress``).
     ``expected_gain`` is the hypervolume that the next evaluation is expected to add to the front of
     what is believed (``optimizer.strategies.surrogate_gain``); None where nobody can say.
     """

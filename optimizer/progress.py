@@ -23,7 +23,8 @@ class ProgressPoint:
         evaluations: Evaluations finished by then; candidates screened together are one.
         items: Items scored by then (``optimizer.spending``).
         model_s: Seconds in which a model ran by then.
-        volume: Hypervolume of what was scored on all items by then.
+        volume: Hypervolume of the scores by then: of all items, or of samples of them, whose
+            luck makes it larger. Candidates that lost a race have none.
     """
 
     candidate: int
@@ -100,7 +101,7 @@ class Course:
         self._front = Front(np.zeros(len(self._names)))
 
     def add(self, seen: Observation) -> float:
-        """Take in an observation; returns the hypervolume of what was scored on all items."""
+        """Take in an observation; returns the hypervolume of the scores so far."""
         self._told.append(seen)
         baseline = seen.candidate.is_baseline
         self._has_baseline |= baseline

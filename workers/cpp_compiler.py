@@ -20,7 +20,10 @@ _CLANG = ("clang++", *(f"clang++-{version}" for version in range(30, 13, -1)))
 _PROBE = "#include <cmath>\n#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n"
 # GCC copies a vector of integers by halves on processors without AVX-512, and the load of the whole
 # that follows waits until both halves have left the store buffer: half of the time of a DARE merge.
-_WHOLE_MOVES = "-mmove-max=256"
+_WHOLE_MOVES = ("-mmove-max=256",)
+# Inductor finds its precompiled headers by a hash of all that they include; LLVM looks at the times
+# of those files besides, and after torch is installed again at the same place it refuses them.
+_NO_TIMES = ("-Xclang", "-fno-pch-timestamp")
 
 CompilerOptions = dict[str, str | int | bool | Callable[..., object]]
 """Of ``torch.compile``: names of inductor's settings and their values."""
@@ -38,12 +41,16 @@ def cpp_options() -> CompilerOptions:
     compiler = find_cpp_compiler()
     if compiler is None:
         return {}  # The first call says so.
-    if compiler == _clang():
-        return {"cpp.cxx": compiler}
-    is_slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
     place = shutil.which(compiler)
-    can_move = is_slow and place is not None and _moves_whole(place)
-    return {"cpp.march": f"native {_WHOLE_MOVES}"} if can_move else {}
+    options: CompilerOptions = {"cpp.cxx": compiler} if compiler == _clang() else {}
+    wanted: list[tuple[str, ...]] = [_NO_TIMES]
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        wanted.append(_WHOLE_MOVES)
+    known = [flag for flags in wanted if place and _knows(place, flags) for flag in flags]
+    if known:
+        # The one setting whose text is handed on to the compiler.
+        options["cpp.march"] = " ".join(["native", *known])
+    return options
 
 
 def _clang() -> str | None:
@@ -60,8 +67,8 @@ def _is_complete(compiler: str) -> bool:
 
 
 @cache
-def _moves_whole(compiler: str) -> bool:
-    return _compiles(compiler, _WHOLE_MOVES, "-fsyntax-only", source="")
+def _knows(compiler: str, flags: tuple[str, ...]) -> bool:
+    return _compiles(compiler, *flags, "-fsyntax-only", source="")
 
 
 def _compiles(compiler: str, *arguments: str, source: str) -> bool:

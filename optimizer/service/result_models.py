@@ -174,7 +174,7 @@ class Progress(Model):
     items: list[float]
     model_s: list[float]
     volume: list[float]
-    """Hypervolume of what was scored on all items by then."""
+    """Hypervolume of the scores by then; that of samples is larger by their luck."""
     finished_at: list[str | None]
 
 

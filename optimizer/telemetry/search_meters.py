@@ -58,7 +58,9 @@ METERS = (
         "Idle seconds of workers among busy and idle ones, since this driver started.",
     ),
     Meter("mergefront_workers", "gauge", "Workers by what they do now.", ("state",)),
-    Meter("mergefront_hypervolume", "gauge", "Hypervolume of what was scored on all items."),
+    Meter(
+        "mergefront_hypervolume", "gauge", "Hypervolume of the scores, of all items or of samples."
+    ),
     Meter("mergefront_budget_evaluations", "gauge", "Evaluations that the search may take."),
 )
 """All metrics; each has the label ``search`` too, the ``uid`` of the archive."""

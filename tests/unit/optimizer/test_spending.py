@@ -188,13 +188,20 @@ def test_companions_count_as_items_until_both_were_timed():
     assert Spending(items={"scores": 10, "companions": 10}).companion_share == 1.0
 
 
-def test_progress_is_what_was_found_over_what_it_took(search):
-    _, archive, events = search(search=RACING)
+@pytest.mark.parametrize("sampling", [False, "auto"])
+def test_progress_is_what_was_found_over_what_it_took(search, sampling):
+    racing = {**RACING["racing"], "sampling": sampling}
+    _, archive, events = search(search={**RACING, "racing": racing})
     points = progress_of(archive)
     assert [point.candidate for point in points] == [
         seen.candidate.index for seen in archive.observations()
     ]
-    assert [point.evaluations for point in points] == list(range(1, 61))
+    is_baseline = np.array([seen.candidate.is_baseline for seen in archive.observations()])
+    # A sample is 24 of the 72 items.
+    per_evaluation = 1 if sampling is False else 3
+    evaluations = np.cumsum(is_baseline) + np.cumsum(~is_baseline) // per_evaluation
+    assert [point.evaluations for point in points] == evaluations.tolist()
+    assert points[-1].evaluations == 60
     for kind in ("items", "model_s", "volume"):
         course = [getattr(point, kind) for point in points]
         assert course == sorted(course)

@@ -72,9 +72,8 @@ def test_rows_say_when_a_strategy_first_had_what_it_ends_with():
 def test_committed_records_can_be_read_and_gone_on_with():
     (path,) = sorted(Path("scripts/bench/results").glob("search_closed_*.jsonl"))
     runs = read_runs(path)
-    assert len(runs) == 322
     keys = {run.key for run in runs}
-    assert len(keys) == len(runs)
+    assert len(keys) == len(runs) > 0
     assert ("N8", "surrogate_cma", 0, 200, version_of("surrogate_cma")) in keys
 
 

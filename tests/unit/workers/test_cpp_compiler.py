@@ -56,7 +56,7 @@ def test_complete_compiler_of_llvm_is_preferred_and_an_incomplete_one_is_not(pat
     assert find_cpp_compiler() == "g++"
     assert "cpp.cxx" not in cpp_options()
     program(path, "clang++-18", "exit 0")
-    assert cpp_options() == {"cpp.cxx": "clang++-18"}
+    assert cpp_options()["cpp.cxx"] == "clang++-18"
 
 
 def test_named_compiler_is_obeyed(path, monkeypatch):
@@ -71,8 +71,31 @@ def test_named_compiler_is_obeyed(path, monkeypatch):
 @pytest.mark.parametrize("understands", [True, False])
 def test_integers_are_moved_whole_where_the_compiler_can(path, monkeypatch, understands):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    program(path, "g++", f"exit {int(not understands)}")
+    program(path, "g++", f'case "$*" in -mmove*) exit {int(not understands)};; *) exit 1;; esac')
     assert cpp_options() == ({"cpp.march": "native -mmove-max=256"} if understands else {})
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_headers_that_were_installed_again_do_not_spoil_precompiled_ones(
+    compiler, tmp_path, monkeypatch
+):
+    """Of the same content with other times, as after torch is installed again."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} on this machine")
+    monkeypatch.setenv("CXX", compiler)
+    header, program = tmp_path / "torch.h", "int main() { return number; }\n"
+    header.write_text("constexpr int number = 0;\n")
+    (tmp_path / "prefix.h").write_text('#include "torch.h"\n')
+    flags = f"-march={cpp_options().get('cpp.march', 'native')}".split()
+    kind = "pch" if compiler == "clang++" else "gch"
+
+    def run(*arguments: str) -> None:
+        command = [compiler, *flags, *arguments]
+        subprocess.run(command, input=program, text=True, cwd=tmp_path, check=True)
+
+    run("-x", "c++-header", "prefix.h", "-o", f"prefix.h.{kind}")
+    os.utime(header, (0, 0))
+    run("-include", "prefix.h", "-fsyntax-only", "-x", "c++", "-")
 
 
 @pytest.mark.slow
