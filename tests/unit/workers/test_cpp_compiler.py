@@ -1,6 +1,7 @@
 """The compiler of merge kernels: chosen by what it can do, and the same bits whichever it is."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_integers_are_moved_whole_where_the_compiler_can(path, monkeypatch, unde
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     program(path, "g++", f'case "$*" in -mmove*) exit {int(not understands)};; *) exit 1;; esac')
     assert cpp_options() == ({"cpp.march": "native -mmove-max=256"} if understands else {})
+
+
+@pytest.mark.parametrize(("processor", "asks"), [("Intel Xeon", True), ("AMD EPYC", False)])
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_loads_ask_for_memory_ahead_on_xeons(compiler, processor, asks, monkeypatch):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} on this machine")
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor})
+    flags = shlex.split(f"-march={cpp_options().get('cpp.march', 'native')}")
+    for kind, load in (("__m512i", "_mm512_loadu_si512"), ("__m512", "_mm512_loadu_ps")):
+        done = subprocess.run(
+            [compiler, *flags, "-mavx512f", "-O2", "-S", "-o", "-", "-x", "c++", "-"],
+            input=f"#include <immintrin.h>\n{kind} load(void const* p) {{ return {load}(p); }}\n",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("prefetcht0" in done.stdout) == asks
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
