@@ -5,7 +5,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from configs.section import Section
 
@@ -28,8 +28,16 @@ class Racing(Section):
     sampling: Toggle = "auto"
     """Score every candidate on ``first_share`` of each task's items only, the next ones in turn,
     instead of racing. ``auto`` does where the strategy learns more from many candidates on few
-    items than from few on many (``surrogate_cma``) and does not screen. The best of them are then
-    scored on all ``select`` items, as those of any search are."""
+    items than from few on many (``surrogate_cma``), does not screen, and a sample has less than
+    two thirds of the items. The best of them are then scored on all ``select`` items, as those of
+    any search are."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _check_sampling(cls, sampling: Toggle, info: ValidationInfo) -> Toggle:
+        if sampling is True and info.data.get("enabled") is False:
+            raise ValueError("samples are taken in place of a race; take out `enabled: false`")
+        return sampling
 
 
 class Gates(Section):

@@ -222,8 +222,8 @@ class Budget(Section):
     finished. None is no limit."""
     min_gain_per_hour: float | None = Field(default=None, gt=0)
     """Hypervolume that the search must still be expected to gain per hour, in the product of the
-    objectives' units: what the next evaluation adds on average, at the pace so far. Strategies
-    without a model of the scores refuse it; None goes on to another limit."""
+    objectives' units: what the next candidate scored adds on average, at the pace so far.
+    Strategies without a model of the scores refuse it; None goes on to another limit."""
 
 
 class ValidationSettings(Section):

@@ -48,7 +48,7 @@ class Dispatch:
         )
         self._job, self._items, self._preview = job, items, plan.preview
         self._samples = plan.samples
-        self.per_evaluation = plan.per_evaluation
+        self.per_evaluation, self.group_size = plan.per_evaluation, plan.group_size
         # Means over other items could not be compared with those of whom was screened, or with
         # those of other samples.
         self._has_own_references = plan.screens or plan.samples

@@ -3,12 +3,13 @@
 ``optimizer.dispatch`` follows the plan; ``mergefront check`` shows it before anything runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.schema import JobConfig
 from evaluators.scores import Items
 from optimizer.racing import first_items, stages
+from optimizer.strategies.registry import can_choose, can_sample
 
 # Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
 _LEAST_ITEMS = 8
@@ -42,10 +43,14 @@ class DispatchPlan:
         return self.group_size > 1
 
     @property
+    def per_score(self) -> int:
+        """How many candidates that are scored count as one evaluation."""
+        return _samples_of(self.stages) if self.samples else 1
+
+    @property
     def per_evaluation(self) -> int:
         """How many candidates count as one evaluation: groups as one, samples by their size."""
-        sizes = [sum(map(len, stage.values())) for stage in self.stages]
-        return self.group_size * (round(sizes[-1] / sizes[0]) if self.samples else 1)
+        return self.group_size * self.per_score
 
 
 def dispatch_plan(
@@ -61,8 +66,13 @@ def dispatch_plan(
     """
     settings = job.search
     screens = job.screens and can_choose
+    found = stages_of(job, items)
+    sampling = settings.racing.sampling
+    # Who was promoted by companions is worth all items: samples of such lose more than they save.
+    wanted = not screens if sampling == "auto" else sampling
+    samples = wanted and can_sample and _samples_of(found) > 1
     count = 0 if settings.gates.likelihood is None else settings.gates.items
-    if screens:
+    if screens or (samples and not count):
         count = settings.screening.items
     tasks = tasks_with_companions(job)
     preview: Items = {}
@@ -70,12 +80,25 @@ def dispatch_plan(
         preview = first_items(
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
-    found = stages_of(job, items)
-    sampling = settings.racing.sampling
-    # Who was promoted by companions is worth all items: samples of such lose more than they save.
-    wanted = not screens if sampling == "auto" else sampling
-    samples = wanted and can_sample and len(found) > 1
     return DispatchPlan(found, preview, settings.screening.candidates if screens else 1, samples)
+
+
+def planned(job: JobConfig, items: Items) -> DispatchPlan:
+    """Return the plan of a job by the name of its strategy.
+
+    Raises:
+        ConfigError: There is no strategy of that name.
+    """
+    strategy = job.search.strategy
+    return dispatch_plan(
+        job, items, can_choose=can_choose(strategy), can_sample=can_sample(strategy)
+    )
+
+
+def _samples_of(stages: Sequence[Items]) -> int:
+    """Return how many first stages have about as many items as the last one."""
+    first, last = (sum(map(len, stage.values())) for stage in (stages[0], stages[-1]))
+    return round(last / first)
 
 
 def stages_of(

@@ -150,6 +150,8 @@ class _Search:
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(archive, self._strategy, sources)
         self._counted = EvaluationCount(self._dispatch.per_evaluation)
+        # A sample is scored as any other candidate is.
+        self._scored = EvaluationCount(self._dispatch.group_size)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in archive.candidates():
@@ -257,7 +259,7 @@ class _Search:
         is_whole = self._num_parts % self._dispatch.per_evaluation == 0
         if self._num_proposed >= budget.evaluations and is_whole:
             return f"budget of {budget.evaluations} evaluations spent"
-        if reason := self._purse.too_little_gain(self._strategy, self._num_evaluated):
+        if reason := self._purse.too_little_gain(self._strategy, self._scored.count):
             return reason
         return "; ".join(f"{name}: {why}" for name, why in self._strategy.stop().items())
 
@@ -335,6 +337,7 @@ class _Search:
             self.observations.append(observation)
             del self._untold[observation.candidate.index]
             self._counted.add(observation)
+            self._scored.add(observation)
             self._dispatch.note(observation)
             self._volume = self._course.add(observation)
             self._strategy.tell(observation)

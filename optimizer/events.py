@@ -61,8 +61,8 @@ class Progressed:
 
     ``items`` counts what was scored (``optimizer.spending``), ``model_s`` the seconds in which a
     model ran, and ``volume`` is the hypervolume of the scores (``optimizer.progress``).
-    ``expected_gain`` is the hypervolume that the next evaluation is expected to add to the front of
-    what is believed (``optimizer.strategies.surrogate_gain``); None where nobody can say.
+    ``expected_gain`` is the hypervolume that the next candidate scored is expected to add to the
+    front of what is believed (``optimizer.strategies.surrogate_gain``); None where nobody can say.
     """
 
     evaluations: int

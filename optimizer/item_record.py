@@ -108,14 +108,14 @@ class ItemRecord:
         known = (part.values - low) / scale
         # Graded scores vary less than right and wrong ones with the same mean.
         graded = spread / (usual * (1 - usual))
-        ability, precision, chance = 0.0, 0.0, usual
+        ability, chance = 0.0, usual
         for _ in range(_STEPS):
-            errors = graded * chance * (1 - chance)
-            precision = float(errors[scored].sum()) + _PRIOR_PRECISION
             slope = float((known - chance[scored]).sum()) - _PRIOR_PRECISION * ability
-            ability += min(1.0, max(-1.0, slope / precision))
+            curvature = float((chance * (1 - chance))[scored].sum()) + _PRIOR_PRECISION
+            ability += min(1.0, max(-1.0, slope / curvature))
             chance = expit(logit(usual) + ability)
         errors = graded * chance * (1 - chance)
+        precision = float(errors[scored].sum()) + _PRIOR_PRECISION
         values = chance.copy()
         values[scored] = known
         share = np.ones(usual.size) if self.first.weights is None else self.first.weights

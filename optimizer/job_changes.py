@@ -34,6 +34,19 @@ def refuse_unresumable(keys: Iterable[str], title: str) -> None:
         raise ConfigError(title, problems)
 
 
+def as_begun(archived: JobConfig, job: JobConfig) -> JobConfig:
+    """Return a job that goes on with an archived one, with what its search began without.
+
+    Where there was no ``search.racing.sampling`` yet, a job that leaves it open, or to the program,
+    means what it meant then.
+    """
+    racing = job.search.racing
+    if "sampling" in archived.search.racing.model_fields_set or racing.sampling is True:
+        return job
+    racing = racing.model_copy(update={"sampling": False})
+    return job.model_copy(update={"search": job.search.model_copy(update={"racing": racing})})
+
+
 def changed_keys(old: JobConfig, new: JobConfig) -> list[Problem]:
     """Say what two jobs search differently.
 

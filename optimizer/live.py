@@ -280,8 +280,8 @@ class LiveView:
         if self._progress is None:
             return grid
         found = f"hypervolume {self._progress.volume:.4g} after {self._progress.items:,.0f} items"
-        if self._progress.expected_gain is not None:
-            found += f" · the next evaluation is expected to add {self._progress.expected_gain:.2g}"
+        if (gain := self._progress.expected_gain) is not None:
+            found += f" · the next candidate scored is expected to add {gain:.2g}"
         parts: list[RenderableType] = [grid, Text(found, style="dim")]
         course = "" if self._console.options.ascii_only else self._course.text(self._console.width)
         if course:

@@ -86,7 +86,7 @@ def rival_job(archive: Archive) -> JobConfig:
     search = {
         "strategy": STRATEGY,
         "preference": job.search.preference,
-        "racing": {"enabled": False},
+        "racing": {"enabled": False, "sampling": False},
         "screening": {"enabled": False},
     }
     budget = job.budget.model_copy(update={"evaluations": spent(archive), "hours": None})

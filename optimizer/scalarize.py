@@ -29,7 +29,7 @@ def reference_point(observations: Sequence[Observation], names: Sequence[str]) -
     Returns:
         ``(m,)`` float64; zeros when nothing was scored.
     """
-    scored = [seen for seen in observations if seen.is_complete and seen.scores]
+    scored = [seen for seen in observations if seen.is_scored]
     if not scored:
         return np.zeros(len(names))
     base = [seen for seen in scored if seen.candidate.origin == "baseline:base"]

@@ -22,7 +22,7 @@ class ExpectsGain(Protocol):
     """What a strategy has beside ``ask`` and ``tell`` when it knows what is still to be won."""
 
     def expected_gain(self) -> float | None:
-        """Return the hypervolume that the next evaluation adds on average; None while unknown.
+        """Return the hypervolume that the next candidate adds on average; None while unknown.
 
         Like ``ask`` it changes nothing that is asked, and is a function of what was told.
         """
@@ -30,7 +30,7 @@ class ExpectsGain(Protocol):
 
 
 def gain_expected_by(strategy: object) -> float | None:
-    """Return the hypervolume that a strategy expects of the next evaluation, if it can tell."""
+    """Return the hypervolume that a strategy expects of the next candidate, if it can tell."""
     return strategy.expected_gain() if isinstance(strategy, ExpectsGain) else None
 
 
@@ -131,15 +131,15 @@ class Purse:
             return f"budget of {gpu_hours} GPU hours spent"
         return ""
 
-    def too_little_gain(self, strategy: object, num_evaluated: int) -> str:
+    def too_little_gain(self, strategy: object, num_scored: int) -> str:
         """Return why going on is not worth it, where the strategy can tell; else nothing."""
         least = self._budget.min_gain_per_hour
-        if least is None or not num_evaluated:
+        if least is None or not num_scored:
             return ""
         gain, elapsed_s = gain_expected_by(strategy), self._archive.elapsed_s
         if gain is None or elapsed_s <= 0:
             return ""
-        per_hour = gain * num_evaluated / (elapsed_s / 3600)
+        per_hour = gain * num_scored / (elapsed_s / 3600)
         if per_hour >= least:
             return ""
         return f"expected gain of {per_hour:.3g} hypervolume per hour is below {least:g}"

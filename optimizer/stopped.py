@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from configs.errors import ConfigError
 from optimizer.candidate import SAMPLED, Observation
 from optimizer.spending import num_items, spending_of
 
@@ -69,7 +70,26 @@ def recorded_count(archive: "Archive") -> EvaluationCount:
     if (sampled := reasons.get(SAMPLED)) is not None:
         items, whole = (cast("int", sampled.numbers[name]) for name in ("items", "of"))
         size *= round(whole / items)
+    elif archive.job.search.racing.sampling and not any(map(_is_told_by, archive.observations())):
+        size = _planned_size(archive)
     return EvaluationCount(size)
+
+
+def _is_told_by(seen: Observation) -> bool:
+    """Whether an outcome of the strategy tells that the search takes no samples."""
+    is_raced = seen.is_complete or seen.stopped in ("screened", "racing")
+    return is_raced and not seen.candidate.is_baseline
+
+
+def _planned_size(archive: "Archive") -> int:
+    """Return how many candidates will be one evaluation, while the record has none to tell by."""
+    # Whoever only looks would load all strategies.
+    from optimizer.dispatch_plan import planned
+
+    try:
+        return planned(archive.job, archive.manifest.items("search")).per_evaluation
+    except ConfigError:
+        return 1  # its strategy is not installed here
 
 
 def num_evaluated(archive: "Archive") -> int:

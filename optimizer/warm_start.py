@@ -29,10 +29,9 @@ from evaluators.scores import Items, ObjectiveScore, Scores, TaskScores, aggrega
 from optimizer.archive.archive import Archive
 from optimizer.archive.seeds import Seed, WarmStart
 from optimizer.candidate import SEED, Candidate, Observation
-from optimizer.dispatch_plan import dispatch_plan, tasks_with_companions
+from optimizer.dispatch_plan import planned, tasks_with_companions
 from optimizer.results.noise import KEYS_BESIDE_SCORES, SETTINGS_BESIDE_SCORES
 from optimizer.space import SearchSpace
-from optimizer.strategies.registry import can_choose
 
 # Of the sum of absolute weights; what less does to a merge is hidden by the noise of its scores.
 _TINY_SHARE = 0.02
@@ -148,8 +147,8 @@ def _unusable(seen: Observation, *, asks_companions: bool) -> str:
 def _companion_items(job: JobConfig, manifest: Manifest) -> Items:
     """Return task -> items of which the new search asks everybody's companions."""
     items = manifest.items("search")
-    plan = dispatch_plan(job, items, can_choose=can_choose(job.search.strategy))
-    if plan.screens:
+    plan = planned(job, items)
+    if plan.screens or plan.samples:
         return plan.preview
     return {task: items[task] for task in tasks_with_companions(job)}
 

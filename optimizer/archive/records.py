@@ -98,10 +98,17 @@ def job_to_json(job: JobConfig) -> str:
 
 
 def json_to_job(text: str) -> JobConfig:
-    """Read what ``job_to_json`` wrote; a search from before there was sampling goes on without."""
+    """Read what ``job_to_json`` wrote; a search from before there was sampling goes on without.
+
+    There ``sampling`` counts as not set (``optimizer.job_changes.as_begun``).
+    """
     content = json.loads(text)
+    is_new = "sampling" in content["search"]["racing"]
     content["search"]["racing"].setdefault("sampling", False)
-    return JobConfig.model_validate(content)
+    job = JobConfig.model_validate(content)
+    if not is_new:
+        job.search.racing.model_fields_set.discard("sampling")
+    return job
 
 
 def sources_to_json(sources: "Sources") -> str:

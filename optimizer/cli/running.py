@@ -22,10 +22,11 @@ from optimizer.archive.archive import Archive
 from optimizer.beginning import begun, checking
 from optimizer.cli.read_commands import stdout_console
 from optimizer.driver import run_search
-from optimizer.job_changes import changed_keys, may_change
+from optimizer.job_changes import as_begun, changed_keys, may_change
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.report.report import render, report_of
+from optimizer.stopped import num_evaluated
 from optimizer.telemetry.search_meters import METERS
 from optimizer.telemetry.telemetry import Telemetry, telemetry_of
 from optimizer.termination import Terminated, finishing_on_sigterm
@@ -78,6 +79,7 @@ def opened_or_begun(
             yield archive, prepared
         return
     with Archive.open(place, writable=True) as archive:
+        job = as_begun(archive.job, job)
         if changed := changed_keys(archive.job, job):
             raise JobChangedError(
                 f"archive {place} holds another search: {refusal}. It differs:", changed
@@ -153,7 +155,7 @@ def resumable(archive: Archive, job: JobConfig, command: str) -> Iterator[Callab
 
     def how_to_go_on() -> str:
         return (
-            f"{len(archive.observations())} of {job.budget.evaluations} evaluations are recorded; "
+            f"{num_evaluated(archive)} of {job.budget.evaluations} evaluations are recorded; "
             f"continue with\n  {command}"
         )
 

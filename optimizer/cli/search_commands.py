@@ -32,7 +32,7 @@ from optimizer.cli.running import (
     watchers,
 )
 from optimizer.driver import num_singles, run_search, run_singles
-from optimizer.job_changes import changed_keys, refuse_unresumable
+from optimizer.job_changes import as_begun, changed_keys, refuse_unresumable
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
@@ -128,6 +128,7 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             archive = stack.enter_context(begun(prepared, _job_path_of(job_path, job)))
         if len(archive.outcomes("search")) >= num_singles(archive.job):
             return
+        job = as_begun(archive.job, job)
         if changes := changed_keys(archive.job, job):
             raise JobChangedError(
                 f"{job_path} searches something else than {archive.place}:", changes
@@ -278,7 +279,7 @@ def _job_to_resume(
     if path is None:
         return job_of(archive.job.model_dump(mode="json"), overrides, name="the archived job")
     # A job means the same from wherever it is resumed.
-    job = load_job(path, overrides, directory=archive.working_directory)
+    job = as_begun(archive.job, load_job(path, overrides, directory=archive.working_directory))
     if changes := changed_keys(archive.job, job):
         raise JobChangedError(
             f"{path} searches something else than {archive.place}; start a new search with "

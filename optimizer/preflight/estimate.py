@@ -38,6 +38,7 @@ class Estimate:
     num_baselines: int
     num_variants: int
     evaluations: dict[SplitName, int]
+    num_merges: int
     requests: dict[SplitName, int]
     generations: dict[SplitName, int]
     new_tokens: dict[SplitName, int]
@@ -46,7 +47,7 @@ class Estimate:
     @property
     def total_moved_bytes(self) -> int:
         """What the whole search moves for merging, validation included."""
-        return self.moved_bytes * sum(self.evaluations.values())
+        return self.moved_bytes * self.num_merges
 
     @property
     def total_generations(self) -> int:
@@ -63,6 +64,7 @@ def estimate(
     *,
     machine: Machine,
     given: Sequence[Baseline] = (),
+    per_score: int = 1,
 ) -> Estimate:
     """Count what the job will do.
 
@@ -74,6 +76,7 @@ def estimate(
         tasks: Which tasks generate, and how long.
         machine: What the workers run on.
         given: The baselines that the job names.
+        per_score: How many candidates of the strategy are scored for one evaluation.
     """
     num_baselines = _num_baselines(job, space, given)
     num_variants = _num_variants(job, space)
@@ -81,6 +84,12 @@ def estimate(
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
     counts = {split: _counts(manifest.items(split)) for split in SPLITS}
     worker_bytes = pool.bytes_written + RUNTIME_BYTES
+    evaluations: dict[SplitName, int] = {
+        "search": num_search,
+        "select": min(job.validation.candidates, num_search),
+        "report": 1 + min(num_baselines, num_search) + num_variants,
+    }
+    more = (per_score - 1) * max(0, num_search - num_baselines)
     return Estimate(
         num_genes=space.size,
         model_bytes=pool.bytes_written,
@@ -88,11 +97,8 @@ def estimate(
         worker_bytes=worker_bytes,
         num_baselines=num_baselines,
         num_variants=num_variants,
-        evaluations={
-            "search": num_search,
-            "select": min(job.validation.candidates, num_search),
-            "report": 1 + min(num_baselines, num_search) + num_variants,
-        },
+        evaluations=evaluations,
+        num_merges=sum(evaluations.values()) + more,
         requests={split: sum(count.values()) for split, count in counts.items()},
         generations={
             split: sum(count[task] for task in generating) for split, count in counts.items()

@@ -26,6 +26,7 @@ from evaluators.manifest import Manifest
 from optimizer.archive.archive import Archive
 from optimizer.archive.store import backend_of
 from optimizer.baselines import Baseline
+from optimizer.dispatch_plan import planned
 from optimizer.given_baselines import resolve_baselines
 from optimizer.preflight.checks import Checks
 from optimizer.preflight.dry_run import try_prompts, try_scorers
@@ -155,8 +156,10 @@ def prepare(
                 resolve_baselines, job, sources, space, archive=archive, headers_only=headers_only
             )
         )
-    cost = None
+    cost, per_score = None, 1
     if sources is not None and pool is not None and space is not None and suite is not None:
+        if not checks.errors:  # of the strategy, for one
+            per_score = planned(job, suite.manifest.items("search")).per_score
         cost = estimate(
             job,
             pool,
@@ -165,6 +168,7 @@ def prepare(
             suite.describe(),
             machine=machine_of(job.workers),
             given=given.baselines if given is not None else (),
+            per_score=per_score,
         )
         checks.attempt(lambda: warnings.extend(check_memory(job, cost)))
         if continues_texts:
@@ -175,7 +179,7 @@ def prepare(
         raise checks.error()
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
-    warnings += findings_before(job, space, cost.num_baselines)
+    warnings += findings_before(job, space, cost.num_baselines, per_score=per_score)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,

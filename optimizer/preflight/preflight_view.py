@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.evaluation import SPLITS
-from optimizer.dispatch_plan import describe_plan, dispatch_plan
+from optimizer.dispatch_plan import describe_plan, planned
 from optimizer.preflight.estimate import format_bytes, format_count
 from optimizer.preflight.pool_view import (
     cosine_heading,
@@ -21,7 +21,6 @@ from optimizer.preflight.pool_view import (
 )
 from optimizer.preflight.preflight import Prepared
 from optimizer.results.tables import plain_table
-from optimizer.strategies.registry import can_choose, can_sample
 
 
 def render_prepared(prepared: Prepared) -> RenderableType:
@@ -122,13 +121,8 @@ def _cost_table(prepared: Prepared) -> Table:
 
 def _spared(prepared: Prepared) -> list[str]:
     """Say what is not scored of candidates that are not worth it."""
-    job, strategy = prepared.job, prepared.job.search.strategy
-    plan = dispatch_plan(
-        job,
-        prepared.manifest.items("search"),
-        can_choose=can_choose(strategy),
-        can_sample=can_sample(strategy),
-    )
+    job = prepared.job
+    plan = planned(job, prepared.manifest.items("search"))
     return describe_plan(plan, by_gate=job.search.gates.likelihood is not None)
 
 

@@ -46,9 +46,9 @@ def volume_drawings(picture: Picture, points: Sequence[ProgressPoint]) -> list[D
     """Return how the hypervolume grew over evaluations, and over the items that it took."""
     return [
         Drawing(
-            "hypervolume-candidates",
-            "Hypervolume of the front of raw search scores, candidate by candidate.",
-            lambda: _candidates(picture),
+            "hypervolume-evaluations",
+            "Hypervolume of the front of raw search scores over evaluations.",
+            lambda: _evaluations(picture),
         ),
         Drawing(
             "hypervolume-items",
@@ -73,11 +73,10 @@ def _plane(picture: Picture, plane: tuple[int, int | None]) -> Figure:
     return figure
 
 
-def _candidates(picture: Picture) -> Figure:
+def _evaluations(picture: Picture) -> Figure:
     figure = Figure(figsize=(_WIDTH, 0.75 * _HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     draw_volume(axes, picture)
-    axes.set_xlabel("candidates, stopped ones included")
     return figure
 
 

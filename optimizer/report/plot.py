@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from configs.errors import ArchiveError
 from evaluators.scores import FloatArray, Scores
@@ -44,7 +45,8 @@ class Picture:
     """What is drawn of a search.
 
     ``volume`` is an ``(n,)`` float64 array: hypervolume of the front of the first 1, 2, ... n
-    outcomes of the search split, failures included. ``report`` holds the chosen merge's scores
+    outcomes of the search split, failures included, and ``evaluations`` ``(n,)`` integers, how
+    many they count as. ``report`` holds the chosen merge's scores
     on the report split, None before validation. ``num_before_search`` is the number of baselines
     that finished before the first proposal of the search did.
     """
@@ -57,6 +59,7 @@ class Picture:
     chosen: ScoredCandidate | None
     report: Scores | None
     volume: FloatArray
+    evaluations: NDArray[np.int64]
     num_before_search: int
 
     @classmethod
@@ -102,6 +105,7 @@ class Picture:
             chosen=chosen,
             report=None if chosen is None else archive.scores("report").get(chosen.candidate.index),
             volume=np.array([point.volume for point in points], dtype=np.float64),
+            evaluations=np.array([point.evaluations for point in points], dtype=np.int64),
             num_before_search=next(
                 (n for n, seen in enumerate(observations) if not seen.candidate.is_baseline),
                 len(observations),
@@ -227,7 +231,7 @@ def draw_plane(axes: "Axes", picture: Picture, plane: tuple[int, int | None]) ->
 
 def draw_volume(axes: "Axes", picture: Picture) -> None:
     """Draw how the hypervolume grew over the evaluations."""
-    evaluations = np.arange(1, picture.volume.size + 1)
+    evaluations = picture.evaluations
     axes.step(evaluations, picture.volume, where="post", color=FRONT_COLOR, linewidth=1.6)
     axes.fill_between(evaluations, picture.volume, step="post", color=FRONT_COLOR, alpha=0.12)
     if 0 < picture.num_before_search < picture.volume.size:

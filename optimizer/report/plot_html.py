@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -161,9 +160,8 @@ def _three_dimensions(picture: Picture) -> go.Figure:
 
 
 def _volume(picture: Picture) -> go.Figure:
-    evaluations = np.arange(1, picture.volume.size + 1)
     line = go.Scatter(
-        x=evaluations.tolist(),
+        x=picture.evaluations.tolist(),
         y=picture.volume.tolist(),
         mode="lines",
         line={"shape": "hv", "color": FRONT_COLOR},

@@ -29,7 +29,7 @@ class Progress:
         points: One per finished candidate; their volumes are of raw scores.
         believed: Hypervolume of the front of posterior means, None without a model: raw fronts
             claim more than is there.
-        expected_gain: Hypervolume that the next evaluation is expected to add to the front of
+        expected_gain: Hypervolume that the next candidate scored is expected to add to the front of
             posterior medians, where the strategy can tell.
     """
 
@@ -79,7 +79,9 @@ def progress_sentences(found: Progress) -> list[str]:
             "claim more than is there."
         )
     if found.expected_gain is not None:
-        said.append(f"The next evaluation is expected to add {found.expected_gain:.2g} to that.")
+        said.append(
+            f"The next candidate scored is expected to add {found.expected_gain:.2g} to that."
+        )
     return said
 
 
@@ -102,7 +104,7 @@ def progress_record(found: Progress) -> dict[str, object]:
 
 
 def expected_gain_of(archive: Archive, space: SearchSpace) -> float | None:
-    """Return the hypervolume that the next evaluation would be expected to add.
+    """Return the hypervolume that the next candidate scored would be expected to add.
 
     None where the strategy cannot tell, or not yet, or came with a package that is not here.
     """

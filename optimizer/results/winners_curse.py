@@ -8,13 +8,12 @@ much, so the curse is what the chosen merge lost beyond them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 
 from configs.evaluation import SplitName
 from evaluators.paired import PairedDifference, paired_difference
-from evaluators.scores import TaskScores
+from evaluators.scores import TaskScores, aggregate
 from optimizer.archive.archive import Archive
 from optimizer.scalarize import preferred_mean
 
@@ -25,6 +24,7 @@ _SPLITS: tuple[SplitName, SplitName] = ("search", "report")
 class WinnersCurse:
     """Preferred means of the chosen merge on search and report items, and of the baselines.
 
+    On the search items that the chosen merge was scored on, which may be a sample of them.
     ``baselines_search`` and ``baselines_report`` are averages over the baselines that were scored
     on both splits. ``flattery`` is by how much more the chosen merge fell than they did, with its
     standard error: (chosen - baselines on search) - (chosen - baselines on report).
@@ -45,7 +45,7 @@ class WinnersCurse:
         if self.flattery <= 0:
             said = f"so no flattery shows ({numbers})"
         return (
-            f"Winner's curse: the chosen merge scored {self.search:.3f} on the search items and "
+            f"Winner's curse: the chosen merge scored {self.search:.3f} on its search items and "
             f"{self.report:.3f} on the report items, where baselines went from "
             f"{self.baselines_search:.3f} to {self.baselines_report:.3f}; {said}."
         )
@@ -63,13 +63,12 @@ def winners_curse(archive: Archive, chosen: int, baselines: Sequence[int]) -> Wi
     known = [index for index in baselines if index in search and index in report]
     if chosen not in search or chosen not in report or not known:
         return None
-    preference = archive.job.preference
-    before, after = (_ahead(archive, chosen, known, split) for split in _SPLITS)
+    (before, own), (after, held_out) = (_ahead(archive, chosen, known, split) for split in _SPLITS)
     return WinnersCurse(
-        search=preferred_mean(search[chosen], preference),
-        report=preferred_mean(report[chosen], preference),
-        baselines_search=fmean(preferred_mean(search[index], preference) for index in known),
-        baselines_report=fmean(preferred_mean(report[index], preference) for index in known),
+        search=own,
+        report=held_out,
+        baselines_search=own - before.mean,
+        baselines_report=held_out - after.mean,
         flattery=before.mean - after.mean,
         # Items of the two splits are different, so their errors are independent.
         stderr=math.hypot(before.stderr, after.stderr),
@@ -78,15 +77,20 @@ def winners_curse(archive: Archive, chosen: int, baselines: Sequence[int]) -> Wi
 
 def _ahead(
     archive: Archive, chosen: int, baselines: Sequence[int], split: SplitName
-) -> PairedDifference:
-    """Return how far a merge is ahead of the average baseline, on the items that it has."""
+) -> tuple[PairedDifference, float]:
+    """Return how far a merge is ahead of the average baseline, and its own preferred mean.
+
+    Both on the items that the merge was scored on.
+    """
     ours = archive.scored_items(chosen, split)
     parts = [archive.task_scores(index, split) for index in baselines]
     average = {
         task: _mean_scores([part[task].restricted_to(set(own.item_ids)) for part in parts])
         for task, own in ours.items()
     }
-    return paired_difference(archive.job.objectives, archive.job.preference, ours, average)
+    objectives, preference = archive.job.objectives, archive.job.preference
+    mean = preferred_mean(aggregate(objectives, ours), preference)
+    return paired_difference(objectives, preference, ours, average), mean
 
 
 def _mean_scores(parts: Sequence[TaskScores]) -> TaskScores:

@@ -113,8 +113,8 @@ class Belief(Model):
     outcomes: int
     """How many outcomes it knows."""
     expected_gain: float | None = None
-    """Hypervolume that the next evaluation is expected to add to the front of posterior medians;
-    None without a posterior, and where the strategy cannot tell."""
+    """Hypervolume that the next candidate scored is expected to add to the front of posterior
+    medians; None without a posterior, and where the strategy cannot tell."""
 
 
 class FrontRow(CandidateRow):

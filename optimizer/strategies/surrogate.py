@@ -38,7 +38,7 @@ _EXACT = 64
 # A belief may lack the last outcomes: as many as this share of the merges under evaluation, and of
 # what was told. They count as under evaluation until it is renewed, which takes as long as an ask.
 _LATE_OF_PENDING, _LATE_OF_TOLD = 1 / 8, 1 / 32
-# What is expected of the next evaluation is estimated again with so many outcomes more, or with
+# What is expected of the next candidate is estimated again with so many outcomes more, or with
 # this share of them; single estimates jump, so these many count.
 _GAIN_STEP, _GAIN_STEP_SHARE, _GAIN_LOOKS = 4, 1 / 32, 3
 # Beside the seed and a count, so that its draws are those of no ask.
@@ -117,7 +117,7 @@ class SurrogateStrategy:
 
     @with_one_thread
     def expected_gain(self) -> float | None:
-        """Return what the next evaluation adds to the hypervolume of the front, as expected.
+        """Return what the next candidate scored adds to the hypervolume of the front, as expected.
 
         In the product of the objectives' units (``surrogate_gain``): the mean of the last few
         estimates, which are made every few outcomes. It is a function of the seed and of what was

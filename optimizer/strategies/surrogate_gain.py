@@ -28,7 +28,7 @@ _SMALLEST = 1e-6
 
 
 def expected_gain(space: SearchSpace, belief: Belief, rng: np.random.Generator) -> float:
-    """Estimate the hypervolume that the best next evaluation adds to the front that is believed.
+    """Estimate the hypervolume that the best next candidate adds to the front that is believed.
 
     Args:
         space: Of the search.

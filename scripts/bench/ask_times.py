@@ -36,7 +36,7 @@ class AskTimes:
         tell_ms_at: Of the tell before it.
         promote_ms_at: Of choosing one of a group, which a freed worker waits for; where there are
             companions.
-        expected_gain_ms_at: Of saying what the next evaluation adds, where that is estimated anew
+        expected_gain_ms_at: Of saying what the next candidate adds, where that is estimated anew
             (after every few outcomes); the largest, not the median.
     """
 

@@ -57,7 +57,7 @@ function differenceCells(gap) {
 export function ahead(belief) {
   if (belief.expected_gain === null) return [];
   const gain = short(Number(belief.expected_gain.toPrecision(2)));
-  return [el("p", {}, `The next evaluation is expected to add ${gain} to the hypervolume of what is believed.`)];
+  return [el("p", {}, `The next candidate scored is expected to add ${gain} to the hypervolume of what is believed.`)];
 }
 
 /** What each worker did, and how much of the time it was idle. */

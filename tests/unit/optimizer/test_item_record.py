@@ -75,6 +75,27 @@ def test_of_chosen_items_is_far_less_biased_than_their_mean_and_as_far_off_as_it
     assert np.sqrt(np.mean(claimed)) > 0.9 * errors.std()
 
 
+@pytest.mark.parametrize("concentration", [4, 40])
+def test_of_graded_scores_is_as_far_off_as_it_says(concentration):
+    """As of F1 or likelihoods, which vary less than right and wrong."""
+    rng = np.random.default_rng(1)
+
+    def graded(ability: float) -> TaskScores:
+        chance = expit(ability - HARD / 2)
+        return scores(rng.beta(concentration * chance, concentration * (1 - chance)))
+
+    errors, claimed = [], []
+    for _ in range(60):
+        record = record_of(*(graded(0.0) for _ in range(14)))
+        whole = graded(0.5)
+        found = record.predict(part(whole, rng.permutation(ITEMS)[:16]))
+        errors.append(found.mean - whole.values.mean())
+        claimed.append(np.sqrt(found.variance))
+    spread = np.sqrt(np.mean(np.square(errors)))
+    assert abs(np.mean(errors)) < 0.3 * spread
+    assert 0.5 * np.mean(claimed) < spread < 1.2 * np.mean(claimed)
+
+
 def test_knows_no_unit():
     rng = np.random.default_rng(3)
     known = [rng.random(ITEMS) for _ in range(13)]

@@ -1,9 +1,12 @@
 """The difference of two jobs names every key, and nothing that may change on resume."""
 
+import json
+
 import pytest
 
 from configs.schema import OPERATIONAL_KEYS, JobConfig
-from optimizer.job_changes import changed_keys
+from optimizer.archive.records import job_to_json, json_to_job
+from optimizer.job_changes import as_begun, changed_keys
 
 JOB = {
     "name": "a",
@@ -20,6 +23,25 @@ def job(**changes: object) -> JobConfig:
 
 def test_equal_jobs_do_not_differ() -> None:
     assert changed_keys(job(), job()) == []
+
+
+def test_archive_from_before_samples_goes_on_without_whatever_the_job_leaves_open() -> None:
+    content = json.loads(job_to_json(job()))
+    del content["search"]["racing"]["sampling"]
+    archived = json_to_job(json.dumps(content))
+    assert archived.search.racing.sampling is False
+    for racing in ({}, {"sampling": "auto"}, {"sampling": False}):
+        again = as_begun(archived, job(search={"racing": racing}))
+        assert again.search.racing.sampling is False
+        assert changed_keys(archived, again) == []
+    asked = as_begun(archived, job(search={"racing": {"sampling": True}}))
+    assert [problem.path for problem in changed_keys(archived, asked)] == ["search.racing.sampling"]
+
+
+def test_archive_that_says_whether_it_samples_is_held_to_it() -> None:
+    archived = json_to_job(job_to_json(job(search={"racing": {"sampling": False}})))
+    again = as_begun(archived, job())
+    assert [problem.path for problem in changed_keys(archived, again)] == ["search.racing.sampling"]
 
 
 def test_operational_keys_may_change() -> None:

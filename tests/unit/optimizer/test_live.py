@@ -154,7 +154,10 @@ def test_live_view_draws_the_course_and_says_what_is_ahead(job):
     assert "expected to add" not in drawn(view)
     view.on_event(Progressed(4, 110.0, 4.0, 0.4, expected_gain=0.0123))
     text = drawn(view)
-    assert "hypervolume 0.4 after 110 items · the next evaluation is expected to add 0.012" in text
+    assert (
+        "hypervolume 0.4 after 110 items · the next candidate scored is expected to add 0.012"
+        in text
+    )
     evaluations, items = re.findall("[▁-█]{32}", text)
     # Half as high from the second evaluation of four on, but from the 20th item of 110.
     assert evaluations == "▁" * 15 + "▅" * 16 + "█"

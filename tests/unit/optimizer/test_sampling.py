@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from optimizer.archive.archive import Archive
 from optimizer.dispatch_plan import describe_plan, dispatch_plan
@@ -48,6 +49,28 @@ def test_undivided_task_is_in_every_sample():
     first = {task: ids if task == "zoo_code" else ids[:8] for task, ids in ITEMS.items()}
     for turn in range(4):
         assert sample_of(ITEMS, first, 3, turn)["zoo_code"] == ITEMS["zoo_code"]
+
+
+def test_plan_races_where_a_sample_would_be_most_of_the_items(tmp_path):
+    few = {task: ids[:11] for task, ids in ITEMS.items()}
+    job = scripted_search.make_job(tmp_path / "a.sqlite", search={})
+    plan = dispatch_plan(job, few, can_choose=True, can_sample=True)
+    assert not plan.samples
+    assert plan.per_evaluation == plan.per_score == 1
+    assert plan.races
+
+
+def test_samples_have_companions_without_a_gate(tmp_path):
+    off = {"screening": {"enabled": False}, "gates": {"likelihood": None}}
+    plan = plan_of(tmp_path, search=off, objectives=scripted_search.COMPANIONS)
+    assert plan.samples
+    assert [len(ids) for ids in plan.preview.values()] == [8, 8, 8]
+
+
+def test_samples_without_a_race_are_refused(tmp_path):
+    racing = {"enabled": False, "sampling": True}
+    with pytest.raises(ValidationError, match=r"take out `enabled: false`"):
+        plan_of(tmp_path, search={"racing": racing})
 
 
 def test_plan_samples_where_the_strategy_learns_from_it(tmp_path):
@@ -161,7 +184,8 @@ def test_winners_curse_compares_a_sample_with_the_same_items_of_baselines(archiv
     search, ours = archive.scored_items(0, "search"), archive.scored_items(sampled, "search")
     average = {task: search[task].restricted_to(set(part.item_ids)) for task, part in ours.items()}
     ahead = sum(ours[task].mean - average[task].mean for task in ours) / 3
-    found = _ahead(archive, sampled, [0], "search")
+    found, own = _ahead(archive, sampled, [0], "search")
+    assert own == pytest.approx(sum(part.mean for part in ours.values()) / 3)
     assert found.mean == pytest.approx(ahead)
     assert found.stderr > 0
 

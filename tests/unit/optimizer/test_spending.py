@@ -17,6 +17,7 @@ from optimizer.scalarize import reference_point
 from optimizer.space import SearchSpace
 from optimizer.spending import Spending, spending_of
 from optimizer.strategies.registry import make_strategy
+from optimizer.strategies.surrogate import SurrogateStrategy
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 
@@ -163,6 +164,16 @@ def test_default_search_ends_by_what_it_still_expects_and_stays_ended(search, mo
     again, archive, _ = search(resume=archive.place, search=settings, budget=budget)
     assert again.reason == result.reason
     assert len(archive.observations()) == len(course)
+
+
+def test_gain_per_hour_is_that_of_samples_where_samples_are_scored(search, monkeypatch):
+    """Each of the strategy adds .001, ten of them an hour, three of them an evaluation."""
+    monkeypatch.setattr(Archive, "elapsed_s", property(lambda a: 360.0 * len(a.observations())))
+    monkeypatch.setattr(SurrogateStrategy, "expected_gain", lambda self: 0.001)
+    for least, reason in ((0.009, "budget of 12"), (0.011, "expected gain of 0.01")):
+        budget = {"evaluations": 12, "min_gain_per_hour": least}
+        result, _, _ = search(search={"strategy": "surrogate_cma"}, budget=budget)
+        assert result.reason.startswith(reason)
 
 
 def test_search_whose_strategy_expects_nothing_is_refused(search):

@@ -177,4 +177,4 @@ def test_report_asks_the_strategy_what_is_ahead(tmp_path, monkeypatch):
     with Archive.open(path) as archive:
         report = report_of(archive)
     assert report.progress.expected_gain == 0.016
-    assert "The next evaluation is expected to add 0.016 to that" in text_of(report)
+    assert "The next candidate scored is expected to add 0.016 to that" in text_of(report)

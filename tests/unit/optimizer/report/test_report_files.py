@@ -149,7 +149,7 @@ def test_markdown_shows_figures_where_they_are(make_document, tmp_path):
     assert written[-1] == page
     assert [path.name for path in written[:-1]] == [
         "verdict.png", "front-1.png", "front-2.png", "front-3.png",
-        "hypervolume-candidates.png", "hypervolume-items.png",
+        "hypervolume-evaluations.png", "hypervolume-items.png",
     ]  # fmt: skip
     links = re.findall(r"!\[.+?\]\(<?([^)>]+)>?\)", page.read_text())
     assert {(page.parent / link).resolve() for link in links} == set(written[:-1])
