@@ -258,6 +258,13 @@ def refuse_used(out_dir: Path) -> None:
     Raises:
         CheckpointError: Something other than an empty directory is there.
     """
+    if out_dir.is_dir() and (out_dir.is_symlink() or out_dir.is_mount()):
+        # What is written beside it gets its name at the end, which these two keep.
+        raise CheckpointError(
+            f"{out_dir}: is a link or a mount point, which no export can take the place of; "
+            "choose a new directory within it",
+            path=str(out_dir),
+        )
     if out_dir.is_dir() and not any(out_dir.iterdir()):
         return
     if out_dir.exists() or out_dir.is_symlink():

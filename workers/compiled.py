@@ -155,7 +155,7 @@ def _first_call(
     """Compile while calling; other threads wait instead of doing it too."""
     with _COMPILING:
         if key in _FAILED:
-            raise _FAILED[key]
+            raise CompilerError(_FAILED[key])
         if key not in _GRAPHS:
             graph = _compile(combine, options, key, operands.out.device.type)
             _mark_rows_dynamic(operands)
@@ -163,7 +163,8 @@ def _first_call(
                 with torch._dynamo.error_on_graph_break(True):
                     _call(graph, combine, options, operands)
             except CompilerError as error:
-                _FAILED[key] = error
+                # Not the error itself: its traceback holds models and sources.
+                _FAILED[key] = str(error)
                 raise
             _GRAPHS[key] = graph
             return
@@ -178,7 +179,9 @@ def _compile(
     # torch limits the graphs per code object, so each key gets a code object of its own.
     code = merge_chunk.__code__.replace(co_name=f"merge_chunk_{abs(hash(key))}")
     copied = types.FunctionType(code, merge_chunk.__globals__, "merge_chunk")
-    chosen = _OPTIONS | cpp_options() if device_type == "cpu" else _OPTIONS
+    # One thread keeps a GPU busy, and a wrapper in C++ would need CUDA's headers there.
+    of_device = cpp_options() if device_type == "cpu" else {"cpp_wrapper": False}
+    chosen = _OPTIONS | of_device
     # Not `fullgraph`: torch 2.13 counts frames for that in one place for all threads, and of calls
     # side by side one may find another's count, and raise. `_first_call` asks for the same.
     compiled: MergeChunk = torch.compile(copied, options=chosen)
@@ -196,5 +199,5 @@ def _mark_rows_dynamic(operands: Operands) -> None:
 
 
 _GRAPHS: dict[tuple[object, ...], MergeChunk] = {}
-_FAILED: dict[tuple[object, ...], CompilerError] = {}
+_FAILED: dict[tuple[object, ...], str] = {}
 _COMPILING = Lock()

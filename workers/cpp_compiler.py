@@ -53,16 +53,22 @@ def cpp_options() -> CompilerOptions:
     flags = [flag for flags in wanted if place and _knows(place, flags) for flag in flags]
     if vectors == "AVX512" and "Intel" in str(torch.cpu.get_capabilities().get("cpu_name")):
         flags += _ahead()
-    if flags:
-        # The one setting whose text is handed on to the compiler.
-        options["cpp.march"] = " ".join(["native", *flags])
+    from torch._inductor import config as inductor
+
+    # The one setting whose text is handed on to the compiler; it may be somebody's own, or empty.
+    march = "native" if inductor.cpp.march is None else inductor.cpp.march
+    if flags and march:
+        options["cpp.march"] = " ".join([march, *flags])
     return options
 
 
 @cache
 def _ahead() -> list[str]:
     """Return the flags of loads that ask ahead; another header is another precompiled one."""
-    digest = hashlib.sha256(_AHEAD.read_bytes()).hexdigest()[:16]
+    try:
+        digest = hashlib.sha256(_AHEAD.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return []  # As in an archive of modules.
     return [f"-I{shlex.quote(str(_AHEAD.parent))}", f"-DMERGEFRONT_AHEAD_DIGEST=0x{digest}"]
 
 
@@ -74,9 +80,12 @@ def _clang() -> str | None:
 
 @cache
 def _is_complete(compiler: str) -> bool:
-    with tempfile.TemporaryDirectory() as directory:
-        out = f"{directory}/probe.so"
-        return _compiles(compiler, "-fopenmp", "-shared", "-fPIC", "-o", out, source=_PROBE)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            out = f"{directory}/probe.so"
+            return _compiles(compiler, "-fopenmp", "-shared", "-fPIC", "-o", out, source=_PROBE)
+    except OSError:
+        return False  # There is no room for temporary files.
 
 
 @cache

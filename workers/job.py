@@ -85,7 +85,10 @@ class JobRunner:
         self.worker = worker
         self._spec = spec
         self._live = load_live_model(spec, spec.job.merge.dtype)
-        self._materializer = Materializer(spec.sources, residency=spec.job.workers.residency)
+        workers = spec.job.workers
+        self._materializer = Materializer(
+            spec.sources, residency=workers.residency, gpu_share=min(workers.gpus, 1)
+        )
         self._materializer.place(self._live.model)
         evaluator = JobEvaluator(
             spec.job.objectives,
@@ -151,6 +154,7 @@ class JobRunner:
     def _load_in(self, dtype: DtypeName) -> None:
         """Load the model in another data type; the one before is gone by then."""
         self._evaluator.release()
+        self._materializer.release()
         if self._is_loaded:
             self._is_loaded = False
             del self._live.model

@@ -33,8 +33,8 @@ SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Eager chunks on the CPU: temporaries of 128 KiB each stay in the L2 cache, and torch works on
 # so few elements in the calling thread; waiting for others after every operation costs more.
 _CPU_CHUNK = 2**15
-# On an accelerator the temporaries lie in its memory, 256 MiB each; launches cost more below.
-_ACCELERATOR_CHUNK = 2**26
+# On an accelerator some eight temporaries lie in its memory, 64 MiB each, beside models and texts.
+_ACCELERATOR_CHUNK = 2**24
 # Compiled code merges what is longer in several threads; to start one takes a tenth of this.
 _LONG = 2**20
 

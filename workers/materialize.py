@@ -39,6 +39,7 @@ class Materializer:
         sources: The pool that recipes are made of.
         backend: How tensors are merged; does not change the bits.
         residency: Where checkpoints are kept between calls (``workers.residency``).
+        gpu_share: Of a GPU, what belongs to this process (``workers.gpus``); at most 1.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Materializer:
         *,
         backend: BackendChoice = "auto",
         residency: Residency = "auto",
+        gpu_share: float = 1.0,
     ) -> None:
         self._sources = sources
         self._backend: BackendChoice = backend
         self._pool = SourcePool(sources, backend=backend, keeps_tiles=True)
         self._residency: Residency = residency
+        self._gpu_share = gpu_share
         self._placement: Placement | None = None
         # What is merged now, and what was merged last without an error.
         self._current: MergeRecipe | None = None
@@ -85,7 +88,7 @@ class Materializer:
             self._residency,
             device_type=device.type,
             source_bytes=round(self._pool.size_bytes * held / max(total, 1)),
-            memory=measure_memory(device),
+            memory=measure_memory(device, self._gpu_share),
         )
         self._pool.store = TensorStore(self._placement)
 
@@ -225,6 +228,11 @@ class Materializer:
 
         entries = merged_entries(self._pool.reference, recipe.dtype)
         return weights_digest((entry.name, merged(entry)) for entry in entries)
+
+    def release(self) -> None:
+        """Let go of the model that was merged into last; its tensors are held until then."""
+        self._prepared, self._binding = None, Binding()
+        self._recipe = self._current = None
 
     def close(self) -> None:
         """Close the checkpoints."""

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import logging
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from configs.worker_settings import Residency
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
 
+logger = logging.getLogger(__name__)
+
 Placement = Literal["gpu", "pinned", "mapped", "streamed"]
 """``gpu``: copies on the model's device. ``pinned``: copies in page-locked memory of this process,
 which a GPU reads at the speed of the bus. ``mapped``: memory-mapped, and left in the page cache,
@@ -30,6 +33,9 @@ _SPARED_GPU_SHARE = 0.25
 # Every worker of a machine has pinned copies of its own, and others need memory too.
 _PINNED_HOST_SHARE = 0.5
 _MAPPED_HOST_SHARE = 0.8
+# So much of the host no page-locked copy takes, whatever was decided: all workers decide before
+# any of them copies, and torch makes each copy as large as the next power of two.
+_SPARED_HOST_SHARE = 0.1
 
 # linux/mman.h. Unlike MADV_DONTNEED it cannot lose what is in a page.
 _MADV_PAGEOUT = 21
@@ -44,15 +50,19 @@ class Memory:
     gpu_total: int = 0
 
 
-def measure_memory(device: torch.device) -> Memory:
+def measure_memory(device: torch.device, gpu_share: float = 1.0) -> Memory:
     """Ask the system, and the device where it is a CUDA device.
 
-    The page cache counts as available: what it holds is given up when others need memory.
+    The page cache counts as available: what it holds is given up when others need memory. Of a
+    device that several processes share, ``gpu_share`` is what belongs to this one.
     """
     available = psutil.virtual_memory().available
     if device.type != "cuda":
         return Memory(available)
     free, total = torch.cuda.mem_get_info(device)
+    if gpu_share < 1:
+        total = int(gpu_share * total)
+        free = min(free, total - torch.cuda.memory_reserved(device))
     return Memory(available, free, total)
 
 
@@ -132,7 +142,7 @@ class TensorStore:
         if self.placement == "gpu":
             self._kept[key] = mapped.to(device)
         elif self.placement == "pinned":
-            self._kept[key] = mapped.contiguous().pin_memory()
+            self._kept[key] = _page_locked(mapped)
         else:
             return mapped
         return self._kept[key]
@@ -169,6 +179,18 @@ class TensorStore:
         """Forget all copies."""
         self._kept.clear()
         self._mapped.clear()
+
+
+def _page_locked(tensor: Tensor) -> Tensor:
+    """Return a page-locked copy, or the tensor itself where there is no room for one."""
+    memory = psutil.virtual_memory()
+    if memory.available - 2 * tensor.nbytes < _SPARED_HOST_SHARE * memory.total:
+        return tensor
+    try:
+        return tensor.contiguous().pin_memory()
+    except RuntimeError as error:  # of the driver, which may have a limit of its own
+        logger.warning("%d bytes of a checkpoint are not page-locked: %s", tensor.nbytes, error)
+        return tensor
 
 
 def page_out(tensor: Tensor) -> None:

@@ -5,7 +5,7 @@ next operation all others idle; with tensors of a few million elements that is h
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from queue import SimpleQueue
 
@@ -42,9 +42,9 @@ def do_side_by_side(works: Iterable[Work], *, device_type: str) -> None:
         threading.Thread(target=_drain, args=(waiting, failures)) for _ in range(num_threads - 1)
     ]
     numbers = count()
-    for helper in helpers:
-        helper.start()
     try:
+        for helper in helpers:
+            helper.start()
         try:
             with torch.no_grad():
                 for work in works:
@@ -55,11 +55,19 @@ def do_side_by_side(works: Iterable[Work], *, device_type: str) -> None:
             waiting.put(None)
         _drain(waiting, failures)
     finally:
-        for helper in helpers:
-            helper.join()
+        _end(helpers, waiting)
         torch.set_num_threads(num_threads)
     if failures:
         raise failures[min(failures)]
+
+
+def _end(helpers: Sequence[threading.Thread], waiting: _Queue) -> None:
+    """Wait for the helpers, which end where they were interrupted, too, before they were told."""
+    for _ in helpers:
+        waiting.put(None)
+    for helper in helpers:
+        if helper.ident is not None:
+            helper.join()
 
 
 def _drain(waiting: _Queue, failures: dict[int, BaseException]) -> None:

@@ -5,6 +5,10 @@ GPU, in that of the host (as pages that the kernel keeps of memory-mapped files,
 only: the pages of a pool that is larger than the memory are gone before they are read again.
 """
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,19 +170,30 @@ def machine_of(workers: WorkerSettings) -> Machine:
     """Look at this machine, or at nothing where workers run on a cluster.
 
     Measures in some tenths of a second how fast memory is copied: of the host, and of the first
-    GPU where workers use one. Disks are not measured: what was read once is in memory.
+    GPU where workers use one. Disks are not measured: what was read once is in memory. A process of
+    its own looks at the GPU: whoever does keeps some of its memory, and the whole of a GPU that
+    serves one process at a time, until it ends.
     """
     if workers.address is not None:
         return Machine(host_bytes=None, gpu_bytes=None, measured={})
     host_bytes = int(psutil.virtual_memory().available)
     if workers.device == "cpu":
         return Machine(host_bytes, None, {"host": _host_rate()})
+    command = [sys.executable, "-c", f"import {__name__} as tiers; tiers.print_gpu()"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        # None is there, or nothing of it is free.
+        return Machine(host_bytes, None, {})
+    found = json.loads(done.stdout)
+    return Machine(host_bytes, int(found["free_bytes"] * workers.gpus), found["rates"])
+
+
+def print_gpu() -> None:
+    """Print what is free of the first GPU, in bytes, and its rates, as JSON."""
     import torch
 
-    if not torch.cuda.is_available():
-        return Machine(host_bytes, None, {})
-    gpu_bytes = int(torch.cuda.mem_get_info(0)[0] * workers.gpus)
-    return Machine(host_bytes, gpu_bytes, _gpu_rates())
+    print(json.dumps({"free_bytes": torch.cuda.mem_get_info(0)[0], "rates": _gpu_rates()}))
 
 
 def _host_rate() -> float:
@@ -204,9 +219,6 @@ def _gpu_rates() -> dict[Lane, float]:
         "gpu": 2 * probe(torch.empty_like(device), device),
         "pcie": probe(device, host),
     }
-    del device
-    # The workers need the room.
-    torch.cuda.empty_cache()
     return rates
 
 

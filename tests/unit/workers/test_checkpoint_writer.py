@@ -135,6 +135,23 @@ def test_target_in_use_is_refused_and_left_alone(tmp_path: Path, kind: str) -> N
     assert names_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("kind", ["link", "mount"])
+def test_target_whose_name_cannot_be_taken_is_refused_before_anything_is_written(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "disk").mkdir()
+    if kind == "link":
+        out.symlink_to(tmp_path / "disk")
+    else:
+        out.mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    before = names_in(tmp_path)
+    with pytest.raises(CheckpointError, match=r"is a link or a mount point.*new directory within"):
+        write(out)
+    assert names_in(tmp_path) == before
+
+
 def test_target_that_cannot_be_created_says_which_directory_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="out: cannot be created: Not a directory") as caught:

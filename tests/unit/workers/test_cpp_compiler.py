@@ -5,15 +5,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
 from workers.cpp_compiler import cpp_options, find_cpp_compiler
 
 MERGE = """
 import torch
+import torch._inductor.config
 from tests.unit.workers.merge_cases import merge, pool, same_bits, terms
 base, tuned = pool(100_003, num_tuned=3)
 odd = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-40, -1e-40, 3e38])
@@ -74,6 +77,22 @@ def test_integers_are_moved_whole_where_the_compiler_can(path, monkeypatch, unde
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     program(path, "g++", f'case "$*" in -mmove*) exit {int(not understands)};; *) exit 1;; esac')
     assert cpp_options() == ({"cpp.march": "native -mmove-max=256"} if understands else {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("x86-64-v3", "x86-64-v3 -mmove-max=256"), ("", None)]
+)
+def test_architecture_that_somebody_chose_stays(path, monkeypatch, asked, given):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    program(path, "g++", 'case "$*" in -mmove*) exit 0;; *) exit 1;; esac')
+    with torch._inductor.config.patch({"cpp.march": asked}):
+        assert cpp_options().get("cpp.march") == given
+
+
+def test_compiler_that_nobody_can_try_is_none(path, monkeypatch):
+    program(path, "clang++", "exit 0")
+    monkeypatch.setattr(tempfile, "tempdir", str(path / "nowhere"))
+    assert find_cpp_compiler() is None
 
 
 @pytest.mark.parametrize(("processor", "asks"), [("Intel Xeon", True), ("AMD EPYC", False)])

@@ -271,7 +271,7 @@ def test_model_before_is_gone_when_another_data_type_is_loaded(runner, make_requ
     from workers import job
 
     runner.run(make_request(0.9, 0.2, 0.4))
-    before = weakref.ref(runner._live.model)
+    before = weakref.ref(runner._live.model.get_input_embeddings().weight)
     load = job.load_live_model
     held = []
 

@@ -3,14 +3,23 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from configs.errors import ConfigError
 from workers.block import Block, whole
 from workers.checkpoint import CheckpointReader
-from workers.residency import Memory, Placement, TensorStore, choose_placement, page_out
+from workers.residency import (
+    Memory,
+    Placement,
+    TensorStore,
+    choose_placement,
+    measure_memory,
+    page_out,
+)
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -115,6 +124,35 @@ def test_momentary_read_is_cut_from_what_is_kept_whole(reader: CheckpointReader)
     kept = store.block("d", reader, "t", whole(2**22), CPU)
     store._kept = {key: torch.zeros_like(kept) for key in store._kept}
     assert store.read("d", reader, "t", Block(5, 3), CPU).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("lacks", ["driver", "room"])
+def test_what_cannot_be_page_locked_stays_mapped(
+    reader: CheckpointReader, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        if lacks == "driver":
+            raise RuntimeError("no more page-locked memory")
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    available = 16 * GB if lacks == "driver" else 2 * GB
+    memory = SimpleNamespace(available=available, total=20 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    store = TensorStore("pinned")
+    kept = store.block("d", reader, "t", whole(2**22), CPU)
+    assert kept.data_ptr() == reader.tensor("t").data_ptr()
+    assert store.block("d", reader, "t", whole(2**22), CPU) is kept
+
+
+def test_process_counts_with_its_share_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GB, two processes with models of 14 GB each have started."""
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (52 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 14 * GB)
+    whole_gpu, half = measure_memory(cuda), measure_memory(cuda, 0.5)
+    assert (whole_gpu.gpu_free, whole_gpu.gpu_total) == (52 * GB, 80 * GB)
+    assert (half.gpu_free, half.gpu_total) == (26 * GB, 40 * GB)
 
 
 @pytest.mark.gpu

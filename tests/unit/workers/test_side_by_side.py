@@ -33,6 +33,27 @@ def test_work_is_done_by_as_many_threads_as_torch_has() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_interrupted_start_leaves_no_thread_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        if started:
+            raise KeyboardInterrupt
+        started.append(thread)
+        start(thread)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            do_side_by_side([lambda: None], device_type="cpu")
+        assert torch.get_num_threads() == 3
+        assert not started[0].is_alive()
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_first_pieces_are_begun_while_later_ones_are_made() -> None:
     begun = threading.Event()

@@ -97,6 +97,13 @@ def test_this_machine_is_measured_and_a_cluster_is_not() -> None:
     assert machine_of(WorkerSettings(address="auto")) == Machine(None, None, {})
 
 
+def test_gpu_that_cannot_be_looked_at_is_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    here = machine_of(WorkerSettings.model_validate({"device": "cuda", "gpus": 1}))
+    assert (here.gpu_bytes, here.measured) == (None, {})
+    assert here.host_bytes > 0
+
+
 @pytest.mark.gpu
 def test_memory_of_the_gpu_is_measured() -> None:
     here = machine_of(WorkerSettings.model_validate({"device": "cuda", "gpus": 0.5}))
