@@ -185,7 +185,7 @@ def machine_of(workers: WorkerSettings) -> Machine:
     if done.returncode:
         # None is there, or nothing of it is free.
         return Machine(host_bytes, None, {})
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
     return Machine(host_bytes, int(found["free_bytes"] * workers.gpus), found["rates"])
 
 

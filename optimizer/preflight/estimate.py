@@ -27,7 +27,8 @@ class Estimate:
     ``moved_bytes`` is what one candidate moves through memory: every source read once, the result
     written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines``,
     ``num_variants`` and ``evaluations`` are upper bounds: the greedy soup may end early, and of the
-    chosen merge only what takes part can be left out. ``generations`` and ``new_tokens`` are those
+    chosen merge only what takes part can be left out; so is ``num_merges``, of all splits, where
+    several samples are one evaluation. ``generations`` and ``new_tokens`` are those
     of one candidate, the latter at the most. ``tiers`` says where the moved bytes come from.
     """
 
