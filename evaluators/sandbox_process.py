@@ -37,9 +37,7 @@ _PATIENCE = 5.0
 _MAX_TASKS = 64
 _LIMITS = {"AS": 512 << 20, "CORE": 0, "FSIZE": 8 << 20, "NOFILE": 64, "NPROC": _MAX_TASKS}
 _SCRATCH_BYTES = 64 << 20
-# Within the walls, where it is a new and empty tmpfs that nobody else sees: so no name in it can
-# have been taken by another user, which is what the rule against this path is about.
-_SCRATCH = "/tmp"  # noqa: S108
+_SCRATCH = "/tmp"  # noqa: S108 - a new tmpfs within the walls: no other user can take a name in it
 # Limits on processes count by user, so every sandbox that root starts takes a user of its own.
 _FIRST_UID, _NUM_UIDS = 1_000_000_000, 1_000_000_000
 # Nothing of the environment may get in: a program can read it in /proc, and keys are kept there.
@@ -86,16 +84,13 @@ class ServerProcess:
 
     def __init__(self, kind: SandboxKind) -> None:
         _check_interpreter()
-        self._scratch = _make_scratch() if kind == "weak" else None
         self._limits = limits_of(kind)
-        # The server writes to it as long as it lives, which is longer than this call, so no `with`
-        # can hold it: `_remove_files` closes it, also where the start fails.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        try:
+        with contextlib.ExitStack() as files:
+            self._scratch = _make_scratch(files) if kind == "weak" else None
+            self._log = files.enter_context(tempfile.TemporaryFile())
             self._process = self._start(kind)
-        except BaseException:
-            self._remove_files()
-            raise
+            # The server uses them as long as it lives: `kill` closes them.
+            self._files = files.pop_all()
         try:
             greeting = self._receive(_START_TIMEOUT_S)
         except ServerDiedError as error:
@@ -204,18 +199,13 @@ class ServerProcess:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._process.wait()
-        self._remove_files()
+        self._files.close()
 
     def _await_end(self) -> None:
         """Wait until the last process of the sandbox has let go of its end of the pipe."""
         with contextlib.suppress(ServerDiedError):
             while True:
                 self._read(1, time.monotonic() + _END_TIMEOUT_S)
-
-    def _remove_files(self) -> None:
-        self._log.close()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def limits_of(kind: SandboxKind) -> dict[str, int]:
@@ -247,8 +237,11 @@ def _own_user() -> int | None:
     return _FIRST_UID + secrets.randbelow(_NUM_UIDS) if os.geteuid() == 0 else None
 
 
-def _make_scratch() -> str:
-    return tempfile.mkdtemp(prefix="mergefront-sandbox-")
+def _make_scratch(files: contextlib.ExitStack) -> str:
+    path = tempfile.mkdtemp(prefix="mergefront-sandbox-")
+    # Not `TemporaryDirectory`: before Python 3.11.8 it changes the mode of what links lead to.
+    files.callback(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def _system_binds() -> list[str]:

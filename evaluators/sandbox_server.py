@@ -104,14 +104,11 @@ def run_child(request: dict[str, Any], wall: ProgramFilter, verdict: int) -> NoR
             wall.apply()
             code = compile(request["program"], "<program>", "exec")
             # An empty namespace, as in the original metric: `__name__` is not `__main__`.
-            # Running generated code is what this file is for: this is a forked child behind the
-            # sandbox's walls, with its limits and its filter of system calls in force by now.
-            exec(code, {})  # noqa: S102
+            exec(code, {})  # noqa: S102 - what this child is for, behind walls, limits and filter
         except SystemExit:
             detail = "SystemExit: left before the end"
-        # Whatever a program raised, `KeyboardInterrupt` and classes of its own too, it has failed,
-        # and nothing above this frame is to run in the child.
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - whatever a program raises, it has failed
+            # `KeyboardInterrupt` and classes of its own too: nothing above this frame is to run.
             detail = text(error)
         else:
             write(VERDICT_FD, REACHED_END)

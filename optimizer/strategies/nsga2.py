@@ -115,7 +115,7 @@ class Nsga2Strategy:
         )
         self._batch = []
 
-    def _problem(self) -> Any:  # noqa: ANN401 - pymoo has no types
+    def _problem(self) -> object:
         from pymoo.core.problem import Problem
 
         return Problem(n_var=self._space.size, n_obj=len(self._names), xl=0.0, xu=1.0)

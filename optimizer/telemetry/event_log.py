@@ -50,7 +50,7 @@ class _LogFile(logging.FileHandler):
                 self._is_broken = True
                 self._on_error()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging calls it so
         self._is_broken = True
         self._on_error()
 

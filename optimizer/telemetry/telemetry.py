@@ -39,7 +39,7 @@ class Telemetry:
             for name, watcher in list(self._watchers.items()):
                 try:
                     watcher(event)
-                except Exception as error:  # noqa: BLE001 - the search must not end by it
+                except Exception as error:  # noqa: BLE001 - no watcher ends a search
                     self._leave_out(name, error)
 
         return tell
@@ -70,7 +70,7 @@ class Telemetry:
         for name, make in tracker_makers(job.telemetry).items():
             try:
                 trackers[name] = make()
-            except Exception as error:  # noqa: BLE001 - a library that breaks while it is imported
+            except Exception as error:  # noqa: BLE001 - its library may break while it is imported
                 _warn(name, error)
         if trackers:
             self._tracking = Tracking(trackers, archive)

@@ -46,7 +46,7 @@ class TensorBoardTracker:
         """Write a text, indented: TensorBoard reads Markdown, in which that is shown as it is."""
         self._open.add_text(name, textwrap.indent(text, " " * 4))
 
-    def close(self, end: RunEnd) -> None:  # noqa: ARG002 - event files know no ending
+    def close(self, end: RunEnd) -> None:  # noqa: ARG002 - of `Tracker`; event files keep no state of a run
         """Close the file."""
         self._open.close()
 

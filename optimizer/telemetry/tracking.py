@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evaluators.scores import Scores
 from optimizer.events import Event, Finished, Progressed, SearchStarted
@@ -81,7 +81,7 @@ class TrackerThread:
         while not self._has_failed and (call := self._calls.get()) is not None:
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - of whatever library
+            except Exception as error:  # noqa: BLE001 - a tracker's library raises what it likes
                 first = (str(error).strip().splitlines() or [""])[0]
                 self._fail(f"failed: {type(error).__name__}: {first}")
 
@@ -170,7 +170,7 @@ def tracked_run(archive: "Archive", num_recorded: int) -> TrackedRun:
     )
 
 
-def _flat(path: str, value: Any) -> list[tuple[str, object]]:  # noqa: ANN401 - as JSON has it
+def _flat(path: str, value: object) -> list[tuple[str, object]]:
     """List the leaves of a section by their dotted keys; lists are leaves."""
     if not isinstance(value, dict) or not value:
         return [(path, value)]

@@ -68,6 +68,7 @@ STOCK_METRICS = {
     "bench_ifeval": "prompt_level_strict_acc,none",
     "bench_humaneval": "pass@1,create_test",
 }
+END, PAD = "<|end|>", "<|pad|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,7 @@ def zoo_workload(zoo: Path, items: int, batch_size: int) -> Workload:
         allow_code_execution=True,
     )
     objectives: dict[str, Objective] = {
-        skill: Objective(tasks=[{"task": f"zoo_{skill}", "metric": ZOO_METRICS[skill]}])  # type: ignore[list-item]  # as a job file says it
-        for skill in SKILLS
+        skill: _objective(f"zoo_{skill}", ZOO_METRICS[skill]) for skill in SKILLS
     }
     models_ = [AutoModelForCausalLM.from_pretrained(zoo / skill) for skill in SKILLS]
     weights = [dict(model.named_parameters()) for model in models_]
@@ -139,14 +139,15 @@ def real_workload(
         batch_size=batch_size,
         allow_code_execution=True,
     )
-    objectives = {
-        name: Objective(tasks=[{"task": name, "metric": metric}])  # type: ignore[list-item]  # pydantic converts
-        for name, metric in STOCK_METRICS.items()
-    }
+    objectives = {name: _objective(name, metric) for name, metric in STOCK_METRICS.items()}
     tokenizer = train_tokenizer(data)
     made = [random_model(len(tokenizer), end_scale, seed) for seed in range(3)]
     weights = tuple(dict(model.named_parameters()) for model in made[1:])
     return Workload(LiveModel(made[0], tokenizer), weights, objectives, settings)
+
+
+def _objective(task: str, metric: str) -> Objective:
+    return Objective.model_validate({"tasks": [{"task": task, "metric": metric}]})
 
 
 def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFast:
@@ -160,15 +161,15 @@ def train_tokenizer(data: Path, vocabulary: int = 8192) -> PreTrainedTokenizerFa
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|end|>", "<|pad|>"],
+        special_tokens=[END, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|end|>",  # noqa: S106 - a token of text
-        pad_token="<|pad|>",  # noqa: S106 - a token of text
+        eos_token=END,
+        pad_token=PAD,
     )
 
 
