@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, JobChangedError, Problem
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 
 # Mappings whose order means something: genes, columns of the front.
@@ -34,8 +34,20 @@ def refuse_unresumable(keys: Iterable[str], title: str) -> None:
         raise ConfigError(title, problems)
 
 
-def as_begun(archived: JobConfig, job: JobConfig) -> JobConfig:
-    """Return a job that goes on with an archived one, with what its search began without.
+def continued(archived: JobConfig, job: JobConfig, refusal: str) -> JobConfig:
+    """Return a job that goes on with an archived one, as the search of that began.
+
+    Raises:
+        JobChangedError: Named ``refusal``: it searches something else.
+    """
+    job = _as_begun(archived, job)
+    if changes := changed_keys(archived, job):
+        raise JobChangedError(refusal, changes)
+    return job
+
+
+def _as_begun(archived: JobConfig, job: JobConfig) -> JobConfig:
+    """Return a job without what its search began without.
 
     Where there was no ``search.racing.sampling`` yet, a job that leaves it open, or to the program,
     means what it meant then.

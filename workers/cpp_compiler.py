@@ -63,13 +63,13 @@ def cpp_options() -> CompilerOptions:
 
 
 @cache
-def _ahead() -> list[str]:
+def _ahead() -> tuple[str, ...]:
     """Return the flags of loads that ask ahead; another header is another precompiled one."""
     try:
         digest = hashlib.sha256(_AHEAD.read_bytes()).hexdigest()[:16]
     except OSError:
-        return []  # As in an archive of modules.
-    return [f"-I{shlex.quote(str(_AHEAD.parent))}", f"-DMERGEFRONT_AHEAD_DIGEST=0x{digest}"]
+        return ()  # As in an archive of modules.
+    return (f"-I{shlex.quote(str(_AHEAD.parent))}", f"-DMERGEFRONT_AHEAD_DIGEST=0x{digest}")
 
 
 def _clang() -> str | None:

@@ -215,11 +215,7 @@ def _gpu_rates() -> dict[Lane, float]:
 
     host = torch.ones(_PROBE_BYTES, dtype=torch.uint8)
     device = host.to("cuda")
-    rates: dict[Lane, float] = {
-        "gpu": 2 * probe(torch.empty_like(device), device),
-        "pcie": probe(device, host),
-    }
-    return rates
+    return {"gpu": 2 * probe(torch.empty_like(device), device), "pcie": probe(device, host)}
 
 
 def _rate(copy: Callable[[], object]) -> float:

@@ -100,7 +100,7 @@ def job_to_json(job: JobConfig) -> str:
 def json_to_job(text: str) -> JobConfig:
     """Read what ``job_to_json`` wrote; a search from before there was sampling goes on without.
 
-    There ``sampling`` counts as not set (``optimizer.job_changes.as_begun``).
+    There ``sampling`` counts as not set (``optimizer.job_changes.continued``).
     """
     content = json.loads(text)
     is_new = "sampling" in content["search"]["racing"]

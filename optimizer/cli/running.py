@@ -16,13 +16,13 @@ import typer
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
-from configs.errors import INTERRUPTED, TERMINATED, ClusterError, JobChangedError, WorkerError
+from configs.errors import INTERRUPTED, TERMINATED, ClusterError, WorkerError
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
 from optimizer.beginning import begun, checking
 from optimizer.cli.read_commands import stdout_console
 from optimizer.driver import run_search
-from optimizer.job_changes import as_begun, changed_keys, may_change
+from optimizer.job_changes import continued, may_change
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.report.report import render, report_of
@@ -79,11 +79,9 @@ def opened_or_begun(
             yield archive, prepared
         return
     with Archive.open(place, writable=True) as archive:
-        job = as_begun(archive.job, job)
-        if changed := changed_keys(archive.job, job):
-            raise JobChangedError(
-                f"archive {place} holds another search: {refusal}. It differs:", changed
-            )
+        job = continued(
+            archive.job, job, f"archive {place} holds another search: {refusal}. It differs:"
+        )
         yield archive, prepare(job, archive=archive, announce=announce)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.errors import ArchiveExistsError, JobChangedError
+from configs.errors import ArchiveExistsError
 from configs.load import job_of, load_job
 from configs.schema import JobConfig
 from optimizer.archive.archive import Archive
@@ -32,7 +32,7 @@ from optimizer.cli.running import (
     watchers,
 )
 from optimizer.driver import num_singles, run_search, run_singles
-from optimizer.job_changes import as_begun, changed_keys, refuse_unresumable
+from optimizer.job_changes import continued, refuse_unresumable
 from optimizer.live import make_view
 from optimizer.preflight.preflight import Prepared, prepare
 from optimizer.preflight.preflight_view import prepared_record, render_prepared
@@ -128,11 +128,9 @@ def score_singles(job_path: Path, *, overrides: Mapping[str, object]) -> None:
             archive = stack.enter_context(begun(prepared, _job_path_of(job_path, job)))
         if len(archive.outcomes("search")) >= num_singles(archive.job):
             return
-        job = as_begun(archive.job, job)
-        if changes := changed_keys(archive.job, job):
-            raise JobChangedError(
-                f"{job_path} searches something else than {archive.place}:", changes
-            )
+        job = continued(
+            archive.job, job, f"{job_path} searches something else than {archive.place}:"
+        )
         if prepared is None:
             stack.enter_context(on_cluster(job))
             prepared = prepare(job, archive=archive, announce=announce)
@@ -279,13 +277,12 @@ def _job_to_resume(
     if path is None:
         return job_of(archive.job.model_dump(mode="json"), overrides, name="the archived job")
     # A job means the same from wherever it is resumed.
-    job = as_begun(archive.job, load_job(path, overrides, directory=archive.working_directory))
-    if changes := changed_keys(archive.job, job):
-        raise JobChangedError(
-            f"{path} searches something else than {archive.place}; start a new search with "
-            "another `archive`, or go on as archived with --archived-job. Changed:",
-            changes,
-        )
+    job = continued(
+        archive.job,
+        load_job(path, overrides, directory=archive.working_directory),
+        f"{path} searches something else than {archive.place}; start a new search with another "
+        "`archive`, or go on as archived with --archived-job. Changed:",
+    )
     for name in [name for name in job.baselines if name not in archive.job.baselines]:
         say(console, f"baselines.{name}: {job.baselines[name]}", style="dim")
     for key in ("budget", "validation", "workers", "telemetry"):

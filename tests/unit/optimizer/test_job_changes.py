@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from configs.errors import JobChangedError
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 from optimizer.archive.records import job_to_json, json_to_job
-from optimizer.job_changes import as_begun, changed_keys
+from optimizer.job_changes import changed_keys, continued
 
 JOB = {
     "name": "a",
@@ -31,17 +32,16 @@ def test_archive_from_before_samples_goes_on_without_whatever_the_job_leaves_ope
     archived = json_to_job(json.dumps(content))
     assert archived.search.racing.sampling is False
     for racing in ({}, {"sampling": "auto"}, {"sampling": False}):
-        again = as_begun(archived, job(search={"racing": racing}))
+        again = continued(archived, job(search={"racing": racing}), "another search")
         assert again.search.racing.sampling is False
-        assert changed_keys(archived, again) == []
-    asked = as_begun(archived, job(search={"racing": {"sampling": True}}))
-    assert [problem.path for problem in changed_keys(archived, asked)] == ["search.racing.sampling"]
+    with pytest.raises(JobChangedError, match=r"search\.racing\.sampling: false -> true"):
+        continued(archived, job(search={"racing": {"sampling": True}}), "another search")
 
 
 def test_archive_that_says_whether_it_samples_is_held_to_it() -> None:
     archived = json_to_job(job_to_json(job(search={"racing": {"sampling": False}})))
-    again = as_begun(archived, job())
-    assert [problem.path for problem in changed_keys(archived, again)] == ["search.racing.sampling"]
+    with pytest.raises(JobChangedError, match=r"search\.racing\.sampling: false -> auto"):
+        continued(archived, job(), "another search")
 
 
 def test_operational_keys_may_change() -> None:
