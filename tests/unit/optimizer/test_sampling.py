@@ -2,21 +2,29 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from pydantic import ValidationError
 
+from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
-from optimizer.dispatch_plan import describe_plan, dispatch_plan
+from optimizer.candidate import SAMPLED, Candidate, Observation
+from optimizer.dispatch_plan import describe_plan, dispatch_plan, planned
 from optimizer.racing import sample_of
+from optimizer.report.plot import Picture, draw_volume
+from optimizer.report.plot_html import _volume
 from optimizer.report.report import report_of
 from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import front_of
 from optimizer.results.winners_curse import _ahead
 from optimizer.resume import verify_replay
+from optimizer.scalarize import reference_point
 from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
 from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, num_evaluated, savings_of
+from optimizer.warm_start import _companion_items
 from tests.fault import scripted_search
 from tests.unit.optimizer.warm_starts import start
 
@@ -123,6 +131,43 @@ def test_candidates_are_scored_on_a_sample_and_baselines_on_everything(archive):
     for index, scores in archive.scores("search").items():
         assert (index in sampled) == (not candidates[index].is_baseline)
         assert {score.count for score in scores.values()} == {8 if index in sampled else 24}
+
+
+def test_warm_starts_ask_for_the_companions_that_samples_have(tmp_path):
+    off = {"screening": {"enabled": False}}
+    job = scripted_search.make_job(
+        tmp_path / "a.sqlite", search=off, objectives=scripted_search.COMPANIONS
+    )
+    plan = planned(job, ITEMS)
+    assert plan.samples
+    assert _companion_items(job, scripted_search.make_manifest()) == plan.preview
+
+
+def test_reference_is_the_lowest_sample_where_no_baseline_was_scored(tmp_path):
+    job = scripted_search.make_job(tmp_path / "a.sqlite")
+    space = SearchSpace(job, scripted_search.make_sources())
+    point = np.full(space.size, 0.5)
+    recipe = space.decode(point)
+    seen = [
+        Observation(
+            Candidate(index, point, recipe, "strategy:surrogate_cma", 0),
+            {"code": ObjectiveScore(value, 0.1, 8)},
+            stopped=SAMPLED,
+        )
+        for index, value in enumerate((-3.0, -2.0))
+    ]
+    assert reference_point(seen, ["code"]).tolist() == [-3.25]
+
+
+@pytest.mark.slow
+def test_pictures_count_evaluations_as_the_budget_does(archive):
+    picture = Picture.of(archive)
+    assert picture.evaluations[-1] == num_evaluated(archive) == 40
+    assert picture.evaluations.size == len(archive.observations()) > 60
+    axes = Figure().add_subplot()
+    draw_volume(axes, picture)
+    assert axes.lines[0].get_xdata()[-1] == 40
+    assert _volume(picture).data[0].x[-1] == 40
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from optimizer.archive.archive import Archive
 from optimizer.report.report import report_of
 from optimizer.stopped import describe_savings, num_evaluated, savings_of
 from tests.fault import scripted_search
+from tests.unit.optimizer.synthetic_archive import Merge, build
 
 FULL = 3 * 24
 
@@ -16,6 +17,18 @@ def archive(tmp_path_factory):
     scripted_search.run(path, **scripted_search.SEARCHES["screening"])
     with Archive.open(path) as archive:
         yield archive
+
+
+def test_failures_before_the_first_sample_count_as_the_driver_counts_them(tmp_path):
+    """Of 20 items per task a sample has 8, so that two and a half are an evaluation: two."""
+    base = Merge((0, 0, 0), (0.1,) * 3, origin="baseline:base")
+    failed = [Merge((weight, 0, 0)) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    for name, merges, count in (
+        ("failed", [base, *failed], 1 + 5 // 2),
+        ("whole", [base, *failed, Merge((1, 0, 0), (0.5,) * 3)], 7),
+    ):
+        with Archive.open(build(tmp_path / f"{name}.sqlite", merges)) as archive:
+            assert num_evaluated(archive) == count
 
 
 @pytest.mark.slow

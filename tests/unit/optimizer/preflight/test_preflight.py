@@ -13,6 +13,7 @@ from configs.errors import (
     EvaluationError,
     SandboxUnavailableError,
 )
+from optimizer import dispatch_plan
 from optimizer.preflight.checks import Checks
 from optimizer.preflight.estimate import format_bytes, format_count, format_seconds
 from optimizer.preflight.pool_view import cosine_table
@@ -69,6 +70,19 @@ def test_estimate_counts_bytes_requests_and_evaluations(prepared, tiny_pool):
     assert cost.new_tokens == {"search": 48, "select": 24, "report": 24}
     assert cost.total_generations == 8 * 40 + 4 * 8 + 4 * 19
     assert cost.total_moved_bytes == cost.moved_bytes * 67
+
+
+def test_estimate_counts_samples_where_candidates_are_scored_on_samples(
+    prepared, tiny_job, monkeypatch
+):
+    """Two of eight items each: of 40 evaluations 18 are baselines, the others 4 merges each."""
+    monkeypatch.setattr(dispatch_plan, "_LEAST_ITEMS", 2)
+    sampled = prepare(tiny_job(budget={"evaluations": 40})).estimate
+    assert sampled.evaluations == prepared.estimate.evaluations
+    assert sampled.num_merges == 18 + 4 * 22 + 8 + 19
+    assert sampled.total_moved_bytes == sampled.moved_bytes * sampled.num_merges
+    few = prepare(tiny_job(budget={"evaluations": 21}))
+    assert not any("too few for a strategy" in text for text in few.warnings)
 
 
 def test_estimate_counts_the_variants_that_are_left_out_on_request(tiny_job):
