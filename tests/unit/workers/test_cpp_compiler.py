@@ -95,24 +95,50 @@ def test_compiler_that_nobody_can_try_is_none(path, monkeypatch):
     assert find_cpp_compiler() is None
 
 
-@pytest.mark.parametrize(("processor", "asks"), [("Intel Xeon", True), ("AMD EPYC", False)])
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_loads_ask_for_memory_ahead_on_xeons(compiler, processor, asks, monkeypatch):
+@pytest.fixture(params=["g++", "clang++"])
+def assembly(request, monkeypatch):
+    """Return what compiles a text as a merge kernel on a named processor, to its assembly."""
+    compiler = request.param
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} on this machine")
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor})
-    flags = shlex.split(f"-march={cpp_options().get('cpp.march', 'native')}")
-    for kind, load in (("__m512i", "_mm512_loadu_si512"), ("__m512", "_mm512_loadu_ps")):
-        done = subprocess.run(
-            [compiler, *flags, "-mavx512f", "-O2", "-S", "-o", "-", "-x", "c++", "-"],
-            input=f"#include <immintrin.h>\n{kind} load(void const* p) {{ return {load}(p); }}\n",
+
+    def compiled(processor: str, source: str, *more: str) -> str:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor})
+        flags = shlex.split(f"-march={cpp_options().get('cpp.march', 'native')}")
+        vectors = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+        return subprocess.run(
+            [compiler, *flags, *vectors, *more, "-O2", "-S", "-o", "-", "-x", "c++", "-"],
+            input=source,
             capture_output=True,
             text=True,
             check=True,
-        )
-        assert ("prefetcht0" in done.stdout) == asks
+        ).stdout
+
+    return compiled
+
+
+@pytest.mark.parametrize(("processor", "asks"), [("Intel Xeon", True), ("AMD EPYC", False)])
+def test_loads_ask_for_memory_ahead_on_xeons(assembly, processor, asks):
+    for kind, load in (("__m512i", "_mm512_loadu_si512"), ("__m512", "_mm512_loadu_ps")):
+        source = f"#include <immintrin.h>\n{kind} load(void const* p) {{ return {load}(p); }}\n"
+        assert ("prefetcht0" in assembly(processor, source)) == asks
+
+
+@pytest.mark.parametrize(("processor", "streams"), [("Intel Xeon", True), ("AMD EPYC", False)])
+def test_results_of_two_bytes_are_stored_past_the_caches_on_xeons(assembly, processor, streams):
+    source = """
+    #include <ATen/cpu/vec/vec.h>
+    template <typename T> using Vector = at::vec::Vectorized<T>;
+    void store(Vector<c10::BFloat16> values, void* p) { values.store(p); }
+    void store(Vector<c10::Half> values, void* p) { values.store(p); }
+    void store(Vector<int32_t> values, void* p) { values.store(p); }
+    void store(Vector<float> values, void* p) { values.store(p); }
+    """
+    torch_flags = [f"-I{Path(torch.__file__).parent}/include", "-DCPU_CAPABILITY_AVX512"]
+    text = assembly(processor, source, *torch_flags, "-std=c++20")
+    assert text.count("vmovnt") == (2 if streams else 0)
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
