@@ -29,8 +29,9 @@ class Racing(Section):
     """Score every candidate on ``first_share`` of each task's items only, the next ones in turn,
     instead of racing. ``auto`` does where the strategy learns more from many candidates on few
     items than from few on many (``surrogate_cma``), does not screen, and a sample has less than
-    two thirds of the items. The best of them are then scored on all ``select`` items, as those of
-    any search are."""
+    two thirds of the items. So are baselines, but the very first, the base, and those of other
+    methods. The best are then scored on all ``select`` items, as those of any search are, and all
+    baselines on the ``report`` items."""
 
     @field_validator("sampling")
     @classmethod

@@ -20,6 +20,7 @@ from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
 from optimizer.racing import FIRST_CHOICE, Race, sample_of
 from optimizer.screening import Groups, Screens
+from optimizer.space import SearchSpace
 from optimizer.strategies.strategy import Strategy, learns_from_samples
 from workers.outcome import EvaluationKey, EvaluationRequest
 
@@ -31,12 +32,23 @@ class Dispatch:
         archive: Open for writing. Its job decides, as it was when the search began: what may
             change since, like the device of its workers, must not change what was laid out.
         strategy: Asked which candidate of a group goes on, where it can say so.
+        space: Of the job.
         sources: Recipe ids of the base and the checkpoints alone, which gates hold others against.
+        samples_baselines: Whether baselines are scored on samples where proposals are.
     """
 
-    def __init__(self, archive: Archive, strategy: Strategy, sources: Sequence[str]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        strategy: Strategy,
+        space: SearchSpace,
+        sources: Sequence[str],
+        *,
+        samples_baselines: bool = True,
+    ) -> None:
         job = archive.job
         self._archive = archive
+        self._space, self._samples_baselines = space, samples_baselines
         self._settings = job.search
         self._strategy = strategy if isinstance(strategy, Screens) else None
         items = archive.manifest.items("search")
@@ -73,7 +85,7 @@ class Dispatch:
         candidate = observation.candidate
         if candidate.recipe.recipe_id in self._missing:
             self._missing.discard(candidate.recipe.recipe_id)
-            if observation.is_complete:
+            if observation.is_scored:
                 self._sources.append(candidate.index)
         if self._num_looks and observation.is_complete and observation.scores is not None:
             items = self._archive.task_scores(candidate.index, "search")
@@ -82,6 +94,22 @@ class Dispatch:
                 chosen = stages_of(self._job, self._items, self._race.worth())
                 self._stages.append((self._num_told, chosen))
                 self._next_choice *= 2
+
+    def is_part(self, candidate: Candidate) -> bool:
+        """Whether a candidate is a part of an evaluation: one of a group, or scored on a sample.
+
+        Baselines are no part of a group. Where there are samples, they are scored on one, too,
+        since half of what a search needs would else be spent before its first proposal; but the
+        very first, which says how hard the items of a sample are, and those that the surrogate
+        cannot judge: their scores stand for themselves.
+        """
+        if not candidate.is_baseline:
+            return True
+        if not (self._samples and self._samples_baselines) or self.groups is not None:
+            return False
+        is_judged = candidate.index > 0 and self._space.is_of_method(candidate.recipe)
+        # What was scored whole before, for itself, is no part of anything.
+        return is_judged and self._archive.outcome(candidate.index, "search") is None
 
     def _stages_of(self, candidate: Candidate) -> Sequence[Items]:
         """Return the stages of a candidate: those that were known when it was proposed.
@@ -115,7 +143,7 @@ class Dispatch:
     def request(self, candidate: Candidate) -> EvaluationRequest:
         """Return what a candidate is asked for next on the search split."""
         index = candidate.index
-        if candidate.is_baseline or not (self._preview or self._num_looks):
+        if not self.is_part(candidate) or not (self._preview or self._num_looks):
             key = EvaluationKey(index, "search")
             beside = self._preview if self._has_own_references else None
             return EvaluationRequest(key, candidate.recipe, companions=beside)
@@ -143,7 +171,7 @@ class Dispatch:
             stopped, that is recorded.
         """
         if not self._archive.is_finished(index):
-            if stop := self._stop(index):
+            if stop := self._stop(self._archive.candidate(index)):
                 self._archive.record_stops({index: stop})
             elif self._archive.scored_items(index, "search") or self.groups is None:
                 return [index]
@@ -155,13 +183,15 @@ class Dispatch:
         if recorded and recorded[-1].key.split == "search":
             self.settle(recorded[-1].key.candidate)
 
-    def _stop(self, index: int) -> Stop | None:
+    def _stop(self, candidate: Candidate) -> Stop | None:
         """Return why a candidate is not worth more; None where it may be."""
-        items = self._archive.scored_items(index, "search")
+        index, items = candidate.index, self._archive.scored_items(candidate.index, "search")
+        if not candidate.is_baseline:
+            stop = self._broken_by_repetition(index) if items else self._broken_by_likelihood(index)
+            if stop is not None:
+                return stop
         if not items:
-            return self._broken_by_likelihood(index)
-        if stop := self._broken_by_repetition(index):
-            return stop
+            return None
         if self._samples:
             scored = sum(len(part.item_ids) for part in items.values())
             whole = sum(map(len, self._items.values()))
@@ -182,7 +212,7 @@ class Dispatch:
         limit = self._settings.gates.repetition
         if limit is None or self._missing:
             return None
-        sources = [self._archive.texts(source, "search") for source in self._sources]
+        sources = [self._archive.texts_so_far(source, "search") for source in self._sources]
         return repetition_gate(self._archive.texts_so_far(index, "search"), sources, limit)
 
     def _is_previewed(self, index: int) -> bool:

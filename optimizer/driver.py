@@ -107,14 +107,15 @@ def run_singles(
     job: JobConfig,
     on_event: OnEvent = ignore_event,
 ) -> None:
-    """Score the base and the checkpoints only; ``run_search`` goes on from there.
+    """Score the base and the checkpoints only, on all items; ``run_search`` goes on from there.
 
     Raises:
         TooManyFailuresError: More than the job's share of candidates failed.
         WorkerError: No worker can be started.
     """
     budget = job.budget.model_copy(update={"evaluations": num_singles(job)})
-    search = _Search(archive, pool, space, job.model_copy(update={"budget": budget}), on_event)
+    job = job.model_copy(update={"budget": budget})
+    search = _Search(archive, pool, space, job, on_event, samples_baselines=False)
     archive.begin_run()
     search.explore()
 
@@ -131,6 +132,7 @@ class _Search:
         on_event: OnEvent,
         *,
         given: Sequence[Baseline] = (),
+        samples_baselines: bool = True,
     ) -> None:
         self._archive = archive
         self._pool = pool
@@ -144,11 +146,14 @@ class _Search:
         self._ready: deque[Candidate] = deque()
         self.candidates: list[Candidate] = []
         self.observations: list[Observation] = []
-        # Kept up to date: counting thousands of candidates again for every ask takes its time.
         self._untold: dict[int, Candidate] = {}
-        self._num_baselines = 0
+        # Kept up to date: counting thousands of candidates again for every ask takes its time.
+        # Proposals of the strategy; what is part of an evaluation; and what is one by itself.
+        self._num_own = self._num_parts = self._num_whole = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
-        self._dispatch = Dispatch(archive, self._strategy, sources)
+        self._dispatch = Dispatch(
+            archive, self._strategy, space, sources, samples_baselines=samples_baselines
+        )
         self._counted = EvaluationCount(self._dispatch.per_evaluation)
         # A sample is scored as any other candidate is.
         self._scored = EvaluationCount(self._dispatch.group_size)
@@ -229,7 +234,7 @@ class _Search:
             self.candidates,
             self.observations,
             left=self._job.budget.evaluations - begun,
-            num_own=begun - self._num_baselines,
+            num_own=-(-self._num_own // self._dispatch.per_evaluation),
         )
         if baseline is not None:
             recipe = baseline.recipe
@@ -249,7 +254,10 @@ class _Search:
         self.candidates.append(candidate)
         if not candidate.is_attribution:
             self._untold[candidate.index] = candidate
-            self._num_baselines += candidate.is_baseline
+            self._num_own += not candidate.is_baseline
+            is_part = self._dispatch.is_part(candidate)
+            self._num_parts += is_part
+            self._num_whole += not is_part
             self._dispatch.proposed(candidate)
 
     def _end_reason(self) -> str:
@@ -266,13 +274,7 @@ class _Search:
     @property
     def _num_proposed(self) -> int:
         """Evaluations that were proposed, those included of which only a part was."""
-        parts = -(-self._num_parts // self._dispatch.per_evaluation)
-        return self._num_baselines + parts
-
-    @property
-    def _num_parts(self) -> int:
-        """Candidates of the strategy that were proposed, of which several may be one evaluation."""
-        return len(self._untold) + len(self.observations) - self._num_baselines
+        return self._num_whole + -(-self._num_parts // self._dispatch.per_evaluation)
 
     @property
     def _num_evaluated(self) -> int:

@@ -47,20 +47,20 @@ class EvaluationCount:
 
     def __init__(self, per_evaluation: int) -> None:
         self._per_evaluation = per_evaluation
-        self._baselines = self._own = 0
+        self._whole = self._parts = 0
 
     def add(self, seen: Observation) -> int:
         """Take in what was told; returns the evaluations by then."""
-        if seen.candidate.is_baseline:
-            self._baselines += 1
+        if seen.candidate.is_baseline and seen.stopped != SAMPLED:
+            self._whole += 1
         else:
-            self._own += 1
+            self._parts += 1
         return self.count
 
     @property
     def count(self) -> int:
         """The evaluations so far."""
-        return self._baselines + self._own // self._per_evaluation
+        return self._whole + self._parts // self._per_evaluation
 
 
 def recorded_count(archive: "Archive") -> EvaluationCount:

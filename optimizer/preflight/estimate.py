@@ -25,11 +25,12 @@ class Estimate:
     """Sizes in bytes, and counts.
 
     ``moved_bytes`` is what one candidate moves through memory: every source read once, the result
-    written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines``,
-    ``num_variants`` and ``evaluations`` are upper bounds: the greedy soup may end early, and of the
-    chosen merge only what takes part can be left out; so is ``num_merges``, of all splits, where
-    several samples are one evaluation. ``generations`` and ``new_tokens`` are those
-    of one candidate, the latter at the most. ``tiers`` says where the moved bytes come from.
+    written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines``, the
+    ``baseline_evaluations`` that they take, ``num_variants`` and ``evaluations`` are upper bounds:
+    the greedy soup may end early, and of the chosen merge only what takes part can be left out; so
+    is ``num_merges``, of all splits, where several samples are one evaluation. ``generations`` and
+    ``new_tokens`` are those of one candidate, the latter at the most. ``tiers`` says where the
+    moved bytes come from.
     """
 
     num_genes: int
@@ -37,6 +38,7 @@ class Estimate:
     moved_bytes: int
     worker_bytes: int
     num_baselines: int
+    baseline_evaluations: int
     num_variants: int
     evaluations: dict[SplitName, int]
     num_merges: int
@@ -79,7 +81,8 @@ def estimate(
         given: The baselines that the job names.
         per_score: How many candidates of the strategy are scored for one evaluation.
     """
-    num_baselines = _num_baselines(job, space, given)
+    num_whole, num_judged = _num_baselines(job, space, given)
+    num_baselines = num_whole + num_judged
     num_variants = _num_variants(job, space)
     num_search = job.budget.evaluations
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
@@ -90,13 +93,15 @@ def estimate(
         "select": min(job.validation.candidates, num_search),
         "report": 1 + min(num_baselines, num_search) + num_variants,
     }
-    more = (per_score - 1) * max(0, num_search - num_baselines)
+    baseline_evaluations = num_whole + -(-num_judged // per_score)
+    more = (per_score - 1) * max(0, num_search - num_whole)
     return Estimate(
         num_genes=space.size,
         model_bytes=pool.bytes_written,
         moved_bytes=pool.bytes_read + pool.bytes_written,
         worker_bytes=worker_bytes,
         num_baselines=num_baselines,
+        baseline_evaluations=baseline_evaluations,
         num_variants=num_variants,
         evaluations=evaluations,
         num_merges=sum(evaluations.values()) + more,
@@ -122,11 +127,18 @@ def _counts(items: Mapping[str, Sequence[str]]) -> dict[str, int]:
     return {task: len(ids) for task, ids in items.items()}
 
 
-def _num_baselines(job: JobConfig, space: SearchSpace, given: Sequence[Baseline]) -> int:
+def _num_baselines(
+    job: JobConfig, space: SearchSpace, given: Sequence[Baseline]
+) -> tuple[int, int]:
+    """Return how many baselines are scored whole in any case, and how many may be on samples."""
     names = tuple(job.models.checkpoints)
-    fixed = len(BaselinePlan(space, names, job.preference, given).fixed)
+    first, *others = BaselinePlan(space, names, job.preference, given).fixed
+    num_judged = sum(space.is_of_method(other.recipe) for other in others)
     # The greedy soup begins with a single checkpoint, which is scored anyway.
-    return fixed + max(0, len(names) - 1)
+    steps = max(0, len(names) - 1)
+    if space.is_of_method(first.recipe):
+        return 1 + len(others) - num_judged, num_judged + steps
+    return 1 + len(others) - num_judged + steps, num_judged
 
 
 def _num_variants(job: JobConfig, space: SearchSpace) -> int:

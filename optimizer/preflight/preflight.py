@@ -179,7 +179,7 @@ def prepare(
         raise checks.error()
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
-    warnings += findings_before(job, space, cost.num_baselines, per_score=per_score)
+    warnings += findings_before(job, space, cost.baseline_evaluations, per_score=per_score)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,

@@ -6,7 +6,7 @@ much, so the curse is what the chosen merge lost beyond them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ class WinnersCurse:
 
     On the search items that the chosen merge was scored on, which may be a sample of them.
     ``baselines_search`` and ``baselines_report`` are averages over the baselines that were scored
-    on both splits. ``flattery`` is by how much more the chosen merge fell than they did, with its
-    standard error: (chosen - baselines on search) - (chosen - baselines on report).
+    on those items, and on the report items. ``flattery`` is by how much more the chosen merge fell
+    than they did, with its standard error: (chosen - baselines on search) - (chosen - baselines on
+    report).
     """
 
     search: float
@@ -60,7 +61,12 @@ def winners_curse(archive: Archive, chosen: int, baselines: Sequence[int]) -> Wi
         baselines: Candidates that the search did not pick.
     """
     search, report = archive.scores("search"), archive.scores("report")
-    known = [index for index in baselines if index in search and index in report]
+    items = archive.scored_items(chosen, "search")
+    known = [
+        index
+        for index in baselines
+        if index in report and _has_all(archive.scored_items(index, "search"), items)
+    ]
     if chosen not in search or chosen not in report or not known:
         return None
     (before, own), (after, held_out) = (_ahead(archive, chosen, known, split) for split in _SPLITS)
@@ -83,7 +89,7 @@ def _ahead(
     Both on the items that the merge was scored on.
     """
     ours = archive.scored_items(chosen, split)
-    parts = [archive.task_scores(index, split) for index in baselines]
+    parts = [archive.scored_items(index, split) for index in baselines]
     average = {
         task: _mean_scores([part[task].restricted_to(set(own.item_ids)) for part in parts])
         for task, own in ours.items()
@@ -91,6 +97,13 @@ def _ahead(
     objectives, preference = archive.job.objectives, archive.job.preference
     mean = preferred_mean(aggregate(objectives, ours), preference)
     return paired_difference(objectives, preference, ours, average), mean
+
+
+def _has_all(known: Mapping[str, TaskScores], wanted: Mapping[str, TaskScores]) -> bool:
+    return all(
+        task in known and set(part.item_ids) <= set(known[task].item_ids)
+        for task, part in wanted.items()
+    )
 
 
 def _mean_scores(parts: Sequence[TaskScores]) -> TaskScores:

@@ -6,8 +6,8 @@ at a time, told one by one in the order in which they were proposed. What is rec
 is the true hypervolume of the front that would be returned, chosen for every method by the
 posterior mean of a surrogate of all its evaluations: luck in noisy scores counts for nobody.
 
-The variant ``sample`` scores every candidate but those first ones on a quarter of the items, as a
-race of the default strategy does; four count as one evaluation.
+The variant ``sample`` scores every candidate but the very first, the base, on a quarter of the
+items, as the default strategy does; four count as one evaluation.
 
 The variant ``screen`` looks at groups of candidates through the companions of a few items, as
 ``optimizer.dispatch`` does, and scores the one that the strategy promotes; a group is one
@@ -39,11 +39,14 @@ from scripts.bench.search_rows import SearchRun, TracePoint
 
 SCREEN, SAMPLE = "screen", "sample"
 VARIANTS = (*STRATEGIES, SAMPLE, SCREEN)
+EARLY_CHECKPOINTS = (4, 6, 8, 10)
+"""Of ``sample``, besides."""
 CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
 # Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
-# 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
-_VERSIONS = {SCREEN: 2}
+# Screening, 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
+# Samples, 2: the first merges are scored on samples, too.
+_VERSIONS = {SCREEN: 2, SAMPLE: 2}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
 _SAMPLES = round(1 / Racing().first_share)
@@ -74,23 +77,27 @@ def run_search(
     search.previewed = _PREVIEWED if screens else NUM_ITEMS
     baselines = search.baselines()
     pending: list[Candidate] = []
+
+    def proposed() -> Candidate:
+        baseline = next(baselines, None)
+        if baseline is not None:
+            return baseline
+        return search.screened(pending) if screens else search.ask(pending)
+
     trace: list[TracePoint] = []
+    samples = strategy_name == SAMPLE
+    checkpoints = (*EARLY_CHECKPOINTS, *CHECKPOINTS) if samples else CHECKPOINTS
     for done in range(1, evaluations + 1):
         while len(pending) < num_pending and done + len(pending) <= evaluations:
-            baseline = next(baselines, None)
-            if baseline is not None:
-                pending.append(baseline)
-            else:
-                pending.append(search.screened(pending) if screens else search.ask(pending))
-        candidate = pending.pop(0)
-        if strategy_name == SAMPLE and not candidate.is_baseline:
-            search.sample(candidate)
+            pending.append(proposed())
+        if samples and done > 1:
+            search.sample(pending.pop(0))
             for _ in range(_SAMPLES - 1):
-                pending.append(search.ask(pending))
+                pending.append(proposed())
                 search.sample(pending.pop(0))
         else:
-            search.score(candidate)
-        if done in CHECKPOINTS or done == evaluations:
+            search.score(pending.pop(0))
+        if done in checkpoints or done == evaluations:
             trace.append(search.trace_point(done))
     ask_ms = statistics.median(search.ask_s[-50:]) * 1e3 if search.ask_s else 0.0
     driver_s = sum(search.ask_s) + search.tell_s

@@ -38,6 +38,8 @@ BUDGET = 200
 """Full evaluations of a search, baselines included."""
 CHECKPOINTS = (15, 20, 25, 30, 40, 60, 100, 150, 200)
 """Costs, in full evaluations, at which the front is taken and scored on held-out items."""
+EARLY_CHECKPOINTS = (6, 8, 10, 12)
+"""The same besides, of searches that do not score every candidate in full."""
 REFERENCE_SHARE = 0.9
 FRONT_SIZE = 10
 """Most members of a returned front: those that spread best over it."""
@@ -176,7 +178,7 @@ def run_search_of(
             chosen = archive.candidate(result.chosen).recipe
         driver_s = time.perf_counter() - started - (lab.scoring_s - scored_s)
     checkpoints = []
-    for cost in CHECKPOINTS:
+    for cost in CHECKPOINTS if variant.is_whole else (*EARLY_CHECKPOINTS, *CHECKPOINTS):
         known = [step for step in log.steps if step.items(likelihood_cost) <= cost * lab.full_items]
         if cost <= budget and known:
             checkpoints.append(_checkpoint(lab, job, cost, known))

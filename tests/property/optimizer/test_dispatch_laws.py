@@ -98,7 +98,12 @@ def check_budget(archive, evaluations, items):
         can_sample=can_sample(name),
     )
     proposed = archive.candidates()
-    baselines = sum(candidate.is_baseline for candidate in proposed)
-    assert baselines + (len(proposed) - baselines) / plan.per_evaluation <= evaluations
+    space = SearchSpace(archive.job, archive.sources)
+    in_part = plan.samples and not plan.screens
+    whole = sum(
+        one.is_baseline and not (in_part and one.index and space.is_of_method(one.recipe))
+        for one in proposed
+    )
+    assert whole + (len(proposed) - whole) / plan.per_evaluation <= evaluations
     assert num_evaluated(archive) <= evaluations
     assert len(counted) >= min(3, len(proposed))

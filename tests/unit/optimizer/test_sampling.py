@@ -11,13 +11,14 @@ from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.dispatch_plan import describe_plan, dispatch_plan, planned
+from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.racing import sample_of
 from optimizer.report.plot import Picture, draw_volume
 from optimizer.report.plot_html import _volume
 from optimizer.report.report import report_of
 from optimizer.results.belief import believed_candidates
 from optimizer.results.front_view import front_of
-from optimizer.results.winners_curse import _ahead
+from optimizer.results.winners_curse import _ahead, winners_curse
 from optimizer.resume import verify_replay
 from optimizer.scalarize import reference_point
 from optimizer.service.candidates import _Facts
@@ -26,6 +27,7 @@ from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, num_evaluated, savings_of
 from optimizer.warm_start import _companion_items
 from tests.fault import scripted_search
+from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.warm_starts import start
 
 ITEMS = scripted_search.make_manifest().items("search")
@@ -120,7 +122,8 @@ def archive(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_candidates_are_scored_on_a_sample_and_baselines_on_everything(archive):
+def test_candidates_are_scored_on_a_sample_but_the_first_and_other_methods(archive):
+    space = SearchSpace(archive.job, archive.sources)
     candidates = {candidate.index: candidate for candidate in archive.candidates()}
     sampled = [i for i, found in archive.stops().items() if found.stop.reason == "sampled"]
     for index in sampled:
@@ -129,8 +132,30 @@ def test_candidates_are_scored_on_a_sample_and_baselines_on_everything(archive):
         assert archive.stops()[index].stop.numbers == {"items": SAMPLE, "of": FULL}
     assert len(sampled) > 40
     for index, scores in archive.scores("search").items():
-        assert (index in sampled) == (not candidates[index].is_baseline)
+        is_judged = index > 0 and space.is_of_method(candidates[index].recipe)
+        assert (index in sampled) == is_judged or not candidates[index].is_baseline
         assert {score.count for score in scores.values()} == {8 if index in sampled else 24}
+    baselines = {index for index, one in candidates.items() if one.is_baseline}
+    assert len(baselines & set(sampled)) > len(baselines - set(sampled)) > 1
+
+
+@pytest.mark.slow
+def test_singles_alone_are_scored_on_everything(tmp_path):
+    path = tmp_path / "archive.sqlite"
+    job, manifest = scripted_search.make_job(path, search={}), scripted_search.make_manifest()
+    sources, singles = scripted_search.make_sources(), num_singles(job)
+    space = SearchSpace(job, sources)
+    archive = Archive.create(path, job=job, job_path=None, sources=sources, manifest=manifest)
+    with archive, ScriptedPool(job, manifest) as pool:
+        run_singles(archive, pool, space, job=job)
+        assert num_evaluated(archive) == len(archive.observations()) == singles
+        # In the search that goes on from there each of them counts as one evaluation.
+        budget = job.budget.model_copy(update={"evaluations": 20})
+        run_search(archive, pool, space, job=job.model_copy(update={"budget": budget}))
+        told = archive.observations()
+        assert all(seen.is_complete for seen in told[:singles])
+        assert any(seen.stopped == SAMPLED and seen.candidate.is_baseline for seen in told)
+        assert num_evaluated(archive) == 20
 
 
 def test_warm_starts_ask_for_the_companions_that_samples_have(tmp_path):
@@ -233,6 +258,12 @@ def test_winners_curse_compares_a_sample_with_the_same_items_of_baselines(archiv
     assert own == pytest.approx(sum(part.mean for part in ours.values()) / 3)
     assert found.mean == pytest.approx(ahead)
     assert found.stderr > 0
+    # Baselines that were scored on other items say nothing of these.
+    every = [one.index for one in archive.candidates() if one.is_baseline]
+    whole = [index for index in every if index not in archive.stops()]
+    chosen = archive.choice()
+    assert winners_curse(archive, chosen, every) == winners_curse(archive, chosen, whole)
+    assert len(whole) < len(every)
 
 
 @pytest.mark.slow

@@ -55,7 +55,10 @@ def test_check_says_that_the_budget_is_smaller_than_the_baselines(tiny_job):
     prepared = prepare(tiny_job(budget={"evaluations": 10}))
     assert any("nothing may be left to search" in warning for warning in prepared.warnings)
     prepared = prepare(tiny_job(budget={"evaluations": 21}))
-    assert any("leaves 3 proposals after 18 baselines" in text for text in prepared.warnings)
+    assert any(
+        "leaves 3 proposals beside baselines, which take up to 18" in text
+        for text in prepared.warnings
+    )
     prepared = prepare(tiny_job(budget={"evaluations": 40}))
     assert prepared.warnings == ()
 
