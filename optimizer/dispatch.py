@@ -94,6 +94,8 @@ class Dispatch:
                 chosen = stages_of(self._job, self._items, self._race.worth())
                 self._stages.append((self._num_told, chosen))
                 self._next_choice *= 2
+        if self._samples and observation.is_scored:
+            self._race.learn(self._archive.scored_items(candidate.index, "search"))
 
     def is_part(self, candidate: Candidate) -> bool:
         """Whether a candidate is a part of an evaluation: one of a group, or scored on a sample.

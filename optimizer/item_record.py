@@ -16,12 +16,13 @@ are mostly far from the front, and two numbers per item are fitted to as few as 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from evaluators.scores import FloatArray, ObjectiveScore, TaskScores
 
-# An ability has a prior of variance 4, in logits.
-_PRIOR_PRECISION = 0.25
+PRIOR_PRECISION = 0.25
+"""Of abilities, and of how easy items are: variance 4, in logits."""
 # So many of Newton's steps, each of one logit at the most.
 _STEPS = 8
 # Weight of the two scores that every item is given beforehand, the lowest and the highest.
@@ -45,6 +46,11 @@ class Prediction:
     def score(self) -> ObjectiveScore:
         """As the score of a task; its error has both parts."""
         return ObjectiveScore(self.mean, float(np.sqrt(self.variance + self.sampling)), self.count)
+
+    def scaled(self, low: float, scale: float) -> "Prediction":
+        """Return the prediction of scores from ``low`` to ``low + scale``, of one from 0 to 1."""
+        variance, sampling = scale**2 * self.variance, scale**2 * self.sampling
+        return Prediction(low + scale * self.mean, variance, sampling, self.count)
 
 
 class ItemRecord:
@@ -103,26 +109,59 @@ class ItemRecord:
             return Prediction(low, 0.0, 0.0, part.values.size)
         usual, spread = self.usual(low, low + scale)
         scored = np.array([self._place[item] for item in part.item_ids])
-        rest = np.ones(usual.size, dtype=bool)
-        rest[scored] = False
         known = (part.values - low) / scale
+        logits = logit(usual)
+        chance = expit(logits + ability_of(known, logits[scored]))
         # Graded scores vary less than right and wrong ones with the same mean.
-        graded = spread / (usual * (1 - usual))
-        ability, chance = 0.0, usual
-        for _ in range(_STEPS):
-            slope = float((known - chance[scored]).sum()) - _PRIOR_PRECISION * ability
-            curvature = float((chance * (1 - chance))[scored].sum()) + _PRIOR_PRECISION
-            ability += min(1.0, max(-1.0, slope / curvature))
-            chance = expit(logit(usual) + ability)
-        errors = graded * chance * (1 - chance)
-        precision = float(errors[scored].sum()) + _PRIOR_PRECISION
-        values = chance.copy()
-        values[scored] = known
-        share = np.ones(usual.size) if self.first.weights is None else self.first.weights
-        share = share / share.sum()
-        mean = float(share @ values)
-        unknown = float((share**2 * errors)[rest].sum())
-        unknown += float((share * errors)[rest].sum()) ** 2 / precision
-        across = float(share @ (values - mean) ** 2) + float((share * errors)[rest].sum())
-        sampling = across * float((share**2).sum())
-        return Prediction(low + scale * mean, scale**2 * unknown, scale**2 * sampling, scored.size)
+        errors = spread / (usual * (1 - usual)) * chance * (1 - chance)
+        found = predict_whole(self.first, scored, known, chance, errors=errors, unsure=errors)
+        return found.scaled(low, scale)
+
+
+def ability_of(known: FloatArray, logits: FloatArray) -> float:
+    """Return the ability that a candidate shows, in logits.
+
+    Args:
+        known: ``(k,)``, its scores in [0, 1].
+        logits: ``(k,)``, of the usual scores of those items.
+    """
+    ability = 0.0
+    for _ in range(_STEPS):
+        chance = expit(logits + ability)
+        slope = float((known - chance).sum()) - PRIOR_PRECISION * ability
+        curvature = float((chance * (1 - chance)).sum()) + PRIOR_PRECISION
+        ability += min(1.0, max(-1.0, slope / curvature))
+    return ability
+
+
+def predict_whole(
+    first: TaskScores,
+    scored: NDArray[np.intp],
+    known: FloatArray,
+    chance: FloatArray,
+    *,
+    errors: FloatArray,
+    unsure: FloatArray,
+) -> Prediction:
+    """Predict a mean of scores in [0, 1] over a split of ``n`` items.
+
+    Args:
+        first: Some candidate's, on all items; their weights are the split's.
+        scored: ``(k,)``, places of the items that were scored.
+        known: ``(k,)``, the scores there.
+        chance: ``(n,)``, what is expected of every item.
+        errors: ``(n,)``, variances of scores around that.
+        unsure: ``(n,)``, the same with what is not known of the item itself.
+    """
+    rest = np.ones(chance.size, dtype=bool)
+    rest[scored] = False
+    precision = float(errors[scored].sum()) + PRIOR_PRECISION
+    values = chance.copy()
+    values[scored] = known
+    share = np.ones(chance.size) if first.weights is None else first.weights
+    share = share / share.sum()
+    mean = float(share @ values)
+    unknown = float((share**2 * unsure)[rest].sum())
+    unknown += float((share * errors)[rest].sum()) ** 2 / precision
+    across = float(share @ (values - mean) ** 2) + float((share * errors)[rest].sum())
+    return Prediction(mean, unknown, across * float((share**2).sum()), scored.size)

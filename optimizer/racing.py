@@ -35,6 +35,7 @@ from evaluators.scores import (
     aggregate,
 )
 from optimizer.item_record import ItemRecord
+from optimizer.sample_record import SampleRecord
 
 FIRST_CHOICE = 12
 """So many candidates are scored on everything before their items are chosen among, and again
@@ -214,6 +215,9 @@ class Race:
         self._best: _Rival | None = None
         self._errors: list[list[float]] = []
         self._records: dict[str, ItemRecord] = {}
+        self._samples: dict[str, SampleRecord] = {}
+        # Samples from before anything was scored on the whole split.
+        self._early: list[Mapping[str, TaskScores]] = []
         self.num_complete = 0
 
     def add(self, index: int, scores: Scores, items: Mapping[str, TaskScores]) -> None:
@@ -234,6 +238,24 @@ class Race:
             beaten = [(point >= member.point).all() for member in self._front]
             kept = [m for m, gone in zip(self._front, beaten, strict=True) if not gone]
             self._front = [*kept, rival]
+
+    def learn(self, items: Mapping[str, TaskScores]) -> None:
+        """Learn how easy items are, where candidates are scored on samples.
+
+        Args:
+            items: Task -> scores of a candidate, on a sample or on the whole split.
+        """
+        if not self.num_complete:
+            self._early.append(items)
+            return
+        if not self._samples:
+            self._samples = {task: SampleRecord(part) for task, part in items.items()}
+            known = self._early
+        else:
+            known = [items]
+        for each in known:
+            for task, part in each.items():
+                self._samples[task].add(part)
 
     def loss(self, items: Mapping[str, TaskScores]) -> Loss | None:
         """Say whether a candidate has lost, by its scores on part of the split.
@@ -266,16 +288,20 @@ class Race:
         return min(lost, key=lambda found: found[0])[1] if lost else None
 
     def estimate(self, items: Mapping[str, TaskScores]) -> Scores:
-        """Estimate a stopped candidate's scores on the whole split; see ``whole_estimate``.
+        """Estimate a stopped candidate's scores on the whole split.
 
-        While nothing was scored on the whole split, they are what was found.
+        By what samples told of its items, by the record of whole candidates, or by
+        ``whole_estimate`` while these are few. While nothing was scored on the whole split, they
+        are what was found.
         """
         if not self.num_complete:
             return aggregate(self._objectives, items)
         parts = {}
         for task, part in items.items():
             known = self._records[task]
-            if self._predicts:
+            if task in self._samples:
+                parts[task] = self._samples[task].predict(part).score
+            elif self._predicts:
                 parts[task] = known.predict(part).score
             else:
                 usual = replace(known.first, values=known.total / known.count)
