@@ -18,9 +18,10 @@ from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.dispatch_plan import dispatch_plan, stages_of
 from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
-from optimizer.racing import FIRST_CHOICE, Race, sample_of
+from optimizer.racing import FIRST_CHOICE, Race
 from optimizer.screening import Groups, Screens
 from optimizer.space import SearchSpace
+from optimizer.stages import sample_of
 from optimizer.strategies.strategy import Strategy, learns_from_samples
 from workers.outcome import EvaluationKey, EvaluationRequest
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from configs.schema import JobConfig
 from evaluators.scores import Items
-from optimizer.racing import first_items, stages
+from optimizer.stages import first_items, stages
 from optimizer.strategies.registry import can_choose, can_sample
 
 # Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.

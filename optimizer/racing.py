@@ -12,12 +12,11 @@ those that told them apart come first, and a candidate is compared by its whole 
 that record predicts what was not scored (``optimizer.item_record``).
 
 A stopped candidate's scores are estimated for the whole split, too: until then by
-:func:`whole_estimate`.
+:func:`whole_estimate`; of samples, by what samples told of the items (``optimizer.sample_record``).
 """
 
-import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +27,6 @@ from configs.racing import Racing
 from evaluators.paired import PairedDifference, Stratum, strata
 from evaluators.scores import (
     FloatArray,
-    Items,
     ObjectiveScore,
     Scores,
     TaskScores,
@@ -43,90 +41,6 @@ whenever there are twice as many."""
 
 # What Agresti and Min add to the items of a comparison.
 _PSEUDO_ITEMS = 2.0
-
-
-def stages(
-    items: Items,
-    racing: Racing,
-    seed: int,
-    *,
-    least_items: int = 1,
-    undivided: Collection[str] = (),
-    worth: Mapping[str, Mapping[str, float]] | None = None,
-) -> list[dict[str, tuple[str, ...]]]:
-    """Lay out a race: the items that are scored by the end of each block, the same for everyone.
-
-    The first block holds ``racing.first_share`` of each task's items, and every further one
-    doubles what was scored. Which items come first is decided by a hash of their ids.
-
-    Args:
-        items: Task -> items of the split.
-        racing: The job's settings.
-        seed: Of the search; another one has other items first.
-        least_items: Of a task, so many are in the first block, or all.
-        undivided: Tasks whose items stay together, in the first block.
-        worth: Task -> item -> how much it tells; those come first that tell most.
-
-    Returns:
-        Nested sets, the last one the whole split; just that where nothing can be divided.
-    """
-    ends = [racing.first_share]
-    while ends[-1] * 2 < 1:
-        ends.append(ends[-1] * 2)
-    whole = {task: tuple(ids) for task, ids in items.items()}
-    found: list[dict[str, tuple[str, ...]]] = []
-    for end in ends:
-        stage: dict[str, tuple[str, ...]] = {}
-        for task, ids in whole.items():
-            count = len(ids)
-            if task not in undivided:
-                count = max(math.ceil(end * len(ids)), min(least_items, len(ids)))
-            stage |= first_items({task: ids}, count, seed, worth)
-        if stage != whole and stage not in found:
-            found.append(stage)
-    return [*found, whole]
-
-
-def first_items(
-    items: Items,
-    count: int,
-    seed: int,
-    worth: Mapping[str, Mapping[str, float]] | None = None,
-) -> dict[str, tuple[str, ...]]:
-    """Return so many items of each task: those that are scored first, in the split's order."""
-    found = {}
-    for task, ids in items.items():
-        known = (worth or {}).get(task, {})
-        order = sorted(ids, key=lambda item: (-known.get(item, 0.0), _place(seed, item)))
-        first = set(order[:count])
-        found[task] = tuple(item for item in ids if item in first)
-    return found
-
-
-def sample_of(items: Items, first: Items, seed: int, turn: int) -> dict[str, tuple[str, ...]]:
-    """Return the items of one turn: as many of each task as are in the first block, others in turn.
-
-    Turns after each other share out the items, in an order of their own each time round: a sample
-    that came again would be easier or harder for the same candidates, and what a search learns.
-
-    Args:
-        items: Task -> items of the split.
-        first: Task -> items of a first block.
-        seed: Of the search; another one has other items together.
-        turn: Whose.
-    """
-    found = {}
-    for task, ids in items.items():
-        count = len(first[task])
-        round_, place = divmod(turn, len(ids) // count)
-        order = sorted(ids, key=lambda item: _place(seed, f"{round_}:{item}"))
-        chosen = set(order[place * count : (place + 1) * count])
-        found[task] = tuple(item for item in ids if item in chosen)
-    return found
-
-
-def _place(seed: int, item: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{item}".encode()).digest()
 
 
 def adjusted_difference(parts: Sequence[Stratum], spans: Sequence[float]) -> PairedDifference:

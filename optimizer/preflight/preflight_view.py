@@ -6,7 +6,7 @@ from rich.text import Text
 
 from configs.evaluation import SPLITS
 from optimizer.dispatch_plan import describe_plan, planned
-from optimizer.preflight.estimate import format_bytes, format_count
+from optimizer.preflight.estimate import Estimate, format_bytes, format_count
 from optimizer.preflight.pool_view import (
     cosine_heading,
     cosine_table,
@@ -88,7 +88,7 @@ def _cost_table(prepared: Prepared) -> Table:
         ),
         (
             "evaluations",
-            f"{cost.evaluations['search']} search (of them up to {cost.num_baselines} baselines), "
+            f"{cost.evaluations['search']} search (of them up to {_baselines(cost)}), "
             f"{cost.evaluations['select']} select, up to {cost.evaluations['report']} report"
             + (f" ({cost.num_variants} to leave out one by one)" if cost.num_variants else ""),
         ),
@@ -117,6 +117,13 @@ def _cost_table(prepared: Prepared) -> Table:
     for name, text in rows:
         table.add_row(Text(name, style="bold"), Text(text))
     return table
+
+
+def _baselines(cost: Estimate) -> str:
+    """Say how many evaluations baselines take, which is fewer where they are sampled."""
+    if cost.baseline_evaluations == cost.num_baselines:
+        return f"{cost.num_baselines} baselines"
+    return f"{cost.baseline_evaluations} for {cost.num_baselines} baselines"
 
 
 def _spared(prepared: Prepared) -> list[str]:
@@ -154,6 +161,7 @@ def prepared_record(prepared: Prepared) -> dict[str, object]:
             "bytes_moved_per_candidate": cost.moved_bytes,
             "worker_bytes": cost.worker_bytes,
             "baselines": cost.num_baselines,
+            "baseline_evaluations": cost.baseline_evaluations,
             "evaluations": cost.evaluations,
             "requests_per_candidate": cost.requests,
             "generations_per_candidate": cost.generations,

@@ -11,7 +11,8 @@ from configs.racing import Racing
 from evaluators.blocks import remaining
 from evaluators.paired import PairedDifference, Stratum, difference
 from evaluators.scores import TaskScores, aggregate
-from optimizer.racing import Race, adjusted_difference, doubt, stages, whole_estimate
+from optimizer.racing import Race, adjusted_difference, doubt, whole_estimate
+from optimizer.stages import stages
 
 NAMES = ("math", "code", "chat")
 OBJECTIVES = {name: Objective(tasks=[f"t_{name}"]) for name in NAMES}

@@ -12,7 +12,6 @@ from optimizer.archive.archive import Archive
 from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.dispatch_plan import describe_plan, dispatch_plan, planned
 from optimizer.driver import num_singles, run_search, run_singles
-from optimizer.racing import sample_of
 from optimizer.report.plot import Picture, draw_volume
 from optimizer.report.plot_html import _volume
 from optimizer.report.report import report_of
@@ -23,6 +22,7 @@ from optimizer.resume import verify_replay
 from optimizer.scalarize import reference_point
 from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
+from optimizer.stages import sample_of
 from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, num_evaluated, savings_of
 from optimizer.warm_start import _companion_items

@@ -77,11 +77,13 @@ def test_estimate_counts_samples_where_candidates_are_scored_on_samples(
 ):
     """Two of eight items each: of 40 evaluations 4 are whole, the others 4 merges each."""
     monkeypatch.setattr(dispatch_plan, "_LEAST_ITEMS", 2)
-    sampled = prepare(tiny_job(budget={"evaluations": 40})).estimate
+    check = prepare(tiny_job(budget={"evaluations": 40}))
+    sampled = check.estimate
     assert sampled.evaluations == prepared.estimate.evaluations
     assert sampled.num_merges == 4 + 4 * 36 + 8 + 19
     assert sampled.num_baselines == 18
     assert sampled.baseline_evaluations == 4 + 4
+    assert "40 search (of them up to 8 for 18 baselines)" in text_of(check)
     assert sampled.total_moved_bytes == sampled.moved_bytes * sampled.num_merges
     few = prepare(tiny_job(budget={"evaluations": 21}))
     assert not any("too few for a strategy" in text for text in few.warnings)
