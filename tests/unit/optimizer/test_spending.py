@@ -207,10 +207,12 @@ def test_progress_is_what_was_found_over_what_it_took(search, sampling):
     assert [point.candidate for point in points] == [
         seen.candidate.index for seen in archive.observations()
     ]
-    is_baseline = np.array([seen.candidate.is_baseline for seen in archive.observations()])
+    is_whole = np.array(
+        [seen.candidate.is_baseline and not seen.stopped for seen in archive.observations()]
+    )
     # A sample is 24 of the 72 items.
     per_evaluation = 1 if sampling is False else 3
-    evaluations = np.cumsum(is_baseline) + np.cumsum(~is_baseline) // per_evaluation
+    evaluations = np.cumsum(is_whole) + np.cumsum(~is_whole) // per_evaluation
     assert [point.evaluations for point in points] == evaluations.tolist()
     assert points[-1].evaluations == 60
     for kind in ("items", "model_s", "volume"):
