@@ -15,13 +15,14 @@ from evaluators.scores import Items
 from optimizer.archive.archive import Archive
 from optimizer.archive.stops import Stop
 from optimizer.candidate import SAMPLED, Candidate, Observation
-from optimizer.dispatch_plan import dispatch_plan, stages_of
+from optimizer.dispatch_plan import dispatch_plan, may_be_sampled, stages_of
 from optimizer.gates import likelihood_gate, repetition_gate
 from optimizer.partial import block_request
 from optimizer.racing import FIRST_CHOICE, Race
 from optimizer.screening import Groups, Screens
 from optimizer.space import SearchSpace
 from optimizer.stages import sample_of
+from optimizer.stopped import is_whole
 from optimizer.strategies.strategy import Strategy, learns_from_samples
 from workers.outcome import EvaluationKey, EvaluationRequest
 
@@ -49,7 +50,7 @@ class Dispatch:
     ) -> None:
         job = archive.job
         self._archive = archive
-        self._space, self._samples_baselines = space, samples_baselines
+        self._space = space
         self._settings = job.search
         self._strategy = strategy if isinstance(strategy, Screens) else None
         items = archive.manifest.items("search")
@@ -61,6 +62,7 @@ class Dispatch:
         )
         self._job, self._items, self._preview = job, items, plan.preview
         self._samples = plan.samples
+        self._samples_baselines = plan.samples_baselines and samples_baselines
         self.per_evaluation, self.group_size = plan.per_evaluation, plan.group_size
         # Means over other items could not be compared with those of whom was screened, or with
         # those of other samples.
@@ -101,18 +103,14 @@ class Dispatch:
     def is_part(self, candidate: Candidate) -> bool:
         """Whether a candidate is a part of an evaluation: one of a group, or scored on a sample.
 
-        Baselines are no part of a group. Where there are samples, they are scored on one, too,
-        since half of what a search needs would else be spent before its first proposal; but the
-        very first, which says how hard the items of a sample are, and those that the surrogate
-        cannot judge: their scores stand for themselves.
+        Baselines are no part of a group. Where there are samples, most are scored on one, too:
+        half of what a search needs would else be spent before its first proposal.
         """
         if not candidate.is_baseline:
             return True
-        if not (self._samples and self._samples_baselines) or self.groups is not None:
+        if not (self._samples_baselines and not is_whole(self._archive, candidate)):
             return False
-        is_judged = candidate.index > 0 and self._space.is_of_method(candidate.recipe)
-        # What was scored whole before, for itself, is no part of anything.
-        return is_judged and self._archive.outcome(candidate.index, "search") is None
+        return may_be_sampled(candidate.index, candidate.recipe, self._space)
 
     def _stages_of(self, candidate: Candidate) -> Sequence[Items]:
         """Return the stages of a candidate: those that were known when it was proposed.

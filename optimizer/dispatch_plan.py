@@ -6,8 +6,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import Items
+from optimizer.space import SearchSpace
 from optimizer.stages import first_items, stages
 from optimizer.strategies.registry import can_choose, can_sample
 
@@ -41,6 +43,11 @@ class DispatchPlan:
     def screens(self) -> bool:
         """Whether several candidates are looked at for each that is scored."""
         return self.group_size > 1
+
+    @property
+    def samples_baselines(self) -> bool:
+        """Whether baselines are scored on samples as well: those of :func:`may_be_sampled`."""
+        return self.samples and not self.screens
 
     @property
     def per_score(self) -> int:
@@ -81,6 +88,20 @@ def dispatch_plan(
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
     return DispatchPlan(found, preview, settings.screening.candidates if screens else 1, samples)
+
+
+def may_be_sampled(place: int, recipe: MergeRecipe, space: SearchSpace) -> bool:
+    """Whether a baseline may be scored on a sample where proposals are.
+
+    Not the first of a search, which says how hard the items of a sample are, nor merges that the
+    surrogate cannot judge: their scores stand for themselves.
+
+    Args:
+        place: Of the baseline, from 0.
+        recipe: Its merge.
+        space: Of the job.
+    """
+    return place > 0 and space.is_of_method(recipe)
 
 
 def planned(job: JobConfig, items: Items) -> DispatchPlan:

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from configs.errors import SearchError, TooManyFailuresError
 from configs.evaluation import SplitName
@@ -35,7 +36,7 @@ from optimizer.progress import Course
 from optimizer.results.attribution import record_variants
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse, gain_expected_by
-from optimizer.stopped import EvaluationCount
+from optimizer.stopped import EvaluationCount, is_whole
 from optimizer.strategies.registry import check_strategy, make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -148,15 +149,15 @@ class _Search:
         self.observations: list[Observation] = []
         self._untold: dict[int, Candidate] = {}
         # Kept up to date: counting thousands of candidates again for every ask takes its time.
-        # Proposals of the strategy; what is part of an evaluation; and what is one by itself.
-        self._num_own = self._num_parts = self._num_whole = 0
+        self._num_baselines = self._num_parts = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(
             archive, self._strategy, space, sources, samples_baselines=samples_baselines
         )
-        self._counted = EvaluationCount(self._dispatch.per_evaluation)
+        whole = partial(is_whole, archive)
+        self._counted = EvaluationCount(self._dispatch.per_evaluation, whole)
         # A sample is scored as any other candidate is.
-        self._scored = EvaluationCount(self._dispatch.group_size)
+        self._scored = EvaluationCount(self._dispatch.group_size, whole)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in archive.candidates():
@@ -234,7 +235,7 @@ class _Search:
             self.candidates,
             self.observations,
             left=self._job.budget.evaluations - begun,
-            num_own=-(-self._num_own // self._dispatch.per_evaluation),
+            num_own=self._num_evaluations(self._num_known - self._num_baselines),
         )
         if baseline is not None:
             recipe = baseline.recipe
@@ -254,10 +255,8 @@ class _Search:
         self.candidates.append(candidate)
         if not candidate.is_attribution:
             self._untold[candidate.index] = candidate
-            self._num_own += not candidate.is_baseline
-            is_part = self._dispatch.is_part(candidate)
-            self._num_parts += is_part
-            self._num_whole += not is_part
+            self._num_baselines += candidate.is_baseline
+            self._num_parts += self._dispatch.is_part(candidate)
             self._dispatch.proposed(candidate)
 
     def _end_reason(self) -> str:
@@ -274,7 +273,17 @@ class _Search:
     @property
     def _num_proposed(self) -> int:
         """Evaluations that were proposed, those included of which only a part was."""
-        return self._num_whole + -(-self._num_parts // self._dispatch.per_evaluation)
+        whole = self._num_known - self._num_parts
+        return whole + self._num_evaluations(self._num_parts)
+
+    def _num_evaluations(self, num_parts: int) -> int:
+        """Return as how many evaluations so many parts count, one that is begun included."""
+        return -(-num_parts // self._dispatch.per_evaluation)
+
+    @property
+    def _num_known(self) -> int:
+        """All candidates but those that only ask what matters in the chosen merge."""
+        return len(self._untold) + len(self.observations)
 
     @property
     def _num_evaluated(self) -> int:

@@ -4,11 +4,13 @@ Start at :func:`savings_of`, which adds up; :func:`describe_savings` says it.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from configs.errors import ConfigError
-from optimizer.candidate import SAMPLED, Observation
+from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.spending import num_items, spending_of
 
 if TYPE_CHECKING:
@@ -43,15 +45,16 @@ class EvaluationCount:
     Args:
         per_evaluation: So many candidates are one: those that are screened together, or as many
             samples as have the items of the split.
+        is_whole: Whether a finished candidate is one by itself, and no part.
     """
 
-    def __init__(self, per_evaluation: int) -> None:
-        self._per_evaluation = per_evaluation
+    def __init__(self, per_evaluation: int, is_whole: Callable[[Candidate], bool]) -> None:
+        self._per_evaluation, self._is_whole = per_evaluation, is_whole
         self._whole = self._parts = 0
 
     def add(self, seen: Observation) -> int:
         """Take in what was told; returns the evaluations by then."""
-        if seen.candidate.is_baseline and seen.stopped != SAMPLED:
+        if self._is_whole(seen.candidate):
             self._whole += 1
         else:
             self._parts += 1
@@ -63,6 +66,11 @@ class EvaluationCount:
         return self._whole + self._parts // self._per_evaluation
 
 
+def is_whole(archive: "Archive", candidate: Candidate) -> bool:
+    """Whether a candidate is a baseline that was scored, or has failed, on the whole split."""
+    return candidate.is_baseline and archive.outcome(candidate.index, "search") is not None
+
+
 def recorded_count(archive: "Archive") -> EvaluationCount:
     """Return what counts the evaluations of a search as its driver did, from none."""
     reasons = {found.stop.reason: found.stop for found in archive.stops().values()}
@@ -72,7 +80,7 @@ def recorded_count(archive: "Archive") -> EvaluationCount:
         size *= round(whole / items)
     elif archive.job.search.racing.sampling and not any(map(_is_told_by, archive.observations())):
         size = _planned_size(archive)
-    return EvaluationCount(size)
+    return EvaluationCount(size, partial(is_whole, archive))
 
 
 def _is_told_by(seen: Observation) -> bool:

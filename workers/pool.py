@@ -3,6 +3,8 @@
 from collections import deque
 from typing import Literal, Protocol, Self
 
+from typing_extensions import override
+
 from workers.job import failure_of
 from workers.outcome import EvaluationRequest, Outcome, Stage
 
@@ -70,7 +72,7 @@ class EvaluationRunner(Protocol):
         ...
 
 
-class LocalPool:
+class LocalPool(WorkerPool):
     """One evaluation at a time, in this process: for tests and for debugging a job."""
 
     def __init__(self, runner: EvaluationRunner) -> None:
@@ -93,8 +95,9 @@ class LocalPool:
             raise ValueError("no worker is free; take an outcome first")
         self._queue.append(request)
 
-    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:  # noqa: ARG002 - a call in this process cannot be interrupted
-        """Run the waiting request."""
+    @override
+    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:
+        """Run the waiting request; a call in this process cannot be interrupted."""
         if not self._queue:
             raise ValueError("nothing is pending; submit a request first")
         request = self._queue.popleft()

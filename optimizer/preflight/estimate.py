@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from configs.evaluation import SPLITS, SplitName
 from configs.schema import JobConfig
 from optimizer.baselines import Baseline, BaselinePlan
+from optimizer.dispatch_plan import DispatchPlan, may_be_sampled
 from optimizer.space import SearchSpace
 from workers.compat import PoolReport
 from workers.tiers import ASSUMED_RATES, Machine, TierPlan, plan_tiers
@@ -67,7 +68,7 @@ def estimate(
     *,
     machine: Machine,
     given: Sequence[Baseline] = (),
-    per_score: int = 1,
+    plan: DispatchPlan | None = None,
 ) -> Estimate:
     """Count what the job will do.
 
@@ -79,10 +80,13 @@ def estimate(
         tasks: Which tasks generate, and how long.
         machine: What the workers run on.
         given: The baselines that the job names.
-        per_score: How many candidates of the strategy are scored for one evaluation.
+        plan: What candidates are asked for; None is for all items of each.
     """
-    num_whole, num_judged = _num_baselines(job, space, given)
-    num_baselines = num_whole + num_judged
+    per_score = 1 if plan is None else plan.per_score
+    num_baselines, num_sampled = _num_baselines(job, space, given)
+    if plan is None or not plan.samples_baselines:
+        num_sampled = 0
+    num_whole = num_baselines - num_sampled
     num_variants = _num_variants(job, space)
     num_search = job.budget.evaluations
     generating = {task.task: task for task in tasks if task.output_type == "generate_until"}
@@ -93,7 +97,7 @@ def estimate(
         "select": min(job.validation.candidates, num_search),
         "report": 1 + min(num_baselines, num_search) + num_variants,
     }
-    baseline_evaluations = num_whole + -(-num_judged // per_score)
+    baseline_evaluations = num_whole + -(-num_sampled // per_score)
     more = (per_score - 1) * max(0, num_search - num_whole)
     return Estimate(
         num_genes=space.size,
@@ -130,15 +134,15 @@ def _counts(items: Mapping[str, Sequence[str]]) -> dict[str, int]:
 def _num_baselines(
     job: JobConfig, space: SearchSpace, given: Sequence[Baseline]
 ) -> tuple[int, int]:
-    """Return how many baselines are scored whole in any case, and how many may be on samples."""
+    """Return how many baselines there are at the most, and how many of them may be sampled."""
     names = tuple(job.models.checkpoints)
-    first, *others = BaselinePlan(space, names, job.preference, given).fixed
-    num_judged = sum(space.is_of_method(other.recipe) for other in others)
-    # The greedy soup begins with a single checkpoint, which is scored anyway.
-    steps = max(0, len(names) - 1)
-    if space.is_of_method(first.recipe):
-        return 1 + len(others) - num_judged, num_judged + steps
-    return 1 + len(others) - num_judged + steps, num_judged
+    plan = BaselinePlan(space, names, job.preference, given)
+    recipes = [baseline.recipe for baseline in plan.fixed]
+    # The greedy soup begins with a single checkpoint, which is scored anyway; what it tries is of
+    # the same method.
+    recipes += recipes[:1] * (len(names) - 1)
+    sampled = [may_be_sampled(place, recipe, space) for place, recipe in enumerate(recipes)]
+    return len(recipes), sum(sampled)
 
 
 def _num_variants(job: JobConfig, space: SearchSpace) -> int:

@@ -156,10 +156,10 @@ def prepare(
                 resolve_baselines, job, sources, space, archive=archive, headers_only=headers_only
             )
         )
-    cost, per_score = None, 1
+    cost, plan = None, None
     if sources is not None and pool is not None and space is not None and suite is not None:
         if not checks.errors:  # of the strategy, for one
-            per_score = planned(job, suite.manifest.items("search")).per_score
+            plan = planned(job, suite.manifest.items("search"))
         cost = estimate(
             job,
             pool,
@@ -168,18 +168,18 @@ def prepare(
             suite.describe(),
             machine=machine_of(job.workers),
             given=given.baselines if given is not None else (),
-            per_score=per_score,
+            plan=plan,
         )
         checks.attempt(lambda: warnings.extend(check_memory(job, cost)))
         if continues_texts:
             checks.attempt(partial(try_prompts, job, sources, suite))
         untried = checks.attempt(partial(try_scorers, job, sources, suite, pool))
         warnings.extend(untried or ())
-    if checks.errors or not (sources and pool and space and suite and cost and given):
+    if checks.errors or not (sources and pool and space and suite and cost and plan and given):
         raise checks.error()
     warnings += [*pool.warnings, *disk_warnings(job, cost), *core_warnings(job)]
     warnings += sandbox_warnings(job)
-    warnings += findings_before(job, space, cost.baseline_evaluations, per_score=per_score)
+    warnings += findings_before(job, space, cost.baseline_evaluations, per_score=plan.per_score)
     warnings += [cost.tiers.warning] if cost.tiers.warning else []
     return Prepared(
         job=job,

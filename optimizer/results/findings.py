@@ -17,28 +17,28 @@ from workers.pool_warnings import identity_warnings
 
 
 def findings_before(
-    job: JobConfig, space: SearchSpace, taken: int, *, per_score: int = 1
+    job: JobConfig, space: SearchSpace, for_baselines: int, *, per_score: int = 1
 ) -> list[str]:
     """Say what is known of a job before anything was evaluated.
 
     Args:
         job: The job.
         space: Its search space.
-        taken: How many evaluations baselines take, at the most.
+        for_baselines: How many evaluations baselines take, at the most.
         per_score: How many candidates are scored for one evaluation: samples, or one.
     """
     found = [*_pool_findings(job, space)]
-    left = job.budget.evaluations - taken
+    left = job.budget.evaluations - for_baselines
     if left <= 0:
         found.append(
             f"budget.evaluations is {job.budget.evaluations}, and baselines take up to "
-            f"{taken}: nothing may be left to search, and the best baseline is the answer"
+            f"{for_baselines}: nothing may be left to search, and the best baseline is the answer"
         )
     elif per_score * left < space.size + 2:
         found.append(
             f"budget.evaluations leaves {per_score * left} proposals beside baselines, which take "
-            f"up to {taken}, for {space.size} genes: too few for a strategy to learn from, so that "
-            "it is little more than its start design"
+            f"up to {for_baselines}, for {space.size} genes: too few for a strategy to learn from, "
+            "so that it is little more than its start design"
         )
     return found
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+from typing_extensions import override
+
 from optimizer.events import (
     Event,
     Finished,
@@ -50,7 +52,8 @@ class _LogFile(logging.FileHandler):
                 self._is_broken = True
                 self._on_error()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging calls it so
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
         self._is_broken = True
         self._on_error()
 

@@ -39,8 +39,10 @@ class Telemetry:
             for name, watcher in list(self._watchers.items()):
                 try:
                     watcher(event)
-                except Exception as error:  # noqa: BLE001 - no watcher ends a search
+                except Exception as error:
+                    # Whatever a watcher raises, it ends no search.
                     self._leave_out(name, error)
+                    logger.debug("telemetry.%s failed", name, exc_info=True)
 
         return tell
 
@@ -70,8 +72,10 @@ class Telemetry:
         for name, make in tracker_makers(job.telemetry).items():
             try:
                 trackers[name] = make()
-            except Exception as error:  # noqa: BLE001 - its library may break while it is imported
+            except Exception as error:
+                # Its library is imported there, and may break in any way.
                 _warn(name, error)
+                logger.debug("telemetry.%s cannot be made", name, exc_info=True)
         if trackers:
             self._tracking = Tracking(trackers, archive)
             self._watchers["trackers"] = self._tracking.on_event

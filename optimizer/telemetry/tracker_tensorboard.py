@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from configs.telemetry import TensorBoardSettings
-from optimizer.telemetry.tracker import RunEnd, TrackedRun
+from optimizer.telemetry.tracker import RunEnd, TrackedRun, Tracker
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Writes a search into a directory of its own below the log directory.
 
     A driver that resumes the search writes a file beside the first; TensorBoard then shows nothing
@@ -46,8 +47,9 @@ class TensorBoardTracker:
         """Write a text, indented: TensorBoard reads Markdown, in which that is shown as it is."""
         self._open.add_text(name, textwrap.indent(text, " " * 4))
 
-    def close(self, end: RunEnd) -> None:  # noqa: ARG002 - of `Tracker`; event files keep no state of a run
-        """Close the file."""
+    @override
+    def close(self, end: RunEnd) -> None:
+        """Close the file; it has no state of a run."""
         self._open.close()
 
     @property

@@ -81,7 +81,9 @@ class TrackerThread:
         while not self._has_failed and (call := self._calls.get()) is not None:
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - a tracker's library raises what it likes
+            except Exception as error:
+                # A tracker's library raises what it likes, and that ends no search.
+                logger.debug("telemetry.%s failed", self._name, exc_info=True)
                 first = (str(error).strip().splitlines() or [""])[0]
                 self._fail(f"failed: {type(error).__name__}: {first}")
 

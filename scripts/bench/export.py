@@ -135,11 +135,10 @@ def _sources(root: Path, count: int) -> Sources:
 
 def make_recipe(sources: Sources, method: str = "dare_linear") -> MergeRecipe:
     """Weigh all checkpoints alike, in one group, at a drop ratio of one half where there is one."""
-    assert sources.base is not None  # noqa: S101 - made above
     count, chosen = len(sources.checkpoints), get_method(method)
     return MergeRecipe(
         method=method,
-        base=Source(name="base", digest=sources.base.digest),
+        base=Source(name="base", digest=sources.reference.digest),
         checkpoints=tuple(Source(name=c.name, digest=c.digest) for c in sources.checkpoints),
         groups=(Group(name="all", patterns=(".*",)),),
         weights=((1 / count,),) * count,

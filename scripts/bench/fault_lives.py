@@ -7,7 +7,6 @@ deck and injected at random moments: some outcomes after the one before, or whil
 import contextlib
 import json
 import queue
-import random
 import shutil
 import signal
 import sys
@@ -25,6 +24,7 @@ from scripts.bench.fault_account import Account, Witness, account_for, snapshot_
 from scripts.bench.fault_cluster import Breakable, SmallDisk
 from scripts.bench.fault_runner import HANG_S, Begun
 from scripts.bench.fault_search import STACK_SIGNAL, Settings
+from scripts.zoo.item import make_rng
 from workers.outcome import EvaluationKey
 
 SIGNALS = {
@@ -127,7 +127,7 @@ class DisturbedSearch:
         variant: str, seed: int, deck: list[str], patience_s: float,
     ) -> None:  # fmt: skip
         self._cluster, self._disk, self._deck = cluster, disk, deck
-        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._random = make_rng(seed, "lives")
         self._patience_s = patience_s
         directory.mkdir()
         home = directory if disk is None else disk.directory

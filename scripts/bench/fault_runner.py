@@ -8,7 +8,6 @@ request, so a record can be held against it (``expected_error``).
 import json
 import math
 import os
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from scripts.bench.scripted import scripted_outcome, unit
+from scripts.zoo.item import make_rng
 from workers.job import WorkerSpec
 from workers.outcome import EvaluationKey, EvaluationRequest, Outcome
 from workers.pool import WorkerState
@@ -140,7 +140,7 @@ class DisturbedPool:
 
     def __init__(self, pool: RayPool, seed: int, tell: Callable[[str], None]) -> None:
         self._pool = pool
-        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._random = make_rng(seed, "disturbed")
         self._tell = tell
         # What is delivered at a time of ``time.monotonic``.
         self._kept: list[tuple[float, Outcome]] = []

@@ -34,6 +34,7 @@ from scripts.bench.fault_lives import DisturbedSearch, Fared
 from scripts.bench.fault_search import VARIANTS
 from scripts.bench.hosts import HostsUnavailableError
 from scripts.bench.printing import print_report
+from scripts.zoo.item import make_rng
 
 FAULTS, FULL_FAULTS = 200, 1000
 # What strikes from outside, as often as it says here in every pack of a deck.
@@ -101,7 +102,7 @@ def campaign(
         say: Called with a line for every search.
     """
     started = time.monotonic()
-    rng = random.Random(seed)  # noqa: S311 - no secret
+    rng = make_rng(seed, "deck")
     searches: list[Fared] = []
     left_out: dict[str, str] = {}
     deck: list[str] = []

@@ -38,6 +38,7 @@ from scripts.bench.zoo_job import POOLS, SKILLS
 from scripts.bench.zoo_pool import ZooLab
 from scripts.bench.zoo_runs import Trace
 from scripts.bench.zoo_store import ScoreStore
+from workers.outcome import Failed
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Order = Callable[[FloatArray, int], IntArray]
@@ -253,7 +254,8 @@ def read_searches(
             known = []
             for recipe_id in trace.told:
                 scores = lab.scores(recipes[recipe_id], items)
-                assert isinstance(scores, dict)  # noqa: S101 - what failed is not told as scored
+                if isinstance(scores, Failed):
+                    raise TypeError(f"{recipe_id} was told as scored: {scores.message}")
                 known.append([scores[f"zoo_{skill}"].values for skill in SKILLS])
             matrix = np.array(known)
             corner = 0.9 * matrix[trace.told.index(base)].mean(axis=1)

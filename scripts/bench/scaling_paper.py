@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import override
+
 from optimizer.archive.archive import Archive
 from optimizer.driver import run_search
 from optimizer.space import SearchSpace
@@ -35,7 +37,7 @@ from scripts.bench.scaling_search import (
 )
 from workers.job import WorkerSpec
 from workers.outcome import Completed, EvaluationRequest, Outcome
-from workers.pool import WorkerState
+from workers.pool import WorkerPool, WorkerState
 
 PAPER_WORKERS = (64, 256, 1024, 4096)
 EVALUATION_S = 300.0
@@ -56,7 +58,7 @@ class _Enough(Exception):  # noqa: N818 - an end, not an error
     """As many outcomes as wanted."""
 
 
-class PaperPool:
+class PaperPool(WorkerPool):
     """Workers whose evaluations end by a clock of their own; implements ``WorkerPool``.
 
     Args:
@@ -113,7 +115,8 @@ class PaperPool:
         self._num_submitted += 1
         self._mark = time.thread_time()
 
-    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:  # noqa: ARG002 - nobody waits
+    @override
+    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:
         """Take the evaluation that ends next; the clock goes there if it is not beyond."""
         self._go_on()
         is_late = self.driver_s >= self._most_s and self.num_taken >= _LEAST_OUTCOMES

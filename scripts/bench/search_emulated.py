@@ -6,47 +6,41 @@ To try an idea on the zoo takes five minutes a search; luck of a seed takes seve
 fits a network to every item score that ``scripts.bench.search_zoo`` remembered, from a merge's
 weights and drop ratios to the chance that each item is solved, and lets the driver search that. An
 item that is scored is solved with its chance, once and for all per merge; the base and merges of
-other methods have their real scores. Fronts are judged by chances on the report items, without the
+other methods have their real scores. On report items scores are the chances themselves, without the
 luck of a measurement. So it says which of two strategies is better, not what either reaches: what
 it suggests is to be measured by ``search_zoo``.
 
-``agreement`` says how far it is from the scores of merges that the fit did not see: per skill the
-correlation, and the standard deviation of the difference. ``hv`` is the hypervolume of the returned
-front of ten by the cost at which it was taken, and ``best_mean`` that of its first member.
+``agreement`` says how far it is from the search scores of merges that the fit did not see: per
+skill the correlation, and the standard deviation of the difference. ``rows`` are those of
+``search_zoo``; without ``--json`` its tables are printed.
 """
 
 import argparse
 import hashlib
 import json
-import os
-import sqlite3
-import statistics
 import sys
-import time
 from pathlib import Path
-
-os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.evaluation import SPLITS
+from configs.evaluation import SPLITS, SplitSizes
 from configs.recipe import MergeRecipe
 from evaluators.scores import FloatArray, Items, TaskScores
-from optimizer.pareto import hypervolume
-from scripts.bench import zoo_runs
+from optimizer.surrogate.kernel import features_of
 from scripts.bench.merge_lab import Kind
+from scripts.bench.search_zoo import LIKELIHOOD_COST, report, runs_of
 from scripts.bench.zoo_job import POOLS, SKILLS
+from scripts.bench.zoo_job import SPLITS as SIZES
 from scripts.bench.zoo_pool import ZooLab
-from scripts.bench.zoo_runs import VARIANTS, points_of, run_search_of
+from scripts.bench.zoo_runs import VARIANTS, run_search_of
 from scripts.bench.zoo_store import ScoreStore
+from scripts.bench.zoo_tables import tables
 from workers.outcome import Failed
 
 HIDDEN, EPOCHS, PATIENCE, BATCH = 64, 400, 60, 128
 HELD_OUT_SHARE = 1 / 8
-LIKELIHOOD_COST = 0.62
 
 
 class EmulatedLab(ZooLab):
@@ -55,39 +49,43 @@ class EmulatedLab(ZooLab):
     Args:
         zoo: Directory of the zoo.
         pool: One of ``POOLS``.
-        store: Of ``search_zoo``, with the scores that the emulator is fitted to.
-        scores: Path of the store's file.
+        store: Of ``search_zoo``: the scores that the emulator is fitted to.
+        splits: Items per skill.
+        epochs: Of the fit, at the most.
     """
 
-    def __init__(self, zoo: Path, pool: str, store: ScoreStore, scores: Path) -> None:
-        super().__init__(zoo, pool, store)
-        self._items = [
-            (split, task, item)
-            for split in SPLITS
-            for task, items in self.manifest.items(split).items()
-            for item in items
-        ]
-        self._column = {(task, item): at for at, (_, task, item) in enumerate(self._items)}
-        self._known: dict[str, tuple[FloatArray, FloatArray]] = {}
-        features, solved = self._remembered(scores)
-        self._net, self.agreement = self._fitted(features, solved)
-
-    def truth(self, recipe: MergeRecipe) -> list[float]:
-        """Return the emulated means on report items, one per skill."""
-        if not self._is_emulated(recipe):
-            return _measured(self, recipe)
-        chances, _ = self._of(recipe)
-        return [float(chances[self._columns("report", skill)].mean()) for skill in SKILLS]
+    def __init__(
+        self,
+        zoo: Path,
+        pool: str,
+        store: ScoreStore,
+        *,
+        splits: SplitSizes = SIZES,
+        epochs: int = EPOCHS,
+    ) -> None:
+        super().__init__(zoo, pool, store, splits=splits)
+        self._items = {
+            task: [item for split in SPLITS for item in self.manifest.items(split)[task]]
+            for task in self.manifest.items("search")
+        }
+        every = [(task, item) for task, items in self._items.items() for item in items]
+        self._column = {named: column for column, named in enumerate(every)}
+        self._report = np.array(
+            [item in self.manifest.items("report")[task] for task, item in every]
+        )
+        self._known: dict[str, FloatArray] = {}
+        recipes = [recipe for recipe in store.recipes() if self._is_emulated(recipe)]
+        self._net, self.agreement = self._fitted(recipes, self._remembered(store, recipes), epochs)
 
     def _scores(
         self, recipe: MergeRecipe, items: Items, kind: Kind
     ) -> dict[str, TaskScores] | Failed:
         if kind != "generate" or not self._is_emulated(recipe):
             return super()._scores(recipe, items, kind)
-        _, solved = self._of(recipe)
         self.paid[kind].items += sum(map(len, items.values()))
+        values = self._emulated(recipe)
         return {
-            task: TaskScores(task, tuple(ids), solved[[self._column[task, item] for item in ids]])
+            task: TaskScores(task, tuple(ids), values[[self._column[task, item] for item in ids]])
             for task, ids in items.items()
         }
 
@@ -96,62 +94,45 @@ class EmulatedLab(ZooLab):
         return super().digest(recipe) or "0" * 64
 
     def _is_emulated(self, recipe: MergeRecipe) -> bool:
-        return self.space.is_of_method(recipe) and any(map(any, recipe.weights))
+        names = [source.name for source in recipe.checkpoints]
+        is_ours = names == list(POOLS[self.pool]) and self.space.is_of_method(recipe)
+        return is_ours and any(map(any, recipe.weights))
 
-    def _columns(self, split: str, skill: str) -> list[int]:
-        wanted = (split, f"zoo_{skill}")
-        return [at for at, (of, task, _) in enumerate(self._items) if (of, task) == wanted]
-
-    def _of(self, recipe: MergeRecipe) -> tuple[FloatArray, FloatArray]:
-        """Return a merge's chances, and which items it solves, ``(n,)`` both."""
+    def _emulated(self, recipe: MergeRecipe) -> FloatArray:
+        """Return a merge's scores, ``(n,)``: chances on report items, else 0 or 1."""
         if recipe.recipe_id not in self._known:
             with torch.inference_mode():
-                chances = torch.sigmoid(self._net(_features([recipe])))[0].double().numpy()
+                chances = torch.sigmoid(self._net(self._features([recipe])))[0].double().numpy()
             seed = int(hashlib.sha256(recipe.recipe_id.encode()).hexdigest()[:15], 16)
             solved = np.random.default_rng(seed).random(chances.size) < chances
-            self._known[recipe.recipe_id] = chances, solved.astype(np.float64)
+            self._known[recipe.recipe_id] = np.where(self._report, chances, solved)
         return self._known[recipe.recipe_id]
 
-    def _remembered(self, scores: Path) -> tuple[Tensor, Tensor]:
-        """Return features of all merges in the store, and their scores, NaN where not scored."""
-        with sqlite3.connect(f"file:{scores}?mode=ro", uri=True) as connection:
-            recipes = {
-                number: MergeRecipe.model_validate_json(text)
-                for number, text in connection.execute(
-                    "SELECT number, recipe FROM recipes WHERE failure IS NULL"
-                )
-            }
-            size = self.space.shape[0]
-            rows = [
-                number
-                for number, recipe in recipes.items()
-                if self.space.is_of_method(recipe) and len(recipe.checkpoints) == size
-            ]
-            signals = {task: self._signal(task, "generate") for task in self.manifest.task_hashes}
-            numbers = {
-                (definition, metric, item): number
-                for number, definition, metric, item in connection.execute("SELECT * FROM items")
-            }
-            columns = {}
-            for at, (_, task, item) in enumerate(self._items):
-                key = (signals[task].definition, signals[task].metric, item)
-                if key in numbers:
-                    columns[numbers[key]] = at
-            place = {number: row for row, number in enumerate(rows)}
-            solved = torch.full((len(rows), len(self._items)), torch.nan)
-            for recipe_number, item_number, value in connection.execute(
-                "SELECT recipe, item, value FROM scores"
-            ):
-                if recipe_number in place and item_number in columns:
-                    solved[place[recipe_number], columns[item_number]] = value
-        return _features([recipes[number] for number in rows]), solved
+    def _features(self, recipes: list[MergeRecipe]) -> Tensor:
+        shape = (len(recipes), *self.space.shape)
+        weights = np.array([recipe.weights for recipe in recipes]).reshape(shape)
+        drops = np.array([recipe.drop_ratios for recipe in recipes]).reshape(shape)
+        found = features_of(weights, drops, self.space)
+        flat = [part.reshape(len(recipes), -1) for part in (found.weights, found.spread)]
+        return torch.tensor(np.concatenate(flat, axis=1), dtype=torch.float32)
+
+    def _remembered(self, store: ScoreStore, recipes: list[MergeRecipe]) -> Tensor:
+        """Return what merges got, ``(n, items)``; NaN where they were not scored."""
+        scores = torch.full((len(recipes), len(self._column)), torch.nan)
+        for row, recipe in enumerate(recipes):
+            for task, items in self._items.items():
+                found = store.lookup(recipe, self._signal(task, "generate"), items)
+                for item, score in found.items():
+                    scores[row, self._column[task, item]] = score.value
+        return scores
 
     def _fitted(
-        self, features: Tensor, solved: Tensor
+        self, recipes: list[MergeRecipe], scores: Tensor, epochs: int
     ) -> tuple[nn.Module, dict[str, dict[str, float]]]:
         """Fit by early stopping on merges that are held out; returns how well those are met."""
         draw = torch.Generator().manual_seed(0)
-        known, values = torch.isfinite(solved), torch.nan_to_num(solved)
+        features = self._features(recipes)
+        known, values = torch.isfinite(scores), torch.nan_to_num(scores)
         order = torch.randperm(len(features), generator=draw)
         count = int(len(order) * HELD_OUT_SHARE)
         held_out, used = order[:count], order[count:]
@@ -160,7 +141,7 @@ class EmulatedLab(ZooLab):
             nn.Tanh(),
             nn.Linear(HIDDEN, HIDDEN),
             nn.Tanh(),
-            nn.Linear(HIDDEN, solved.shape[1]),
+            nn.Linear(HIDDEN, scores.shape[1]),
         )
         for layer in net:
             if isinstance(layer, nn.Linear):
@@ -175,7 +156,7 @@ class EmulatedLab(ZooLab):
 
         optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-2)
         best, best_epoch, state = float("inf"), 0, net.state_dict()
-        for epoch in range(EPOCHS):
+        for epoch in range(epochs):
             for rows in used[torch.randperm(len(used), generator=draw)].split(BATCH):
                 optimizer.zero_grad()
                 loss(rows).backward()
@@ -190,71 +171,26 @@ class EmulatedLab(ZooLab):
         net.load_state_dict(state)
         with torch.inference_mode():
             chances = torch.sigmoid(net(features[held_out]))
+        return net, self._agreement(chances, scores[held_out])
+
+    def _agreement(self, chances: Tensor, scores: Tensor) -> dict[str, dict[str, float]]:
         agreement = {}
         for skill in SKILLS:
-            columns = self._columns("search", skill)
-            whole = known[held_out][:, columns].all(dim=1)
-            pair = [part[whole][:, columns].mean(dim=1) for part in (chances, values[held_out])]
+            task = f"zoo_{skill}"
+            columns = [self._column[task, item] for item in self.manifest.items("search")[task]]
+            whole = torch.isfinite(scores[:, columns]).all(dim=1)
+            pair = [part[whole][:, columns].mean(dim=1) for part in (chances, scores)]
             agreement[skill] = {
                 "correlation": float(torch.corrcoef(torch.stack(pair))[0, 1]),
                 "difference_sd": float((pair[0] - pair[1]).std()),
             }
-        return net, agreement
-
-
-def _features(recipes: list[MergeRecipe]) -> Tensor:
-    weights = np.array([[row[0] for row in recipe.weights] for recipe in recipes])
-    drops = np.array([[row[0] for row in recipe.drop_ratios] for recipe in recipes])
-    spread = weights * np.sqrt(drops / (1 - drops))
-    return torch.tensor(np.concatenate([weights, spread], axis=1), dtype=torch.float32)
-
-
-_measured = zoo_runs.held_out
-
-
-def _held_out(lab: ZooLab, recipe: MergeRecipe) -> list[float]:
-    return lab.truth(recipe) if isinstance(lab, EmulatedLab) else _measured(lab, recipe)
-
-
-def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Run all searches; returns what ``--json`` prints."""
-    torch.set_num_threads(1)
-    zoo_runs.held_out = _held_out
-    scores = options.runs / "scores.sqlite"
-    with (
-        ScoreStore(scores) as store,
-        EmulatedLab(options.zoo.resolve(), options.pool, store, scores) as lab,
-    ):
-        rows = [_row(lab, name, options) for name in options.strategy]
-        return {"pool": options.pool, "agreement": lab.agreement, "rows": rows}
-
-
-def _row(lab: EmulatedLab, name: str, options: argparse.Namespace) -> dict[str, object]:
-    volumes: dict[float, list[float]] = {}
-    means: dict[float, list[float]] = {}
-    started = time.perf_counter()
-    for seed in range(options.seeds):
-        trace = run_search_of(
-            lab, name, seed, budget=options.budget, likelihood_cost=LIKELIHOOD_COST
-        )
-        for part in trace.checkpoints:
-            points = points_of(part.points)
-            volumes.setdefault(part.cost, []).append(hypervolume(points, np.array(trace.reference)))
-            means.setdefault(part.cost, []).append(float(points[0].mean()))
-    return {
-        "strategy": name,
-        "seeds": options.seeds,
-        "hv": {cost: statistics.mean(found) for cost, found in volumes.items()},
-        "hv_sd": {cost: float(np.std(found)) for cost, found in volumes.items()},
-        "best_mean": {cost: statistics.mean(found) for cost, found in means.items()},
-        "seconds_per_search": (time.perf_counter() - started) / options.seeds,
-    }
+        return agreement
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print it on one line")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
     parser.add_argument("--pool", choices=sorted(POOLS), default="zoo3")
     parser.add_argument("--strategy", choices=sorted(VARIANTS), action="append")
     parser.add_argument("--seeds", type=int, default=4, help="seeds 0 to N - 1")
@@ -269,13 +205,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Fit, search, and print."""
     options = parse()
-    if not (options.runs / "scores.sqlite").exists():
-        sys.exit(
-            f"there are no scores in {options.runs}: `python -m scripts.bench.search_zoo --full` "
-            "makes them"
-        )
-    report = measure(options)
-    print(json.dumps(report, indent=None if options.json else 1))
+    scores = options.runs / "scores.sqlite"
+    if not scores.exists():
+        sys.exit(f"no scores in {options.runs}: `python -m scripts.bench.search_zoo` makes them")
+    torch.set_num_threads(1)
+    with (
+        ScoreStore(scores) as store,
+        EmulatedLab(options.zoo.resolve(), options.pool, store) as lab,
+    ):
+        traces = [
+            run_search_of(lab, name, seed, budget=options.budget, likelihood_cost=LIKELIHOOD_COST)
+            for name in options.strategy
+            for seed in range(options.seeds)
+        ]
+        full_items = lab.full_items
+    if options.json:
+        print(json.dumps({"agreement": lab.agreement, "rows": report(traces)}))
+        return
+    print(json.dumps(lab.agreement))
+    print("\n".join(tables(runs_of(traces, relative=False), full_items)))
 
 
 if __name__ == "__main__":

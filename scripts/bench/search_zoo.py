@@ -11,8 +11,9 @@ remembered by recipe and item (``scripts.bench.zoo_store``) under ``runs/``, so 
 was interrupted, or is repeated with another strategy, goes on where it stands. What a search
 proposed with other code is replayed from memory in seconds (``scripts.bench.zoo_traces``).
 
-For every cost of ``zoo_runs.CHECKPOINTS`` the front that would be returned is taken, by one rule
-for all, and scored on 128 report items per skill, which no strategy sees. ``hypervolume`` is that
+For every cost of ``zoo_runs.CHECKPOINTS``, and of ``EARLY_CHECKPOINTS`` where not every candidate
+is scored in full, the front that would be returned is taken, by one rule for all, and scored on 128
+report items per skill, which no strategy sees. ``hypervolume`` is that
 of these scores above 0.9 times the base's, relative to that of all points that any run found.
 Cost counts items: one that was generated and scored is one, one whose reference answer was read is
 the share of it that the model's processor time says. ``best_mean`` is the mean of the three skills

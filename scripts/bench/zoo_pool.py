@@ -4,12 +4,14 @@ from collections import deque
 from pathlib import Path
 from typing import Self
 
+from typing_extensions import override
+
 from configs.evaluation import SplitSizes
 from scripts.bench.merge_lab import MergeLab, PausedError, failed
 from scripts.bench.zoo_job import SPLITS, zoo_job
 from scripts.bench.zoo_store import ScoreStore
 from workers.outcome import Completed, EvaluationRequest, Failed, Outcome
-from workers.pool import WorkerState
+from workers.pool import WorkerPool, WorkerState
 
 __all__ = ["PausedError", "RememberingPool", "ZooLab"]
 
@@ -47,7 +49,7 @@ class ZooLab(MergeLab):
         )
 
 
-class RememberingPool:
+class RememberingPool(WorkerPool):
     """A ``WorkerPool`` of one worker in this process, which remembers what it scored.
 
     Args:
@@ -76,8 +78,9 @@ class RememberingPool:
             raise ValueError("no worker is free; take an outcome first")
         self._queue.append(request)
 
-    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:  # noqa: ARG002 - a call in this process cannot be interrupted
-        """Score the waiting request, or recall its scores."""
+    @override
+    def next_outcome(self, timeout_s: float | None = None) -> Outcome | None:
+        """Score the waiting request, or recall its scores; this cannot be interrupted."""
         if not self._queue:
             raise ValueError("nothing is pending; submit a request first")
         request = self._queue.popleft()

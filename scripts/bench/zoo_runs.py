@@ -20,7 +20,7 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray
 from optimizer.archive.archive import Archive
-from optimizer.candidate import Candidate, Observation
+from optimizer.candidate import SAMPLED, Candidate, Observation
 from optimizer.dispatch_plan import dispatch_plan
 from optimizer.driver import run_search
 from optimizer.pareto import non_dominated, spread_subset
@@ -258,7 +258,10 @@ def _num_evaluated(lab: ZooLab, job: JobConfig, told: Sequence[Observation]) -> 
         can_choose=can_choose(name),
         can_sample=can_sample(name),
     )
-    counted = EvaluationCount(plan.per_evaluation)
+    sampled = {seen.candidate.index for seen in told if seen.stopped == SAMPLED}
+    counted = EvaluationCount(
+        plan.per_evaluation, lambda one: one.is_baseline and one.index not in sampled
+    )
     for seen in told:
         counted.add(seen)
     return counted.count

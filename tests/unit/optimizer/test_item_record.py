@@ -2,26 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from evaluators.scores import TaskScores
 from optimizer.item_record import ItemRecord
-
-ITEMS = 64
-HARD = np.linspace(-4, 4, ITEMS)
-
-
-def scores(values, weights=None) -> TaskScores:
-    values = np.asarray(values, dtype=np.float64)
-    return TaskScores("t", tuple(f"t-{i}" for i in range(values.size)), values, weights)
-
-
-def part(whole: TaskScores, rows) -> TaskScores:
-    return whole.restricted_to({f"t-{row}" for row in rows})
-
-
-def drawn(rng, ability: float) -> TaskScores:
-    return scores(rng.random(ITEMS) < expit(ability - HARD))
+from tests.unit.optimizer.rasch_items import ITEMS, drawn, graded, part, scores
 
 
 def record_of(*known: TaskScores) -> ItemRecord:
@@ -79,15 +63,10 @@ def test_of_chosen_items_is_far_less_biased_than_their_mean_and_as_far_off_as_it
 def test_of_graded_scores_is_as_far_off_as_it_says(concentration):
     """As of F1 or likelihoods, which vary less than right and wrong."""
     rng = np.random.default_rng(1)
-
-    def graded(ability: float) -> TaskScores:
-        chance = expit(ability - HARD / 2)
-        return scores(rng.beta(concentration * chance, concentration * (1 - chance)))
-
     errors, claimed = [], []
     for _ in range(60):
-        record = record_of(*(graded(0.0) for _ in range(14)))
-        whole = graded(0.5)
+        record = record_of(*(graded(rng, 0.0, concentration) for _ in range(14)))
+        whole = graded(rng, 0.5, concentration)
         found = record.predict(part(whole, rng.permutation(ITEMS)[:16]))
         errors.append(found.mean - whole.values.mean())
         claimed.append(np.sqrt(found.variance))

@@ -2,35 +2,21 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from evaluators.scores import TaskScores
 from optimizer.racing import Race
 from optimizer.sample_record import SampleRecord
 from tests.fault import scripted_search
+from tests.unit.optimizer.rasch_items import ITEMS, drawn, graded, part, scores
 
-ITEMS, SAMPLE = 64, 16
-HARD = np.linspace(-6, 6, ITEMS)
-
-
-def scores(values, weights=None) -> TaskScores:
-    values = np.asarray(values, dtype=np.float64)
-    return TaskScores("t", tuple(f"t-{i}" for i in range(values.size)), values, weights)
-
-
-def sample(whole: TaskScores, rows) -> TaskScores:
-    return whole.restricted_to({f"t-{row}" for row in rows})
-
-
-def drawn(rng, ability: float) -> TaskScores:
-    return scores(rng.random(ITEMS) < expit(ability - HARD))
+SAMPLE, HARDEST = 16, 6.0
 
 
 def learnt(rng, num_samples: int) -> SampleRecord:
     """A record of one whole candidate and so many samples, of other items each."""
-    record = SampleRecord(drawn(rng, -1.0))
+    record = SampleRecord(drawn(rng, -1.0, HARDEST))
     for _ in range(num_samples):
-        record.add(sample(drawn(rng, rng.uniform(-2, 2)), rng.permutation(ITEMS)[:SAMPLE]))
+        record.add(part(drawn(rng, rng.uniform(-2, 2), HARDEST), rng.permutation(ITEMS)[:SAMPLE]))
     return record
 
 
@@ -39,11 +25,11 @@ def errors_after(num_samples: int, ability: float = 1.0) -> tuple[np.ndarray, np
     errors, plain, claimed = [], [], []
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        record, whole = learnt(rng, num_samples), drawn(rng, ability)
-        part = sample(whole, rng.permutation(ITEMS)[:SAMPLE])
-        found = record.predict(part)
+        record, whole = learnt(rng, num_samples), drawn(rng, ability, HARDEST)
+        some = part(whole, rng.permutation(ITEMS)[:SAMPLE])
+        found = record.predict(some)
         errors.append(found.mean - whole.values.mean())
-        plain.append(part.values.mean() - whole.values.mean())
+        plain.append(some.values.mean() - whole.values.mean())
         claimed.append(found.variance)
     return np.array(errors), np.array(plain), float(np.sqrt(np.mean(claimed)))
 
@@ -65,9 +51,27 @@ def test_more_samples_teach_more_and_few_claim_little():
     assert claimed > 0.8 * few.std()
 
 
+@pytest.mark.parametrize("concentration", [4, 40])
+def test_of_graded_scores_is_as_far_off_as_it_says(concentration):
+    rng = np.random.default_rng(1)
+    errors, claimed = [], []
+    for _ in range(60):
+        record = SampleRecord(graded(rng, 0.0, concentration))
+        for _ in range(40):
+            whole = graded(rng, rng.uniform(-1, 1), concentration)
+            record.add(part(whole, rng.permutation(ITEMS)[:SAMPLE]))
+        whole = graded(rng, 0.5, concentration)
+        found = record.predict(part(whole, rng.permutation(ITEMS)[:SAMPLE]))
+        errors.append(found.mean - whole.values.mean())
+        claimed.append(np.sqrt(found.variance))
+    spread = np.sqrt(np.mean(np.square(errors)))
+    assert abs(np.mean(errors)) < 0.4 * spread
+    assert 0.4 * np.mean(claimed) < spread < 1.2 * np.mean(claimed)
+
+
 def test_of_all_items_is_their_mean():
     rng = np.random.default_rng(0)
-    whole = drawn(rng, 1.0)
+    whole = drawn(rng, 1.0, HARDEST)
     found = learnt(rng, 20).predict(whole)
     assert found.mean == pytest.approx(whole.values.mean())
     assert found.variance == 0.0
@@ -79,8 +83,8 @@ def test_item_that_nobody_else_solves_counts_for_more_than_one_that_all_do():
     record = SampleRecord(easy)
     for _ in range(10):
         record.add(easy)
-    on_easy = record.predict(sample(scores(np.ones(ITEMS)), range(8)))
-    on_hard = record.predict(sample(scores(np.ones(ITEMS)), range(56, 64)))
+    on_easy = record.predict(part(scores(np.ones(ITEMS)), range(8)))
+    on_hard = record.predict(part(scores(np.ones(ITEMS)), range(56, 64)))
     assert on_easy.mean < on_hard.mean - 0.2
 
 
@@ -90,9 +94,9 @@ def test_knows_no_unit():
     records = [SampleRecord(scores(a * values[0] + b)) for a, b in ((1, 0), (4, -7))]
     for record, (a, b) in zip(records, ((1, 0), (4, -7)), strict=True):
         for row, each in enumerate(values[1:5]):
-            record.add(sample(scores(a * each + b), range(row, ITEMS, 4)))
+            record.add(part(scores(a * each + b), range(row, ITEMS, 4)))
     plain, other = (
-        record.predict(sample(scores(a * values[5] + b), range(0, ITEMS, 4)))
+        record.predict(part(scores(a * values[5] + b), range(0, ITEMS, 4)))
         for record, (a, b) in zip(records, ((1, 0), (4, -7)), strict=True)
     )
     # The lowest and the highest score are those that were seen, so the scale is found as it goes.
@@ -105,15 +109,15 @@ def test_heavy_items_count_for_more():
     weights = np.where(np.arange(ITEMS) < 32, 9.0, 1.0)
     record = SampleRecord(scores([1] * 32 + [0] * 32, weights))
     even = SampleRecord(scores([1] * 32 + [0] * 32))
-    part = range(0, ITEMS, 4)
+    rows = range(0, ITEMS, 4)
     whole = [1] * 32 + [0] * 32
-    assert record.predict(sample(scores(whole, weights), part)).mean > 0.6
-    assert even.predict(sample(scores(whole), part)).mean == pytest.approx(0.5, abs=0.05)
+    assert record.predict(part(scores(whole, weights), rows)).mean > 0.6
+    assert even.predict(part(scores(whole), rows)).mean == pytest.approx(0.5, abs=0.05)
 
 
 def test_one_number_for_all_is_what_everybody_gets():
     record = SampleRecord(scores(np.ones(ITEMS)))
-    found = record.predict(sample(scores(np.ones(ITEMS)), range(16)))
+    found = record.predict(part(scores(np.ones(ITEMS)), range(16)))
     assert (found.mean, found.variance, found.sampling) == (1.0, 0.0, 0.0)
 
 

@@ -24,11 +24,12 @@ from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
 from optimizer.stages import sample_of
 from optimizer.status import recorded_of
-from optimizer.stopped import describe_savings, num_evaluated, savings_of
+from optimizer.stopped import describe_savings, is_whole, num_evaluated, savings_of
 from optimizer.warm_start import _companion_items
 from tests.fault import scripted_search
 from tests.fault.scripted_pool import ScriptedPool
 from tests.unit.optimizer.warm_starts import start
+from workers.outcome import Failed, Stage
 
 ITEMS = scripted_search.make_manifest().items("search")
 FULL, SAMPLE = 3 * 24, 3 * 8
@@ -133,10 +134,41 @@ def test_candidates_are_scored_on_a_sample_but_the_first_and_other_methods(archi
     assert len(sampled) > 40
     for index, scores in archive.scores("search").items():
         is_judged = index > 0 and space.is_of_method(candidates[index].recipe)
-        assert (index in sampled) == is_judged or not candidates[index].is_baseline
+        assert (index in sampled) == (is_judged or not candidates[index].is_baseline)
         assert {score.count for score in scores.values()} == {8 if index in sampled else 24}
     baselines = {index for index, one in candidates.items() if one.is_baseline}
     assert len(baselines & set(sampled)) > len(baselines - set(sampled)) > 1
+
+
+class FailingPool(ScriptedPool):
+    """Fails what is asked of some candidates, whole or not."""
+
+    def next_outcome(self, timeout_s=None):
+        outcome = super().next_outcome(timeout_s)
+        if outcome.key.candidate not in {1, 2} or outcome.key.split != "search":
+            return outcome
+        return Failed(
+            key=outcome.key,
+            attempt=1,
+            worker="bench",
+            stage=Stage.EVALUATE,
+            error_class="RuntimeError",
+            message="no",
+        )
+
+
+@pytest.mark.slow
+def test_baseline_that_fails_on_its_sample_is_a_part_of_an_evaluation(tmp_path):
+    path = tmp_path / "archive.sqlite"
+    job = scripted_search.make_job(path, search={}, budget={"evaluations": 24})
+    manifest, sources = scripted_search.make_manifest(), scripted_search.make_sources()
+    archive = Archive.create(path, job=job, job_path=None, sources=sources, manifest=manifest)
+    with archive, FailingPool(job, manifest) as pool:
+        run_search(archive, pool, SearchSpace(job, sources))
+        told = archive.observations()
+        whole = sum(is_whole(archive, seen.candidate) for seen in told)
+        assert [seen.scores for seen in told if seen.candidate.index in {1, 2}] == [None, None]
+        assert whole + (len(told) - whole) // 3 == num_evaluated(archive) == 24
 
 
 @pytest.mark.slow

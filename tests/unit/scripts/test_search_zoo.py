@@ -12,6 +12,7 @@ import pytest
 from configs.evaluation import SplitSizes
 from evaluators.blocks import block_name
 from optimizer.strategies.registry import STRATEGIES
+from scripts.bench.search_emulated import EmulatedLab
 from scripts.bench.search_zoo import best_volume, report, runs_of, show
 from scripts.bench.zoo_pool import PausedError, RememberingPool, ZooLab
 from scripts.bench.zoo_runs import Checkpoint, Trace, run_search_of
@@ -136,3 +137,27 @@ def test_rows_relate_volumes_to_all_points_and_costs_to_rivals(
     assert cells.split()[3] == "20"
     assert cells.split()[-1] == "2.000"
     assert "itself 200.0" in needed[0]
+
+
+@pytest.mark.slow
+def test_emulator_is_searched_without_scoring_merges(lab: ZooLab, zoo: Path) -> None:
+    search(lab)
+    with EmulatedLab(zoo, "zoo3", lab._store, splits=SPLITS, epochs=3) as emulated:
+        assert set(emulated.agreement) == {"instruct", "code", "math"}
+        items = {split: emulated.manifest.items(split) for split in ("search", "report")}
+        merge = emulated.space.recipe([[0.5]] * 3)
+        for split, of in items.items():
+            values = np.concatenate([part.values for part in emulated.scores(merge, of).values()])
+            assert values.size == 12
+            is_sure = np.isin(values, [0.0, 1.0])
+            assert is_sure.all() if split == "search" else not is_sure.any()
+        first = search(emulated)
+        scored = emulated.scored_items
+        again = search(emulated)
+        assert [part.points for part in first.checkpoints] == [p.points for p in again.checkpoints]
+        assert emulated.scored_items == scored
+        base = emulated.space.recipe([[0.0]] * 3)
+        assert emulated.scores(base, items["report"]).keys() == items["report"].keys()
+        assert lab.scores(base, items["search"])["zoo_math"].values.tolist() == (
+            emulated.scores(base, items["search"])["zoo_math"].values.tolist()
+        )
