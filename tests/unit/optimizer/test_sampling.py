@@ -100,6 +100,22 @@ def test_job_that_screens_samples_if_it_says_so(tmp_path):
     both = {"racing": {"sampling": True}}
     plan = plan_of(tmp_path, search=both, objectives=scripted_search.COMPANIONS)
     assert (plan.screens, plan.samples, plan.per_evaluation) == (True, True, 18)
+    assert not plan.samples_baselines
+
+
+@pytest.mark.slow
+def test_search_that_screens_and_samples_scores_baselines_on_everything(tmp_path):
+    scripted_search.run(
+        path := tmp_path / "archive.sqlite",
+        search={"racing": {"sampling": True}},
+        objectives=scripted_search.COMPANIONS,
+        budget={"evaluations": 24},
+    )
+    with Archive.open(path) as archive:
+        told = archive.observations()
+        assert all(seen.is_complete for seen in told if seen.candidate.is_baseline)
+        assert {seen.stopped for seen in told} >= {SAMPLED, "screened"}
+        assert num_evaluated(archive) == 24
 
 
 @pytest.mark.parametrize("racing", [{"sampling": False}, {"enabled": False}])
@@ -163,10 +179,13 @@ def test_baseline_that_fails_on_its_sample_is_a_part_of_an_evaluation(tmp_path):
     job = scripted_search.make_job(path, search={}, budget={"evaluations": 24})
     manifest, sources = scripted_search.make_manifest(), scripted_search.make_sources()
     archive = Archive.create(path, job=job, job_path=None, sources=sources, manifest=manifest)
+    space = SearchSpace(job, sources)
     with archive, FailingPool(job, manifest) as pool:
-        run_search(archive, pool, SearchSpace(job, sources))
+        run_search(archive, pool, space)
         told = archive.observations()
-        whole = sum(is_whole(archive, seen.candidate) for seen in told)
+        baselines = [one for one in archive.candidates() if one.is_baseline]
+        whole = sum(one.index == 0 or not space.is_of_method(one.recipe) for one in baselines)
+        assert whole == sum(is_whole(archive, one) for one in baselines) > 1
         assert [seen.scores for seen in told if seen.candidate.index in {1, 2}] == [None, None]
         assert whole + (len(told) - whole) // 3 == num_evaluated(archive) == 24
 
