@@ -11,6 +11,9 @@ from configs.section import Section
 
 Toggle = bool | Literal["auto"]
 
+BEFORE: dict[str, object] = {"sampling": False, "sample_items": None}
+"""Settings of :class:`Racing` that there were not always -> what a search from before means."""
+
 
 class Racing(Section):
     """Whether and when a candidate that is already worse stops being scored."""
@@ -26,12 +29,15 @@ class Racing(Section):
     """By how much a candidate may seem better in an objective and still count as no better
     there, in standard errors of the score of a whole split (their median)."""
     sampling: Toggle = "auto"
-    """Score every candidate on ``first_share`` of each task's items only, the next ones in turn,
+    """Score every candidate on a sample of each task's items only, the next ones in turn,
     instead of racing. ``auto`` does where the strategy learns more from many candidates on few
     items than from few on many (``surrogate_cma``), does not screen, and a sample has less than
     two thirds of the items. So are baselines, but the very first, the base, and those of other
     methods. The best are then scored on all ``select`` items, as those of any search are, and all
     baselines on the ``report`` items."""
+    sample_items: int | None = Field(default=16, ge=1)
+    """Most items of a task in a sample, where ``first_share`` of them is more; null: that share.
+    At least 8 items of a task are in one, on an accelerator a batch: fewer take as long."""
 
     @field_validator("sampling")
     @classmethod

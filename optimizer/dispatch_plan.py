@@ -10,7 +10,7 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import Items
 from optimizer.space import SearchSpace
-from optimizer.stages import first_items, stages
+from optimizer.stages import first_items, first_sample, stages
 from optimizer.strategies.registry import can_choose, can_sample
 
 # Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
@@ -22,11 +22,11 @@ class DispatchPlan:
     """What a candidate of the strategy is asked for.
 
     Attributes:
-        stages: Nested items, the last the whole split; more than one where candidates race.
+        stages: Nested items, the last the whole split; more than one where candidates race. Where
+            they are scored on samples, one of them and the whole split.
         preview: Of which items the companions are asked for before any score; empty for none.
         group_size: How many candidates are screened for each that is scored; 1 screens none.
-        samples: Whether candidates are scored on a sample of the items each, as large as the
-            first stage.
+        samples: Whether candidates are scored on a sample of the items each.
     """
 
     stages: tuple[Items, ...]
@@ -73,11 +73,18 @@ def dispatch_plan(
     """
     settings = job.search
     screens = job.screens and can_choose
-    found = stages_of(job, items)
     sampling = settings.racing.sampling
     # Who was promoted by companions is worth all items: samples of such lose more than they save.
     wanted = not screens if sampling == "auto" else sampling
-    samples = wanted and can_sample and _samples_of(found) > 1
+    found: tuple[Items, ...] = (items,)
+    if samples := wanted and can_sample and settings.racing.enabled:
+        least, undivided = least_items(job), job.undivided
+        racing, seed = settings.racing, job.seed
+        sample = first_sample(items, racing, seed, least_items=least, undivided=undivided)
+        found = (sample, items)
+        samples = _samples_of(found) > 1
+    if not samples:
+        found = stages_of(job, items)
     count = 0 if settings.gates.likelihood is None else settings.gates.items
     if screens or (samples and not count):
         count = settings.screening.items

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from configs.errors import ConfigError, JobChangedError, Problem
+from configs.racing import BEFORE
 from configs.schema import OPERATIONAL_KEYS, JobConfig
 
 # Mappings whose order means something: genes, columns of the front.
@@ -49,13 +50,18 @@ def continued(archived: JobConfig, job: JobConfig, refusal: str) -> JobConfig:
 def _as_begun(archived: JobConfig, job: JobConfig) -> JobConfig:
     """Return a job without what its search began without.
 
-    Where there was no ``search.racing.sampling`` yet, a job that leaves it open, or to the program,
-    means what it meant then.
+    Where there was no such setting of ``search.racing`` yet, a job that leaves it open, or to the
+    program, means what it meant then.
     """
     racing = job.search.racing
-    if "sampling" in archived.search.racing.model_fields_set or racing.sampling is True:
+    began = archived.search.racing.model_fields_set
+    decided = set(racing.model_fields_set)
+    if racing.sampling is not True:
+        decided.discard("sampling")
+    left_open = BEFORE.keys() - began - decided
+    if not left_open:
         return job
-    racing = racing.model_copy(update={"sampling": False})
+    racing = racing.model_copy(update={name: BEFORE[name] for name in left_open})
     return job.model_copy(update={"search": job.search.model_copy(update={"racing": racing})})
 
 

@@ -44,13 +44,42 @@ def stages(
     for end in ends:
         stage: dict[str, tuple[str, ...]] = {}
         for task, ids in whole.items():
-            count = len(ids)
-            if task not in undivided:
-                count = max(math.ceil(end * len(ids)), min(least_items, len(ids)))
+            least = len(ids) if task in undivided else min(least_items, len(ids))
+            count = max(math.ceil(end * len(ids)), least)
             stage |= first_items({task: ids}, count, seed, worth)
         if stage != whole and stage not in found:
             found.append(stage)
     return [*found, whole]
+
+
+def first_sample(
+    items: Items,
+    racing: Racing,
+    seed: int,
+    *,
+    least_items: int = 1,
+    undivided: Collection[str] = (),
+) -> dict[str, tuple[str, ...]]:
+    """Return a sample of a split: how many items of each task :func:`sample_of` takes in a turn.
+
+    Many merges on few items say more than few on many as long as the items of one are not all
+    alike, however large the split is: hence a number of items, not a share of them.
+
+    Args:
+        items: Task -> items of the split.
+        racing: The job's settings: ``sample_items``, at most ``first_share`` of the items.
+        seed: Of the search.
+        least_items: Of a task, so many are in a sample, or all.
+        undivided: Tasks whose items stay together.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for task, ids in items.items():
+        least = len(ids) if task in undivided else min(least_items, len(ids))
+        count = math.ceil(racing.first_share * len(ids))
+        if racing.sample_items is not None:
+            count = min(count, racing.sample_items)
+        found |= first_items({task: ids}, max(count, least), seed)
+    return found
 
 
 def first_items(
@@ -70,14 +99,14 @@ def first_items(
 
 
 def sample_of(items: Items, first: Items, seed: int, turn: int) -> dict[str, tuple[str, ...]]:
-    """Return the items of one turn: as many of each task as are in the first block, others in turn.
+    """Return the items of one turn: as many of each task as are in a first one, others in turn.
 
     Turns after each other share out the items, in an order of their own each time round: a sample
     that came again would be easier or harder for the same candidates, and what a search learns.
 
     Args:
         items: Task -> items of the split.
-        first: Task -> items of a first block.
+        first: Task -> items of :func:`first_sample`.
         seed: Of the search; another one has other items together.
         turn: Whose.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from configs.evaluation import Objective
+from configs.racing import BEFORE
 from configs.schema import JobConfig
 from evaluators.scores import FloatArray, Items, Scores, TaskScores
 from optimizer.candidate import Candidate
@@ -98,16 +99,16 @@ def job_to_json(job: JobConfig) -> str:
 
 
 def json_to_job(text: str) -> JobConfig:
-    """Read what ``job_to_json`` wrote; a search from before there was sampling goes on without.
+    """Read what ``job_to_json`` wrote; a search goes on without what there was not when it began.
 
-    There ``sampling`` counts as not set (``optimizer.job_changes.continued``).
+    Such settings count as not set (``optimizer.job_changes.continued``).
     """
     content = json.loads(text)
-    is_new = "sampling" in content["search"]["racing"]
-    content["search"]["racing"].setdefault("sampling", False)
+    racing = content["search"]["racing"]
+    missing = BEFORE.keys() - racing.keys()
+    content["search"]["racing"] = BEFORE | racing
     job = JobConfig.model_validate(content)
-    if not is_new:
-        job.search.racing.model_fields_set.discard("sampling")
+    job.search.racing.model_fields_set.difference_update(missing)
     return job
 
 

@@ -33,6 +33,7 @@ from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import SHAPES, Landscape
 from scripts.bench.search_closed import (
     NUM_PENDING,
+    SAMPLE,
     SCREEN,
     VARIANTS,
     run_search,
@@ -42,6 +43,8 @@ from scripts.bench.search_rows import SearchRow, append_run, read_runs, search_r
 
 SHORT_EVALUATIONS, SHORT_SEEDS = 36, 1
 FULL_EVALUATIONS, FULL_SEEDS = 200, 10
+SHORT_SAMPLED_EVALUATIONS, FULL_SAMPLED_EVALUATIONS = 8, 20
+"""Of a search that samples: by then it has what others end with."""
 FULL_RUNS = Path("runs/search_closed.jsonl")
 SHORT_ZOO_MINUTES, SHORT_ZOO_BUDGET = 4.0, 20
 ASK_OUTCOMES = (300, 2000, 5000)
@@ -77,25 +80,28 @@ def _cost(evaluations: float | None, items: float | None) -> str:
 
 def run_closed(given: argparse.Namespace) -> list[SearchRow]:
     """Run what is missing of part one, seed by seed, and return its rows."""
+
+    def budget_of(name: str) -> int:
+        return int(given.sampled_evaluations if name.startswith(SAMPLE) else given.evaluations)
+
     # Runs of another length or version stay in the file, and are no runs of this benchmark.
     runs = [
         run
         for run in (read_runs(given.runs) if given.runs else [])
-        if run.trace[-1].evaluations == given.evaluations
+        if run.trace[-1].evaluations == budget_of(run.strategy)
         and run.version == version_of(run.strategy)
     ]
     known = {run.key for run in runs}
     for seed in range(given.seeds):
         for landscape in (Landscape(name) for name in given.landscapes):
             for name in given.strategies:
-                key = (landscape.name, name, seed, given.evaluations, version_of(name))
+                budget = budget_of(name)
+                key = (landscape.name, name, seed, budget, version_of(name))
                 if key in known:
                     continue
                 if name.startswith(SCREEN) and not landscape.shape.companions:
                     continue
-                runs.append(
-                    run_search(landscape, name, seed, given.evaluations, num_pending=given.pending)
-                )
+                runs.append(run_search(landscape, name, seed, budget, num_pending=given.pending))
                 if given.runs:
                     append_run(given.runs, runs[-1])
     return search_rows(runs)
@@ -131,6 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=list(VARIANTS), help="of part one")
     parser.add_argument("--seeds", type=int, help="of part one")
     parser.add_argument("--evaluations", type=int, help="of part one")
+    parser.add_argument("--sampled-evaluations", type=int, help=f"of {SAMPLE}")
     parser.add_argument("--pending", type=int, default=NUM_PENDING, help="evaluations at a time")
     parser.add_argument(
         "--runs", type=Path,
@@ -148,6 +155,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     goes_on = given.full and given.pending == NUM_PENDING
     given.runs = given.runs or (FULL_RUNS if goes_on else None)
     given.evaluations = given.evaluations or (FULL_EVALUATIONS if given.full else SHORT_EVALUATIONS)
+    given.sampled_evaluations = given.sampled_evaluations or (
+        FULL_SAMPLED_EVALUATIONS if given.full else SHORT_SAMPLED_EVALUATIONS
+    )
     return given
 
 

@@ -6,8 +6,8 @@ at a time, told one by one in the order in which they were proposed. What is rec
 is the true hypervolume of the front that would be returned, chosen for every method by the
 posterior mean of a surrogate of all its evaluations: luck in noisy scores counts for nobody.
 
-The variant ``sample`` scores every candidate but the very first, the base, on a quarter of the
-items, as the default strategy does; four count as one evaluation.
+The variant ``sample`` scores every candidate but the very first, the base, on 16 of the 256 items
+of an objective, as the default strategy does; sixteen count as one evaluation.
 
 The variant ``screen`` looks at groups of candidates through the companions of a few items, as
 ``optimizer.dispatch`` does, and scores the one that the strategy promotes; a group is one
@@ -45,11 +45,11 @@ CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
 # Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
 # Screening, 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
-# Samples, 2: the first merges are scored on samples, too.
-_VERSIONS = {SCREEN: 2, SAMPLE: 2}
+# Samples, 2: the first merges are scored on samples, too; 3: of 16 items, no longer of a quarter.
+_VERSIONS = {SCREEN: 2, SAMPLE: 3}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
-_SAMPLES = round(1 / Racing().first_share)
+_SAMPLES = NUM_ITEMS // (Racing().sample_items or NUM_ITEMS)
 """So many samples are one evaluation."""
 
 

@@ -31,6 +31,7 @@ SEARCHES = st.fixed_dictionaries(
                 "first_share": st.sampled_from([0.2, 0.34, 0.6]),
                 "confidence": st.sampled_from([0.6, 0.9]),
                 "sampling": st.sampled_from([False, "auto"]),
+                "sample_items": st.sampled_from([None, 1, 9]),
             }
         ),
         "screening": st.fixed_dictionaries(

@@ -38,6 +38,19 @@ def test_archive_from_before_samples_goes_on_without_whatever_the_job_leaves_ope
         continued(archived, job(search={"racing": {"sampling": True}}), "another search")
 
 
+def test_archive_from_before_samples_had_a_number_of_items_goes_on_with_a_share() -> None:
+    content = json.loads(job_to_json(job()))
+    del content["search"]["racing"]["sample_items"]
+    archived = json_to_job(json.dumps(content))
+    assert archived.search.racing.sample_items is None
+    assert archived.search.racing.sampling == "auto"
+    for racing in ({}, {"sampling": "auto"}, {"sample_items": None}):
+        again = continued(archived, job(search={"racing": racing}), "another search")
+        assert again.search.racing.sample_items is None
+    with pytest.raises(JobChangedError, match=r"search\.racing\.sample_items: null -> 16"):
+        continued(archived, job(search={"racing": {"sample_items": 16}}), "another search")
+
+
 def test_archive_that_says_whether_it_samples_is_held_to_it() -> None:
     archived = json_to_job(job_to_json(job(search={"racing": {"sampling": False}})))
     with pytest.raises(JobChangedError, match=r"search\.racing\.sampling: false -> auto"):

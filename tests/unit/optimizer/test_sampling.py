@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
+from configs.racing import Racing
 from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import SAMPLED, Candidate, Observation
@@ -22,7 +23,7 @@ from optimizer.resume import verify_replay
 from optimizer.scalarize import reference_point
 from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
-from optimizer.stages import sample_of
+from optimizer.stages import first_sample, sample_of
 from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, is_whole, num_evaluated, savings_of
 from optimizer.warm_start import _companion_items
@@ -91,6 +92,46 @@ def test_plan_samples_where_the_strategy_learns_from_it(tmp_path):
     assert plan.per_evaluation == 3
     assert describe_plan(plan, by_gate=False) == [
         "sampling: a candidate is scored on 24 of 72 items, others in turn"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sample"),
+    [
+        ({}, 16),
+        ({"sample_items": 40}, 40),
+        ({"sample_items": 400}, 60),
+        ({"sample_items": None}, 60),
+        ({"sample_items": 3}, 8),
+        ({"first_share": 0.05}, 12),
+    ],
+)
+def test_sample_of_a_large_split_is_a_number_of_items_not_a_share(tmp_path, changes, sample):
+    items = {task: tuple(f"{task}-{i}" for i in range(240)) for task in ITEMS}
+    job = scripted_search.make_job(tmp_path / "a.sqlite", search={"racing": changes})
+    plan = dispatch_plan(job, items, can_choose=True, can_sample=True)
+    assert [[len(ids) for ids in stage.values()] for stage in plan.stages] == [
+        [sample] * 3,
+        [240] * 3,
+    ]
+    assert plan.per_evaluation == 240 // sample
+    races = dispatch_plan(job, items, can_choose=True, can_sample=False)
+    assert len(races.stages[0]["zoo_math"]) == 240 * job.search.racing.first_share
+
+
+def test_sample_has_a_batch_on_an_accelerator_and_all_of_what_is_not_divided(tmp_path):
+    items = {task: tuple(f"{task}-{i}" for i in range(240)) for task in ITEMS}
+    job = scripted_search.make_job(
+        tmp_path / "a.sqlite",
+        search={},
+        workers={"device": "cuda", "gpus": 1},
+        evaluation={"splits": {}, "batch_size": 24},
+    )
+    plan = dispatch_plan(job, items, can_choose=True, can_sample=True)
+    assert [len(ids) for ids in plan.stages[0].values()] == [24, 24, 24]
+    found = first_sample(items, Racing(), 0, least_items=8, undivided={"zoo_code"})
+    assert [len(found[task]) for task in ITEMS] == [
+        240 if task == "zoo_code" else 16 for task in ITEMS
     ]
 
 

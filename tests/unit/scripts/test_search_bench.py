@@ -7,7 +7,7 @@ import pytest
 from optimizer.candidate import Candidate
 from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import NUM_ITEMS, OBJECTIVES, SHAPES, Landscape, search_items
-from scripts.bench.search import FULL_RUNS, main, parse, table
+from scripts.bench.search import FULL_RUNS, main, parse, run_closed, table
 from scripts.bench.search_closed import CHECKPOINTS, run_search, version_of
 from scripts.bench.search_rows import (
     SearchRun,
@@ -83,6 +83,18 @@ def test_full_goes_on_by_itself():
     assert parse([]).runs is None
     # Those have other evaluations pending.
     assert parse(["--full", "--pending", "8"]).runs is None
+
+
+@pytest.mark.slow
+def test_searches_that_sample_have_a_budget_of_their_own(tmp_path):
+    words = ["--landscapes", "N4", "--strategies", "dirichlet", "sample", "--evaluations", "12"]
+    words += ["--sampled-evaluations", "2", "--runs", str(tmp_path / "runs")]
+    rows = {row.strategy: row for row in run_closed(parse(words))}
+    assert (rows["dirichlet"].evaluations, rows["sample"].evaluations) == (12, 2)
+    # The base, and sixteen others of sixteen items.
+    assert rows["sample"].items == 2 * 3 * 256
+    assert {row.strategy: row for row in run_closed(parse(words))} == rows
+    assert len(read_runs(tmp_path / "runs")) == 2
 
 
 def test_cost_to_reach_is_that_of_the_first_point_when_it_is_enough():
