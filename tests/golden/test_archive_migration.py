@@ -66,7 +66,7 @@ def test_older_archive_goes_on_with_all_that_it_holds(path) -> None:
     with Archive.open(path, writable=True) as archive:
         # Defaults that are others now are still what they were when the search began.
         then = {
-            "racing": Racing(enabled=False, confidence=0.9, sampling=False),
+            "racing": Racing(enabled=False, confidence=0.9, sampling=False, sample_items=None),
             "screening": Screening(enabled=False),
             "ask_ahead": 1,
         }
