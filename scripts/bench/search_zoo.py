@@ -20,8 +20,8 @@ the share of it that the model's processor time says. ``best_mean`` is the mean 
 of the merge with the best mean on search items, ``chosen_mean`` of the one that the driver chose
 on select items; both on report items. The baselines, a dozen and a half, are part of every cost.
 
-Without ``--full`` one seed and 30 evaluations of a few strategies, on half of the items or fewer: a few
-minutes, in which everything runs and nothing is shown.
+Without ``--full`` one seed and 30 evaluations of a few strategies, on half of the items or fewer:
+a few minutes, in which everything runs and nothing is shown.
 """
 
 import argparse
