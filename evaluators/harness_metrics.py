@@ -215,9 +215,9 @@ def _gives(aggregation: Callable[..., Any], probes: tuple[tuple[Any, float], ...
             math.isclose(float(aggregation(copy.deepcopy(values))), expected, rel_tol=1e-12)
             for values, expected in probes
         )
+    # Every exception: a task author's function may raise anything where it is given numbers, and
+    # whatever it raised, it is not the aggregation that was asked for.
     except Exception:
-        # A task author's function may raise anything where it is given numbers. Whatever it raised,
-        # it is not the aggregation that was asked for.
         logger.debug("%s takes no numbers such as %s", _name_of(aggregation), probes, exc_info=True)
         return False
 

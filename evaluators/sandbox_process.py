@@ -37,7 +37,9 @@ _PATIENCE = 5.0
 _MAX_TASKS = 64
 _LIMITS = {"AS": 512 << 20, "CORE": 0, "FSIZE": 8 << 20, "NOFILE": 64, "NPROC": _MAX_TASKS}
 _SCRATCH_BYTES = 64 << 20
-_SCRATCH = "/tmp"  # noqa: S108 - a new tmpfs within the walls: no other user can take a name in it
+# Where programs expect it. No directory that is shared with other users, which S108 is about: every
+# sandbox mounts a tmpfs of its own there, within its walls, and nobody else sees it.
+_SCRATCH = "/tmp"  # noqa: S108
 # Limits on processes count by user, so every sandbox that root starts takes a user of its own.
 _FIRST_UID, _NUM_UIDS = 1_000_000_000, 1_000_000_000
 # Nothing of the environment may get in: a program can read it in /proc, and keys are kept there.

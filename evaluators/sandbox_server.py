@@ -103,12 +103,15 @@ def run_child(request: dict[str, Any], wall: ProgramFilter, verdict: int) -> NoR
             _settle(request["limits"], verdict)
             wall.apply()
             code = compile(request["program"], "<program>", "exec")
-            # An empty namespace, as in the original metric: `__name__` is not `__main__`.
-            exec(code, {})  # noqa: S102 - what this child is for, behind walls, limits and filter
+            # Running a model's program is what this child is for, and it runs nowhere else: behind
+            # the walls, the limits and the filter that the lines above have put up. The namespace
+            # is empty, as in the original metric: `__name__` is not `__main__`.
+            exec(code, {})  # noqa: S102
         except SystemExit:
             detail = "SystemExit: left before the end"
-        except BaseException as error:  # noqa: BLE001 - whatever a program raises, it has failed
-            # `KeyboardInterrupt` and classes of its own too: nothing above this frame is to run.
+        # Whatever a program raises, `KeyboardInterrupt` and classes of its own too, it has failed,
+        # and that is what is reported; nothing above this frame is to run.
+        except BaseException as error:  # noqa: BLE001
             detail = text(error)
         else:
             write(VERDICT_FD, REACHED_END)

@@ -16,15 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    # Runs from any directory, installed or not.
-    sys.path.insert(0, str(ROOT))
+# Runs from any directory, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import MergefrontError  # noqa: E402 - the path comes first
-from scripts.zoo.build import ForeignDirectoryError, OnStep, build_zoo  # noqa: E402 - the path comes first
-from scripts.zoo.item import SKILLS  # noqa: E402 - the path comes first
-from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe  # noqa: E402 - the path comes first
+from configs.errors import MergefrontError
+from scripts.zoo.build import ForeignDirectoryError, OnStep, build_zoo
+from scripts.zoo.item import SKILLS
+from scripts.zoo.recipe import GENERALISTS, SPECIALISTS, Recipe
 
 
 def main(

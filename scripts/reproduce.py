@@ -35,20 +35,18 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    # Runs from any directory, installed or not.
-    sys.path.insert(0, str(ROOT))
+# Runs from any directory, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.papers.cells import Cell  # noqa: E402 - the path comes first
-from scripts.papers.figures import draw  # noqa: E402 - the path comes first
-from scripts.papers.page import FIGURES, PAGE, judge_all, page  # noqa: E402 - the path comes first
-from scripts.papers.runner import Settings, cells_of, measure_all  # noqa: E402 - the path comes first
-from scripts.papers.studies import STUDIES  # noqa: E402 - the path comes first
-from scripts.papers.study import Figure, Judged, Study  # noqa: E402 - the path comes first
-from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS, make_zoo  # noqa: E402 - the path comes first
+from scripts.papers.cells import Cell
+from scripts.papers.figures import draw
+from scripts.papers.page import FIGURES, PAGE, judge_all, page
+from scripts.papers.runner import Settings, cells_of, measure_all
+from scripts.papers.studies import STUDIES
+from scripts.papers.study import Figure, Judged, Study
+from scripts.papers.zoos import DEVELOPMENT_SEED, SEEDS, make_zoo
 
-RESULTS = ROOT / "scripts" / "bench" / "results"
+RESULTS = Path(__file__).resolve().parent / "bench" / "results"
 RECORDS, FAST_RECORDS = "papers.jsonl", "papers_fast.jsonl"
 _FAST_SEEDS = (DEVELOPMENT_SEED, *SEEDS)
 

@@ -189,8 +189,10 @@ def random_model(vocabulary: int, end_scale: float, seed: int) -> LlamaForCausal
         pad_token_id=1,
         initializer_range=0.3,
     )
+    # transformers initializes weights from the global state and takes no generator; `fork_rng` puts
+    # that state back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # noqa: TID251 - transformers initializes from the global state
+        torch.manual_seed(seed)  # noqa: TID251
         model = LlamaForCausalLM(config)
     model.train(mode=False)
     with torch.no_grad():

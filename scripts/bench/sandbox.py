@@ -152,7 +152,9 @@ def plain_ms(problem: Problem) -> float:
     for _ in range(REPEATS):
         with contextlib.redirect_stdout(io.StringIO()):
             start = time.perf_counter()
-            exec(code, {})  # noqa: S102 - the reference solution of a published data set
+            # No model wrote this: it is a published data set's own solution, and what it takes
+            # without a sandbox is what is measured.
+            exec(code, {})  # noqa: S102
             times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 

@@ -59,7 +59,7 @@ BARRIER_GENERATIONS = 3
 ARCHIVE_OUTCOMES = 500
 
 
-class _SearchIsOver(Exception):  # noqa: N818 - an end, not an error
+class _SearchOverError(Exception):
     """Enough was measured; held-out validation is not."""
 
 
@@ -143,14 +143,14 @@ def measure_search(pool: RayPool, strategy: str, workers: int, evaluations: int)
         def stop_before_validation(event: Event) -> None:
             ignore_event(event)
             if isinstance(event, Finished) and event.num_outcomes >= evaluations:
-                raise _SearchIsOver
+                raise _SearchOverError
 
         start = time.thread_time()
         with archive:
             try:
                 space = SearchSpace(job, spec.sources)
                 run_search(archive, measured, space, on_event=stop_before_validation)
-            except _SearchIsOver:
+            except _SearchOverError:
                 pass
         end = time.thread_time()
     return Measured(

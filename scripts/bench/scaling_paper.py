@@ -54,7 +54,7 @@ _MOST_S, _LEAST_OUTCOMES = 10.0, 40
 _MANY = 1_000_000
 
 
-class _Enough(Exception):  # noqa: N818 - an end, not an error
+class _EnoughError(Exception):
     """As many outcomes as wanted."""
 
 
@@ -64,7 +64,7 @@ class PaperPool(WorkerPool):
     Args:
         spec: Of the search.
         workers: How many.
-        most: Ends with :class:`_Enough` when that many outcomes were taken.
+        most: Ends with :class:`_EnoughError` when that many outcomes were taken.
         most_s: The same, when the driver has worked so long on them.
     """
 
@@ -121,7 +121,7 @@ class PaperPool(WorkerPool):
         self._go_on()
         is_late = self.driver_s >= self._most_s and self.num_taken >= _LEAST_OUTCOMES
         if self.num_taken >= self._most or is_late:
-            raise _Enough
+            raise _EnoughError
         self._due, _, request = heapq.heappop(self._ends)
         self._now = max(self._now, self._due)
         self.num_taken += 1
@@ -180,7 +180,9 @@ def on_paper(
 
 def _in_memory() -> str | None:
     """Return a directory that no disk is behind, where there is one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a new one in it
+    # Other users write there, too; S108 is about names that they could take first. `tempfile` makes
+    # a new directory in it, under a name that nobody knows.
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 
 def _search(
@@ -196,7 +198,7 @@ def _search(
             path, job=job, job_path=None, sources=spec.sources, manifest=spec.manifest
         )
     pool = PaperPool(spec, workers, most=most, most_s=most_s)
-    with archive, contextlib.suppress(_Enough):
+    with archive, contextlib.suppress(_EnoughError):
         run_search(archive, pool, SearchSpace(job, spec.sources), job=job)
     return pool
 

@@ -131,7 +131,8 @@ def _dropped(lab: Lab, name: str, how: str, drop: float, *, fast: bool) -> float
 
 def _num_parameters(model: Path) -> int:
     with safe_open(model / "model.safetensors", framework="pt") as file:
-        return sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118 - not a mapping
+        # What `safe_open` gives is no mapping: it has `keys`, and cannot be iterated.
+        return sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
 
 
 def _drop_score(records: DataFrame, how: str, p: float) -> float:
