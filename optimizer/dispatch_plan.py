@@ -10,7 +10,7 @@ from configs.recipe import MergeRecipe
 from configs.schema import JobConfig
 from evaluators.scores import Items
 from optimizer.space import SearchSpace
-from optimizer.stages import first_items, first_sample, stages
+from optimizer.stages import first_items, stages
 from optimizer.strategies.registry import can_choose, can_sample
 
 # Fewer items of a task say nothing of it, and a block of them costs its worker more than it saves.
@@ -76,15 +76,9 @@ def dispatch_plan(
     sampling = settings.racing.sampling
     # Who was promoted by companions is worth all items: samples of such lose more than they save.
     wanted = not screens if sampling == "auto" else sampling
-    found: tuple[Items, ...] = (items,)
-    if samples := wanted and can_sample and settings.racing.enabled:
-        least, undivided = least_items(job), job.undivided
-        racing, seed = settings.racing, job.seed
-        sample = first_sample(items, racing, seed, least_items=least, undivided=undivided)
-        found = (sample, items)
-        samples = _samples_of(found) > 1
-    if not samples:
-        found = stages_of(job, items)
+    found = stages_of(job, items)
+    sampled = _with_sample(job, found)
+    samples = wanted and can_sample and settings.racing.enabled and _samples_of(sampled) > 1
     count = 0 if settings.gates.likelihood is None else settings.gates.items
     if screens or (samples and not count):
         count = settings.screening.items
@@ -94,7 +88,8 @@ def dispatch_plan(
         preview = first_items(
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
-    return DispatchPlan(found, preview, settings.screening.candidates if screens else 1, samples)
+    group_size = settings.screening.candidates if screens else 1
+    return DispatchPlan(sampled if samples else found, preview, group_size, samples)
 
 
 def may_be_sampled(place: int, recipe: MergeRecipe, space: SearchSpace) -> bool:
@@ -121,6 +116,19 @@ def planned(job: JobConfig, items: Items) -> DispatchPlan:
     return dispatch_plan(
         job, items, can_choose=can_choose(strategy), can_sample=can_sample(strategy)
     )
+
+
+def _with_sample(job: JobConfig, stages: Sequence[Items]) -> tuple[Items, Items]:
+    """Return a sample, cut from the first block of a race, and the whole split.
+
+    Of a large split that is a number of items, not a share: many merges on few items say more than
+    few on many (``scripts/bench/results/search_closed_2cpu_2026-11-30.md``).
+    """
+    most, first = job.search.racing.sample_items, stages[0]
+    if most is not None:
+        most = max(most, least_items(job))
+        first = {task: ids if task in job.undivided else ids[:most] for task, ids in first.items()}
+    return first, stages[-1]
 
 
 def _samples_of(stages: Sequence[Items]) -> int:

@@ -44,42 +44,13 @@ def stages(
     for end in ends:
         stage: dict[str, tuple[str, ...]] = {}
         for task, ids in whole.items():
-            least = len(ids) if task in undivided else min(least_items, len(ids))
-            count = max(math.ceil(end * len(ids)), least)
+            count = len(ids)
+            if task not in undivided:
+                count = max(math.ceil(end * len(ids)), min(least_items, len(ids)))
             stage |= first_items({task: ids}, count, seed, worth)
         if stage != whole and stage not in found:
             found.append(stage)
     return [*found, whole]
-
-
-def first_sample(
-    items: Items,
-    racing: Racing,
-    seed: int,
-    *,
-    least_items: int = 1,
-    undivided: Collection[str] = (),
-) -> dict[str, tuple[str, ...]]:
-    """Return a sample of a split: how many items of each task :func:`sample_of` takes in a turn.
-
-    Many merges on few items say more than few on many as long as the items of one are not all
-    alike, however large the split is: hence a number of items, not a share of them.
-
-    Args:
-        items: Task -> items of the split.
-        racing: The job's settings: ``sample_items``, at most ``first_share`` of the items.
-        seed: Of the search.
-        least_items: Of a task, so many are in a sample, or all.
-        undivided: Tasks whose items stay together.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for task, ids in items.items():
-        least = len(ids) if task in undivided else min(least_items, len(ids))
-        count = math.ceil(racing.first_share * len(ids))
-        if racing.sample_items is not None:
-            count = min(count, racing.sample_items)
-        found |= first_items({task: ids}, max(count, least), seed)
-    return found
 
 
 def first_items(
@@ -106,7 +77,7 @@ def sample_of(items: Items, first: Items, seed: int, turn: int) -> dict[str, tup
 
     Args:
         items: Task -> items of the split.
-        first: Task -> items of :func:`first_sample`.
+        first: Task -> as many items as a turn has.
         seed: Of the search; another one has other items together.
         turn: Whose.
     """

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from configs.racing import Racing
 from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import SAMPLED, Candidate, Observation
@@ -23,7 +22,7 @@ from optimizer.resume import verify_replay
 from optimizer.scalarize import reference_point
 from optimizer.service.candidates import _Facts
 from optimizer.space import SearchSpace
-from optimizer.stages import first_sample, sample_of
+from optimizer.stages import sample_of
 from optimizer.status import recorded_of
 from optimizer.stopped import describe_savings, is_whole, num_evaluated, savings_of
 from optimizer.warm_start import _companion_items
@@ -119,7 +118,7 @@ def test_sample_of_a_large_split_is_a_number_of_items_not_a_share(tmp_path, chan
     assert len(races.stages[0]["zoo_math"]) == 240 * job.search.racing.first_share
 
 
-def test_sample_has_a_batch_on_an_accelerator_and_all_of_what_is_not_divided(tmp_path):
+def test_sample_has_a_batch_on_an_accelerator(tmp_path):
     items = {task: tuple(f"{task}-{i}" for i in range(240)) for task in ITEMS}
     job = scripted_search.make_job(
         tmp_path / "a.sqlite",
@@ -129,10 +128,16 @@ def test_sample_has_a_batch_on_an_accelerator_and_all_of_what_is_not_divided(tmp
     )
     plan = dispatch_plan(job, items, can_choose=True, can_sample=True)
     assert [len(ids) for ids in plan.stages[0].values()] == [24, 24, 24]
-    found = first_sample(items, Racing(), 0, least_items=8, undivided={"zoo_code"})
-    assert [len(found[task]) for task in ITEMS] == [
-        240 if task == "zoo_code" else 16 for task in ITEMS
-    ]
+
+
+def test_sample_has_all_items_of_what_is_not_divided(tmp_path):
+    scorer = {"scorer": "metrics.py:f", "items": "x.jsonl", "name": "own"}
+    objectives = {"own": [scorer], "math": [{"task": "zoo_math"}]}
+    job = scripted_search.make_job(tmp_path / "a.sqlite", search={}, objectives=objectives)
+    items = {task: tuple(f"{task}-{i}" for i in range(240)) for task in ("own", "zoo_math")}
+    plan = dispatch_plan(job, items, can_choose=True, can_sample=True)
+    assert [len(ids) for ids in plan.stages[0].values()] == [240, 16]
+    assert plan.samples
 
 
 def test_job_that_screens_samples_if_it_says_so(tmp_path):
