@@ -6,6 +6,7 @@ Pure functions of the items' ids and the search's seed, so the same after a cras
 import hashlib
 import math
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from configs.racing import Racing
 from evaluators.scores import Items
@@ -85,10 +86,16 @@ def sample_of(items: Items, first: Items, seed: int, turn: int) -> dict[str, tup
     for task, ids in items.items():
         count = len(first[task])
         round_, place = divmod(turn, len(ids) // count)
-        order = sorted(ids, key=lambda item: _place(seed, f"{round_}:{item}"))
-        chosen = set(order[place * count : (place + 1) * count])
+        chosen = set(_order(tuple(ids), seed, round_)[place * count : (place + 1) * count])
         found[task] = tuple(item for item in ids if item in chosen)
     return found
+
+
+# Sorting takes longer than all else of a turn, and the turns of a round have one order. Of a task
+# no more than two are in use at a time: candidates are asked for nearly in their order.
+@lru_cache(maxsize=256)
+def _order(ids: tuple[str, ...], seed: int, round_: int) -> list[str]:
+    return sorted(ids, key=lambda item: _place(seed, f"{round_}:{item}"))
 
 
 def _place(seed: int, item: str) -> bytes:
