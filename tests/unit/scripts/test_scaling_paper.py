@@ -52,7 +52,7 @@ def test_clock_goes_on_with_the_driver_and_jumps_where_it_waits(monkeypatch, tmp
     assert pool.elapsed_s == pytest.approx(first_s + 5.0)
     pool.next_outcome()
     assert pool.elapsed_s == pytest.approx(first_s + 5.0 + EVALUATION_S * np.exp(-(SIGMA**2) / 2))
-    with pytest.raises(scaling_paper._Enough):
+    with pytest.raises(scaling_paper._EnoughError):
         pool.next_outcome()
 
 
