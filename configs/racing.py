@@ -11,8 +11,11 @@ from configs.section import Section
 
 Toggle = bool | Literal["auto"]
 
-BEFORE: dict[str, object] = {"sampling": False, "sample_items": None}
-"""Settings of :class:`Racing` that there were not always -> what a search from before means."""
+BEFORE: dict[str, dict[str, object]] = {
+    "racing": {"sampling": False, "sample_items": None},
+    "screening": {"sampling": False},
+}
+"""Section of ``search`` -> settings that there were not always -> what they were before."""
 
 
 class Racing(Section):
@@ -31,10 +34,10 @@ class Racing(Section):
     sampling: Toggle = "auto"
     """Score every candidate on a sample of each task's items only, the next ones in turn,
     instead of racing. ``auto`` does where the strategy learns more from many candidates on few
-    items than from few on many (``surrogate_cma``), does not screen, and a sample has less than
-    two thirds of the items. So are baselines, but the very first, the base, and those of other
-    methods. The best are then scored on all ``select`` items, as those of any search are, and all
-    baselines on the ``report`` items."""
+    items than from few on many (``surrogate_cma``), and a sample has less than two thirds of the
+    items. So are baselines, but the very first, the base, and those of other methods. The best are
+    then scored on all ``select`` items, as those of any search are, and all baselines on the
+    ``report`` items."""
     sample_items: int | None = Field(default=16, ge=1)
     """Most items of a task in a sample, where ``first_share`` of them is more; null: that share.
     At least 8 items of a task are in one, on an accelerator a batch: fewer take as long."""
@@ -72,3 +75,6 @@ class Screening(Section):
     """How many references are looked at, of all tasks together: the same for every candidate,
     baselines included, and no others. Companions vary so little between candidates on the same
     items that 8 of a task say as much as 32 to 64 scores."""
+    sampling: bool = True
+    """Score who is chosen, and baselines, on samples where ``racing.sampling`` is ``auto``, as if
+    nobody were screened; else on everything, in a race."""

@@ -63,7 +63,7 @@ class Dispatch:
         self._job, self._items, self._preview = job, items, plan.preview
         self._samples = plan.samples
         self._samples_baselines = plan.samples_baselines and samples_baselines
-        self.per_evaluation, self.group_size = plan.per_evaluation, plan.group_size
+        self.group_size, self.per_score = plan.group_size, plan.per_score
         # Means over other items could not be compared with those of whom was screened, or with
         # those of other samples.
         self._has_own_references = plan.screens or plan.samples
@@ -174,7 +174,7 @@ class Dispatch:
         if not self._archive.is_finished(index):
             if stop := self._stop(self._archive.candidate(index)):
                 self._archive.record_stops({index: stop})
-            elif self._archive.scored_items(index, "search") or self.groups is None:
+            elif self._archive.scored_items(index, "search") or not self._is_screened(index):
                 return [index]
         return self._promoted(index)
 
@@ -224,12 +224,16 @@ class Dispatch:
 
     def _waits(self, index: int) -> bool:
         """Whether a candidate that was screened waits for the others of its group."""
-        if self.groups is None or self._archive.scored_items(index, "search"):
+        if not self._is_screened(index) or self._archive.scored_items(index, "search"):
             return False
         if not self._is_previewed(index):
             return False
         others = [other for other in self._group(index) if other != index]
         return not others or not all(map(self._archive.is_finished, others))
+
+    def _is_screened(self, index: int) -> bool:
+        """Whether a candidate goes on only if it is chosen from a group."""
+        return self.groups is not None and not self._archive.candidate(index).is_baseline
 
     def _group(self, index: int) -> list[int]:
         return [] if self.groups is None else self.groups.of(index)

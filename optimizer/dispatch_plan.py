@@ -27,12 +27,14 @@ class DispatchPlan:
         preview: Of which items the companions are asked for before any score; empty for none.
         group_size: How many candidates are screened for each that is scored; 1 screens none.
         samples: Whether candidates are scored on a sample of the items each.
+        samples_baselines: Whether baselines are, too: those of :func:`may_be_sampled`.
     """
 
     stages: tuple[Items, ...]
     preview: Items
     group_size: int
     samples: bool = False
+    samples_baselines: bool = False
 
     @property
     def races(self) -> bool:
@@ -45,19 +47,9 @@ class DispatchPlan:
         return self.group_size > 1
 
     @property
-    def samples_baselines(self) -> bool:
-        """Whether baselines are scored on samples as well: those of :func:`may_be_sampled`."""
-        return self.samples and not self.screens
-
-    @property
     def per_score(self) -> int:
         """How many candidates that are scored count as one evaluation."""
         return _samples_of(self.stages) if self.samples else 1
-
-    @property
-    def per_evaluation(self) -> int:
-        """How many candidates count as one evaluation: groups as one, samples by their size."""
-        return self.group_size * self.per_score
 
 
 def dispatch_plan(
@@ -74,8 +66,8 @@ def dispatch_plan(
     settings = job.search
     screens = job.screens and can_choose
     sampling = settings.racing.sampling
-    # Who was promoted by companions is worth all items: samples of such lose more than they save.
-    wanted = not screens if sampling == "auto" else sampling
+    both = not screens or settings.screening.sampling
+    wanted = both if sampling == "auto" else sampling
     found = stages_of(job, items)
     sampled = _with_sample(job, found)
     samples = wanted and can_sample and settings.racing.enabled and _samples_of(sampled) > 1
@@ -89,7 +81,9 @@ def dispatch_plan(
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
     group_size = settings.screening.candidates if screens else 1
-    return DispatchPlan(sampled if samples else found, preview, group_size, samples)
+    return DispatchPlan(
+        sampled if samples else found, preview, group_size, samples, samples and both
+    )
 
 
 def may_be_sampled(place: int, recipe: MergeRecipe, space: SearchSpace) -> bool:

@@ -36,7 +36,7 @@ from optimizer.progress import Course
 from optimizer.results.attribution import record_variants
 from optimizer.space import SearchSpace
 from optimizer.spending import Purse, gain_expected_by
-from optimizer.stopped import EvaluationCount, is_whole
+from optimizer.stopped import EvaluationCount, is_whole, num_parts
 from optimizer.strategies.registry import check_strategy, make_strategy
 from optimizer.validation import choose_preferred, validation_candidates
 from workers.outcome import EvaluationKey, EvaluationRequest, Failed, Outcome
@@ -149,15 +149,16 @@ class _Search:
         self.observations: list[Observation] = []
         self._untold: dict[int, Candidate] = {}
         # Kept up to date: counting thousands of candidates again for every ask takes its time.
-        self._num_baselines = self._num_parts = 0
+        self._num_baselines = self._num_whole = self._num_parts = 0
         sources = [one.recipe.recipe_id for one in self._plan.fixed if one.is_source]
         self._dispatch = Dispatch(
             archive, self._strategy, space, sources, samples_baselines=samples_baselines
         )
         whole = partial(is_whole, archive)
-        self._counted = EvaluationCount(self._dispatch.per_evaluation, whole)
+        group_size, per_score = self._dispatch.group_size, self._dispatch.per_score
+        self._counted = EvaluationCount(group_size, per_score, whole)
         # A sample is scored as any other candidate is.
-        self._scored = EvaluationCount(self._dispatch.group_size, whole)
+        self._scored = EvaluationCount(group_size, 1, whole)
         self._purse = Purse(archive, self._job.budget, self._job.workers.gpus)
         self._course, self._volume = Course(tuple(self._job.objectives)), 0.0
         for candidate in archive.candidates():
@@ -256,14 +257,17 @@ class _Search:
         if not candidate.is_attribution:
             self._untold[candidate.index] = candidate
             self._num_baselines += candidate.is_baseline
-            self._num_parts += self._dispatch.is_part(candidate)
+            if self._dispatch.is_part(candidate):
+                self._num_parts += num_parts(candidate, self._dispatch.group_size)
+            else:
+                self._num_whole += 1
             self._dispatch.proposed(candidate)
 
     def _end_reason(self) -> str:
         budget = self._job.budget
         if spent := self._purse.spent():
             return spent
-        is_whole = self._num_parts % self._dispatch.per_evaluation == 0
+        is_whole = self._num_parts % self._per_evaluation == 0
         if self._num_proposed >= budget.evaluations and is_whole:
             return f"budget of {budget.evaluations} evaluations spent"
         if reason := self._purse.too_little_gain(self._strategy, self._scored.count):
@@ -273,12 +277,16 @@ class _Search:
     @property
     def _num_proposed(self) -> int:
         """Evaluations that were proposed, those included of which only a part was."""
-        whole = self._num_known - self._num_parts
-        return whole + self._num_evaluations(self._num_parts)
+        return self._num_whole + self._num_evaluations(self._num_parts)
 
     def _num_evaluations(self, num_parts: int) -> int:
         """Return as how many evaluations so many parts count, one that is begun included."""
-        return -(-num_parts // self._dispatch.per_evaluation)
+        return -(-num_parts // self._per_evaluation)
+
+    @property
+    def _per_evaluation(self) -> int:
+        """How many parts are one evaluation."""
+        return self._dispatch.group_size * self._dispatch.per_score
 
     @property
     def _num_known(self) -> int:

@@ -50,19 +50,23 @@ def continued(archived: JobConfig, job: JobConfig, refusal: str) -> JobConfig:
 def _as_begun(archived: JobConfig, job: JobConfig) -> JobConfig:
     """Return a job without what its search began without.
 
-    Where there was no such setting of ``search.racing`` yet, a job that leaves it open, or to the
+    Where there was no such setting of ``search`` yet, a job that leaves it open, or to the
     program, means what it meant then.
     """
-    racing = job.search.racing
-    began = archived.search.racing.model_fields_set
-    decided = set(racing.model_fields_set)
-    if racing.sampling is not True:
-        decided.discard("sampling")
-    left_open = BEFORE.keys() - began - decided
-    if not left_open:
+    sections = {}
+    for name, before in BEFORE.items():
+        began = getattr(archived.search, name).model_fields_set
+        section = getattr(job.search, name)
+        decided = set(section.model_fields_set)
+        if section.sampling is not True:
+            decided.discard("sampling")
+        left_open = before.keys() - began - decided
+        if left_open:
+            update = {key: before[key] for key in left_open}
+            sections[name] = section.model_copy(update=update)
+    if not sections:
         return job
-    racing = racing.model_copy(update={name: BEFORE[name] for name in left_open})
-    return job.model_copy(update={"search": job.search.model_copy(update={"racing": racing})})
+    return job.model_copy(update={"search": job.search.model_copy(update=sections)})
 
 
 def changed_keys(old: JobConfig, new: JobConfig) -> list[Problem]:

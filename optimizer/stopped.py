@@ -43,13 +43,16 @@ class EvaluationCount:
     """Counts the evaluations of a search: what was scored on everything, or amounts to that.
 
     Args:
-        per_evaluation: So many candidates are one: those that are screened together, or as many
-            samples as have the items of the split.
+        group_size: So many candidates of the strategy are screened together, and count as one.
+        per_score: So many that are scored are one: as many samples as have the split's items.
         is_whole: Whether a finished candidate is one by itself, and no part.
     """
 
-    def __init__(self, per_evaluation: int, is_whole: Callable[[Candidate], bool]) -> None:
-        self._per_evaluation, self._is_whole = per_evaluation, is_whole
+    def __init__(
+        self, group_size: int, per_score: int, is_whole: Callable[[Candidate], bool]
+    ) -> None:
+        self._group_size, self._per_score = group_size, per_score
+        self._is_whole = is_whole
         self._whole = self._parts = 0
 
     def add(self, seen: Observation) -> int:
@@ -57,13 +60,18 @@ class EvaluationCount:
         if self._is_whole(seen.candidate):
             self._whole += 1
         else:
-            self._parts += 1
+            self._parts += num_parts(seen.candidate, self._group_size)
         return self.count
 
     @property
     def count(self) -> int:
         """The evaluations so far."""
-        return self._whole + self._parts // self._per_evaluation
+        return self._whole + self._parts // (self._group_size * self._per_score)
+
+
+def num_parts(candidate: Candidate, group_size: int) -> int:
+    """Return how many parts of a score a candidate is: alone a baseline, a group otherwise."""
+    return group_size if candidate.is_baseline else 1
 
 
 def is_whole(archive: "Archive", candidate: Candidate) -> bool:
@@ -74,30 +82,32 @@ def is_whole(archive: "Archive", candidate: Candidate) -> bool:
 def recorded_count(archive: "Archive") -> EvaluationCount:
     """Return what counts the evaluations of a search as its driver did, from none."""
     reasons = {found.stop.reason: found.stop for found in archive.stops().values()}
-    size = archive.job.search.screening.candidates if "screened" in reasons else 1
+    group_size = archive.job.search.screening.candidates if "screened" in reasons else 1
+    per_score = 1
     if (sampled := reasons.get(SAMPLED)) is not None:
         items, whole = (cast("int", sampled.numbers[name]) for name in ("items", "of"))
-        size *= round(whole / items)
-    elif archive.job.search.racing.sampling and not any(map(_is_told_by, archive.observations())):
-        size = _planned_size(archive)
-    return EvaluationCount(size, partial(is_whole, archive))
+        per_score = round(whole / items)
+    if archive.job.search.racing.sampling and not any(map(_is_told_by, archive.observations())):
+        group_size, per_score = _planned_sizes(archive)
+    return EvaluationCount(group_size, per_score, partial(is_whole, archive))
 
 
 def _is_told_by(seen: Observation) -> bool:
-    """Whether an outcome of the strategy tells that the search takes no samples."""
-    is_raced = seen.is_complete or seen.stopped in ("screened", "racing")
-    return is_raced and not seen.candidate.is_baseline
+    """Whether an outcome of the strategy tells how candidates are scored."""
+    is_scored = seen.is_scored or seen.stopped == "racing"
+    return is_scored and not seen.candidate.is_baseline
 
 
-def _planned_size(archive: "Archive") -> int:
-    """Return how many candidates will be one evaluation, while the record has none to tell by."""
+def _planned_sizes(archive: "Archive") -> tuple[int, int]:
+    """Return group and samples of an evaluation, while the record has none to tell them by."""
     # Whoever only looks would load all strategies.
     from optimizer.dispatch_plan import planned
 
     try:
-        return planned(archive.job, archive.manifest.items("search")).per_evaluation
+        plan = planned(archive.job, archive.manifest.items("search"))
     except ConfigError:
-        return 1  # its strategy is not installed here
+        return 1, 1  # its strategy is not installed here
+    return plan.group_size, plan.per_score
 
 
 def num_evaluated(archive: "Archive") -> int:

@@ -104,11 +104,12 @@ def json_to_job(text: str) -> JobConfig:
     Such settings count as not set (``optimizer.job_changes.continued``).
     """
     content = json.loads(text)
-    racing = content["search"]["racing"]
-    missing = BEFORE.keys() - racing.keys()
-    content["search"]["racing"] = BEFORE | racing
+    search = content["search"]
+    missing = {name: before.keys() - search[name].keys() for name, before in BEFORE.items()}
+    search |= {name: before | search[name] for name, before in BEFORE.items()}
     job = JobConfig.model_validate(content)
-    job.search.racing.model_fields_set.difference_update(missing)
+    for name, keys in missing.items():
+        getattr(job.search, name).model_fields_set.difference_update(keys)
     return job
 
 

@@ -29,8 +29,8 @@ class Estimate:
     written once. ``worker_bytes`` leaves out what the forward passes need. ``num_baselines``, the
     ``baseline_evaluations`` that they take, ``num_variants`` and ``evaluations`` are upper bounds:
     the greedy soup may end early, and of the chosen merge only what takes part can be left out; so
-    is ``num_merges``, of all splits, where several samples are one evaluation. ``generations`` and
-    ``new_tokens`` are those of one candidate, the latter at the most. ``tiers`` says where the
+    is ``num_merges``, of all splits, where several candidates are one evaluation. ``generations``
+    and ``new_tokens`` are those of one candidate, the latter at the most. ``tiers`` says where the
     moved bytes come from.
     """
 
@@ -82,7 +82,7 @@ def estimate(
         given: The baselines that the job names.
         plan: What candidates are asked for; None is for all items of each.
     """
-    per_score = 1 if plan is None else plan.per_score
+    per_score, group_size = (1, 1) if plan is None else (plan.per_score, plan.group_size)
     num_baselines, num_sampled = _num_baselines(job, space, given)
     if plan is None or not plan.samples_baselines:
         num_sampled = 0
@@ -99,6 +99,7 @@ def estimate(
     }
     baseline_evaluations = num_whole + -(-num_sampled // per_score)
     more = (per_score - 1) * max(0, num_search - num_whole)
+    more += per_score * (group_size - 1) * max(0, num_search - baseline_evaluations)
     return Estimate(
         num_genes=space.size,
         model_bytes=pool.bytes_written,

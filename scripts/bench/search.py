@@ -33,7 +33,7 @@ from scripts.bench.ask_times import measure_asks
 from scripts.bench.landscapes import SHAPES, Landscape
 from scripts.bench.search_closed import (
     NUM_PENDING,
-    SAMPLE,
+    SAMPLED_VARIANTS,
     SCREEN,
     VARIANTS,
     run_search,
@@ -82,7 +82,8 @@ def run_closed(given: argparse.Namespace) -> list[SearchRow]:
     """Run what is missing of part one, seed by seed, and return its rows."""
 
     def budget_of(name: str) -> int:
-        return int(given.sampled_evaluations if name.startswith(SAMPLE) else given.evaluations)
+        samples = name.startswith(SAMPLED_VARIANTS)
+        return int(given.sampled_evaluations if samples else given.evaluations)
 
     # Runs of another length or version stay in the file, and are no runs of this benchmark.
     runs = [
@@ -137,7 +138,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=list(VARIANTS), help="of part one")
     parser.add_argument("--seeds", type=int, help="of part one")
     parser.add_argument("--evaluations", type=int, help="of part one")
-    parser.add_argument("--sampled-evaluations", type=int, help=f"of {SAMPLE}")
+    parser.add_argument("--sampled-evaluations", type=int, help="of those that sample")
     parser.add_argument("--pending", type=int, default=NUM_PENDING, help="evaluations at a time")
     parser.add_argument(
         "--runs", type=Path,

@@ -10,8 +10,8 @@ The variant ``sample`` scores every candidate but the very first, the base, on 1
 of an objective, as the default strategy does; sixteen count as one evaluation.
 
 The variant ``screen`` looks at groups of candidates through the companions of a few items, as
-``optimizer.dispatch`` does, and scores the one that the strategy promotes; a group is one
-evaluation, and its companions count in items.
+``optimizer.dispatch`` does, and scores the one that the strategy promotes, on a sample, too;
+sixteen groups are one evaluation, and their companions count in items.
 """
 
 import json
@@ -38,15 +38,18 @@ from scripts.bench.landscapes import (
 from scripts.bench.search_rows import SearchRun, TracePoint
 
 SCREEN, SAMPLE = "screen", "sample"
-VARIANTS = (*STRATEGIES, SAMPLE, SCREEN)
+SAMPLED_VARIANTS = (SAMPLE, SCREEN)
+"""Those whose candidates are scored on samples: what jobs get by default."""
+VARIANTS = (*STRATEGIES, *SAMPLED_VARIANTS)
 EARLY_CHECKPOINTS = (4, 6, 8, 10)
-"""Of ``sample``, besides."""
+"""Of those, besides."""
 CHECKPOINTS = (12, 16, 20, 25, 30, 36, 40, 50, 60, 75, 100, 150, 200, 300)
 NUM_PENDING = 4
 # Raised when a variant, a landscape or the loop changes what comes out; the others are at 1.
-# Screening, 2: who is promoted is chosen by hyper-parameters from before its group was looked at.
+# Screening, 2: who is promoted is chosen by hyper-parameters from before its group was looked at;
+# 3: whoever is scored is scored on samples.
 # Samples, 2: the first merges are scored on samples, too; 3: of 16 items, no longer of a quarter.
-_VERSIONS = {SCREEN: 2, SAMPLE: 3}
+_VERSIONS = {SCREEN: 3, SAMPLE: 3}
 _SCREENING = Screening()
 _PREVIEWED = _SCREENING.items // len(OBJECTIVES)
 _SAMPLES = NUM_ITEMS // (Racing().sample_items or NUM_ITEMS)
@@ -72,8 +75,8 @@ def run_search(
     screens = strategy_name == SCREEN
     if screens and not landscape.shape.companions:
         raise ValueError(f"landscape {landscape.name} has no companions to screen by")
-    default = strategy_name in (SCREEN, SAMPLE)
-    search = _Search(landscape, "surrogate_cma" if default else strategy_name, seed, settings)
+    samples = strategy_name in SAMPLED_VARIANTS
+    search = _Search(landscape, "surrogate_cma" if samples else strategy_name, seed, settings)
     search.previewed = _PREVIEWED if screens else NUM_ITEMS
     baselines = search.baselines()
     pending: list[Candidate] = []
@@ -85,7 +88,6 @@ def run_search(
         return search.screened(pending) if screens else search.ask(pending)
 
     trace: list[TracePoint] = []
-    samples = strategy_name == SAMPLE
     checkpoints = (*EARLY_CHECKPOINTS, *CHECKPOINTS) if samples else CHECKPOINTS
     for done in range(1, evaluations + 1):
         while len(pending) < num_pending and done + len(pending) <= evaluations:

@@ -260,7 +260,9 @@ def _num_evaluated(lab: ZooLab, job: JobConfig, told: Sequence[Observation]) -> 
     )
     sampled = {seen.candidate.index for seen in told if seen.stopped == SAMPLED}
     counted = EvaluationCount(
-        plan.per_evaluation, lambda one: one.is_baseline and one.index not in sampled
+        plan.group_size,
+        plan.per_score,
+        lambda one: one.is_baseline and one.index not in sampled,
     )
     for seen in told:
         counted.add(seen)

@@ -67,7 +67,7 @@ def test_older_archive_goes_on_with_all_that_it_holds(path) -> None:
         # Defaults that are others now are still what they were when the search began.
         then = {
             "racing": Racing(enabled=False, confidence=0.9, sampling=False, sample_items=None),
-            "screening": Screening(enabled=False),
+            "screening": Screening(enabled=False, sampling=False),
             "ask_ahead": 1,
         }
         job = example_job()

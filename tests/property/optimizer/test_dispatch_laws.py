@@ -100,11 +100,14 @@ def check_budget(archive, evaluations, items):
     )
     proposed = archive.candidates()
     space = SearchSpace(archive.job, archive.sources)
-    in_part = plan.samples and not plan.screens
-    whole = sum(
-        one.is_baseline and not (in_part and one.index and space.is_of_method(one.recipe))
-        for one in proposed
-    )
-    assert whole + (len(proposed) - whole) / plan.per_evaluation <= evaluations
+    baselines = [one for one in proposed if one.is_baseline]
+    whole = [
+        one
+        for one in baselines
+        if not (plan.samples_baselines and one.index and space.is_of_method(one.recipe))
+    ]
+    groups = (len(proposed) - len(baselines)) / plan.group_size
+    sampled = len(baselines) - len(whole) + groups
+    assert len(whole) + sampled / plan.per_score <= evaluations
     assert num_evaluated(archive) <= evaluations
     assert len(counted) >= min(3, len(proposed))

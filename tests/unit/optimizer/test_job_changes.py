@@ -51,6 +51,18 @@ def test_archive_from_before_samples_had_a_number_of_items_goes_on_with_a_share(
         continued(archived, job(search={"racing": {"sample_items": 16}}), "another search")
 
 
+def test_archive_from_before_who_was_screened_was_sampled_goes_on_scoring_everything() -> None:
+    content = json.loads(job_to_json(job()))
+    del content["search"]["screening"]["sampling"]
+    archived = json_to_job(json.dumps(content))
+    assert archived.search.screening.sampling is False
+    for screening in ({}, {"sampling": False}, {"candidates": 6}):
+        again = continued(archived, job(search={"screening": screening}), "another search")
+        assert again.search.screening.sampling is False
+    with pytest.raises(JobChangedError, match=r"search\.screening\.sampling: false -> true"):
+        continued(archived, job(search={"screening": {"sampling": True}}), "another search")
+
+
 def test_archive_that_says_whether_it_samples_is_held_to_it() -> None:
     archived = json_to_job(job_to_json(job(search={"racing": {"sampling": False}})))
     with pytest.raises(JobChangedError, match=r"search\.racing\.sampling: false -> auto"):

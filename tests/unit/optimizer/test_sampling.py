@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from evaluators.scores import ObjectiveScore
 from optimizer.archive.archive import Archive
 from optimizer.candidate import SAMPLED, Candidate, Observation
-from optimizer.dispatch_plan import describe_plan, dispatch_plan, planned
+from optimizer.dispatch_plan import describe_plan, dispatch_plan, may_be_sampled, planned
 from optimizer.driver import num_singles, run_search, run_singles
 from optimizer.report.plot import Picture, draw_volume
 from optimizer.report.plot_html import _volume
@@ -67,7 +67,7 @@ def test_plan_races_where_a_sample_would_be_most_of_the_items(tmp_path):
     job = scripted_search.make_job(tmp_path / "a.sqlite", search={})
     plan = dispatch_plan(job, few, can_choose=True, can_sample=True)
     assert not plan.samples
-    assert plan.per_evaluation == plan.per_score == 1
+    assert plan.per_score == 1
     assert plan.races
 
 
@@ -88,7 +88,7 @@ def test_plan_samples_where_the_strategy_learns_from_it(tmp_path):
     plan = plan_of(tmp_path, search={})
     assert plan.samples
     assert not plan.races
-    assert plan.per_evaluation == 3
+    assert plan.per_score == 3
     assert describe_plan(plan, by_gate=False) == [
         "sampling: a candidate is scored on 24 of 72 items, others in turn"
     ]
@@ -113,7 +113,7 @@ def test_sample_of_a_large_split_is_a_number_of_items_not_a_share(tmp_path, chan
         [sample] * 3,
         [240] * 3,
     ]
-    assert plan.per_evaluation == 240 // sample
+    assert plan.per_score == 240 // sample
     races = dispatch_plan(job, items, can_choose=True, can_sample=False)
     assert len(races.stages[0]["zoo_math"]) == 240 * job.search.racing.first_share
 
@@ -140,35 +140,61 @@ def test_sample_has_all_items_of_what_is_not_divided(tmp_path):
     assert plan.samples
 
 
-def test_job_that_screens_samples_if_it_says_so(tmp_path):
-    plan = plan_of(tmp_path, search={}, objectives=scripted_search.COMPANIONS)
-    assert (plan.screens, plan.samples, plan.per_evaluation) == (True, False, 6)
-    both = {"racing": {"sampling": True}}
-    plan = plan_of(tmp_path, search=both, objectives=scripted_search.COMPANIONS)
-    assert (plan.screens, plan.samples, plan.per_evaluation) == (True, True, 18)
-    assert not plan.samples_baselines
+@pytest.mark.parametrize(
+    ("search", "samples", "samples_baselines"),
+    [
+        ({}, True, True),
+        ({"racing": {"sampling": False}}, False, False),
+        ({"screening": {"sampling": False}}, False, False),
+        # What a search from before has that was to sample although it screens.
+        ({"racing": {"sampling": True}, "screening": {"sampling": False}}, True, False),
+    ],
+)
+def test_job_that_screens_samples_who_is_chosen(tmp_path, search, samples, samples_baselines):
+    plan = plan_of(tmp_path, search=search, objectives=scripted_search.COMPANIONS)
+    assert plan.screens
+    assert plan.group_size == 6
+    assert (plan.samples, plan.samples_baselines) == (samples, samples_baselines)
+    assert plan.per_score == (3 if samples else 1)
 
 
 @pytest.mark.slow
-def test_search_that_screens_and_samples_scores_baselines_on_everything(tmp_path):
+@pytest.mark.parametrize("samples_baselines", [True, False])
+def test_search_that_screens_and_samples_counts_both(tmp_path, samples_baselines):
+    screening = {"sampling": samples_baselines}
     scripted_search.run(
         path := tmp_path / "archive.sqlite",
-        search={"racing": {"sampling": True}},
+        search={"racing": {"sampling": True}, "screening": screening},
         objectives=scripted_search.COMPANIONS,
         budget={"evaluations": 24},
     )
     with Archive.open(path) as archive:
         told = archive.observations()
-        assert all(seen.is_complete for seen in told if seen.candidate.is_baseline)
-        assert {seen.stopped for seen in told} >= {SAMPLED, "screened"}
-        assert num_evaluated(archive) == 24
+        baselines = [seen for seen in told if seen.candidate.is_baseline]
+        whole = [seen.candidate.index for seen in baselines if seen.is_complete]
+        others = [seen for seen in told if not seen.candidate.is_baseline]
+        space = SearchSpace(archive.job, archive.sources)
+        may_be = [
+            seen.candidate.index
+            for seen in baselines
+            if samples_baselines
+            and may_be_sampled(seen.candidate.index, seen.candidate.recipe, space)
+        ]
+        assert {*whole, *may_be} == {seen.candidate.index for seen in baselines}
+        assert {seen.stopped for seen in others} >= {SAMPLED, "screened"}
+        # Of a group at most one is scored; a sample has a third of the items.
+        groups = len(others) // 6
+        assert sum(seen.stopped == SAMPLED for seen in others) <= groups
+        assert num_evaluated(archive) == len(whole) + (len(may_be) + groups) // 3 == 24
+        known = {seen.candidate.index for seen in baselines if seen.companions}
+        assert known == {seen.candidate.index for seen in baselines}
 
 
 @pytest.mark.parametrize("racing", [{"sampling": False}, {"enabled": False}])
 def test_nothing_is_sampled_where_a_job_says_so(tmp_path, racing):
     plan = plan_of(tmp_path, search={"racing": racing})
     assert not plan.samples
-    assert plan.per_evaluation == 1
+    assert plan.per_score == 1
 
 
 def test_nothing_is_sampled_where_nothing_can_be_divided(tmp_path):

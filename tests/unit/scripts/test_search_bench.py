@@ -178,12 +178,13 @@ def test_four_samples_cost_one_evaluation():
 
 
 def test_screening_scores_one_of_a_group_and_pays_for_all_companions():
-    run = run_search(Landscape("N8c"), "screen", 0, 16)
-    # 13 baselines and 3 groups of 6, each with companions of 8 items per objective.
-    scored = 16 * 3 * 256
-    assert run.trace[-1].items == pytest.approx(scored + 0.15 * 24 * (13 + 3 * 6))
+    run = run_search(Landscape("N8c"), "screen", 0, 2)
+    # The base, and 16 samples: of 12 baselines, and of one of 6 in 4 groups. All have companions
+    # of 8 items per objective.
+    scored = 2 * 3 * 256
+    assert run.trace[-1].items == pytest.approx(scored + 0.15 * 24 * (13 + 4 * 6))
     with pytest.raises(ValueError, match="N8 has no companions"):
-        run_search(Landscape("N8"), "screen", 0, 16)
+        run_search(Landscape("N8"), "screen", 0, 2)
 
 
 def test_companions_are_the_same_with_and_without_scores():
@@ -212,7 +213,7 @@ def test_times_of_asks_have_their_units_in_their_keys():
 @pytest.mark.slow
 def test_one_command_prints_rows_and_goes_on_with_its_runs(tmp_path, monkeypatch, capsys):
     words = "search --json --part closed --landscapes N4 N8c --evaluations 14 --runs"
-    strategies = ["--strategies", "dirichlet", "sobol", "screen"]
+    strategies = ["--strategies", "dirichlet", "sobol", "screen", "--sampled-evaluations", "2"]
     monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path / "runs"), *strategies])
     main()
     first = json.loads(capsys.readouterr().out)

@@ -89,6 +89,19 @@ def test_estimate_counts_samples_where_candidates_are_scored_on_samples(
     assert not any("too few for a strategy" in text for text in few.warnings)
 
 
+def test_estimate_counts_whoever_is_looked_at_for_one_sample(tiny_job, monkeypatch):
+    monkeypatch.setattr(dispatch_plan, "_LEAST_ITEMS", 2)
+    screening = {"enabled": True, "candidates": 3}
+    objectives = {
+        name: [spec.model_dump() | {"companion": True} for spec in objective.lm_eval_tasks]
+        for name, objective in tiny_job().objectives.items()
+    }
+    changes = {"budget": {"evaluations": 40}, "objectives": objectives}
+    cost = prepare(tiny_job(search={"screening": screening}, **changes)).estimate
+    # Of 40 evaluations 4 are whole, 4 are 16 samples of baselines, the others 4 groups of 3 each.
+    assert cost.num_merges == 4 + 4 * 4 + 4 * 3 * 32 + 8 + 19
+
+
 def test_estimate_counts_the_variants_that_are_left_out_on_request(tiny_job):
     prepared = prepare(tiny_job(validation={"leave_one_out": True}))
     # Each of 3 checkpoints, all drops, each of 3 drops.
