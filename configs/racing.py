@@ -68,7 +68,9 @@ class Screening(Section):
 
     enabled: Toggle = "auto"
     """Screen, where the strategy can choose (``surrogate_cma``); ``auto`` does where a task has
-    ``companion: true``, without which nothing can be screened by."""
+    ``companion: true``, without which nothing can be screened by, and candidates are scored on
+    everything: on real merges, samples with references beside find more than references that
+    choose."""
     candidates: int = Field(default=6, ge=2)
     """How many candidates are screened for each that is scored."""
     items: int = Field(default=24, ge=1)
@@ -76,5 +78,5 @@ class Screening(Section):
     baselines included, and no others. Companions vary so little between candidates on the same
     items that 8 of a task say as much as 32 to 64 scores."""
     sampling: bool = True
-    """Score who is chosen, and baselines, on samples where ``racing.sampling`` is ``auto``, as if
-    nobody were screened; else on everything, in a race."""
+    """Whether screening leaves ``racing.sampling`` its ``auto``: who is chosen, and baselines, are
+    then scored on samples; else on everything."""

@@ -320,7 +320,7 @@ class JobConfig(Section):
 
     @property
     def screens(self) -> bool:
-        """Whether candidates are screened, if the strategy can choose among them."""
+        """Whether candidates may be screened; ``optimizer.dispatch_plan`` says whether they are."""
         enabled = self.search.screening.enabled
         return self.has_companions if enabled == "auto" else enabled
 

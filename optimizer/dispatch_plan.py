@@ -64,13 +64,13 @@ def dispatch_plan(
         can_sample: Whether the strategy learns from samples.
     """
     settings = job.search
-    screens = job.screens and can_choose
+    can_screen, both = job.screens and can_choose, settings.screening.sampling
     sampling = settings.racing.sampling
-    both = not screens or settings.screening.sampling
-    wanted = both if sampling == "auto" else sampling
+    wanted = both or not can_screen if sampling == "auto" else sampling
     found = stages_of(job, items)
     sampled = _with_sample(job, found)
     samples = wanted and can_sample and settings.racing.enabled and _samples_of(sampled) > 1
+    screens = can_screen and not (samples and both and settings.screening.enabled == "auto")
     count = 0 if settings.gates.likelihood is None else settings.gates.items
     if screens or (samples and not count):
         count = settings.screening.items
@@ -82,7 +82,11 @@ def dispatch_plan(
         )
     group_size = settings.screening.candidates if screens else 1
     return DispatchPlan(
-        sampled if samples else found, preview, group_size, samples, samples and both
+        stages=sampled if samples else found,
+        preview=preview,
+        group_size=group_size,
+        samples=samples,
+        samples_baselines=samples and (both or not screens),
     )
 
 

@@ -64,11 +64,14 @@ VARIANTS: dict[str, Variant] = {
     },
     "race": Variant({"strategy": "surrogate_cma", "racing": {"sampling": False}}),
     "sample": Variant({"strategy": "surrogate_cma"}),
-    "screen": Variant({"strategy": "surrogate_cma"}, companion=True),
+    "companions": Variant({"strategy": "surrogate_cma"}, companion=True),
+    "screen": Variant(
+        {"strategy": "surrogate_cma", "screening": {"enabled": True}}, companion=True
+    ),
 }
 """Name of a rival -> what it is: every strategy without racing; the defaults of a job without
-companions (``sample``) and of one with them (``screen``); and a race in place of samples
-(``race``)."""
+companions (``sample``) and of one with them (``companions``); samples of those that companions
+choose (``screen``); and a race in place of samples (``race``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ SEARCHES = {
     # What a job gets that says nothing but that its tasks have companions, or not even that.
     "defaults": {"objectives": COMPANIONS, "search": {}, "budget": {"evaluations": 30}},
     "sampling": {"search": {}, "budget": {"evaluations": 30}},
+    "screening samples": {
+        "objectives": COMPANIONS,
+        "search": {"screening": {"enabled": True}},
+        "budget": {"evaluations": 24},
+    },
 }
 """Changes of the job by name."""
 

@@ -140,13 +140,24 @@ def test_sample_has_all_items_of_what_is_not_divided(tmp_path):
     assert plan.samples
 
 
+def test_job_with_companions_samples_and_screens_nobody(tmp_path):
+    for screening in ({}, {"enabled": False}):
+        search = {"screening": screening}
+        plan = plan_of(tmp_path, search=search, objectives=scripted_search.COMPANIONS)
+        assert not plan.screens
+        assert plan.group_size == 1
+        assert (plan.samples, plan.samples_baselines, plan.per_score) == (True, True, 3)
+        assert [len(ids) for ids in plan.preview.values()] == [11, 11, 11]
+
+
 @pytest.mark.parametrize(
     ("search", "samples", "samples_baselines"),
     [
-        ({}, True, True),
+        ({"screening": {"enabled": True}}, True, True),
         ({"racing": {"sampling": False}}, False, False),
+        ({"racing": {"enabled": False}}, False, False),
+        # What a search from before has, which leaves it open, or was to sample although it screens.
         ({"screening": {"sampling": False}}, False, False),
-        # What a search from before has that was to sample although it screens.
         ({"racing": {"sampling": True}, "screening": {"sampling": False}}, True, False),
     ],
 )
@@ -161,7 +172,7 @@ def test_job_that_screens_samples_who_is_chosen(tmp_path, search, samples, sampl
 @pytest.mark.slow
 @pytest.mark.parametrize("samples_baselines", [True, False])
 def test_search_that_screens_and_samples_counts_both(tmp_path, samples_baselines):
-    screening = {"sampling": samples_baselines}
+    screening = {"enabled": True, "sampling": samples_baselines}
     scripted_search.run(
         path := tmp_path / "archive.sqlite",
         search={"racing": {"sampling": True}, "screening": screening},
