@@ -279,9 +279,9 @@ class _Search:
         """Evaluations that were proposed, those included of which only a part was."""
         return self._num_whole + self._num_evaluations(self._num_parts)
 
-    def _num_evaluations(self, num_parts: int) -> int:
+    def _num_evaluations(self, parts: int) -> int:
         """Return as how many evaluations so many parts count, one that is begun included."""
-        return -(-num_parts // self._per_evaluation)
+        return -(-parts // self._per_evaluation)
 
     @property
     def _per_evaluation(self) -> int:
