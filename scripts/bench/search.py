@@ -43,10 +43,10 @@ from scripts.bench.search_rows import SearchRow, append_run, read_runs, search_r
 
 SHORT_EVALUATIONS, SHORT_SEEDS = 36, 1
 FULL_EVALUATIONS, FULL_SEEDS = 200, 10
-SHORT_SAMPLED_EVALUATIONS, FULL_SAMPLED_EVALUATIONS = 8, 20
+SHORT_SAMPLED_EVALUATIONS, FULL_SAMPLED_EVALUATIONS = 5, 20
 """Of a search that samples: by then it has what others end with."""
 FULL_RUNS = Path("runs/search_closed.jsonl")
-SHORT_ZOO_MINUTES, SHORT_ZOO_BUDGET = 4.0, 20
+SHORT_ZOO_MINUTES, SHORT_ZOO_BUDGET, SHORT_RACED_BUDGET = 5.0, 20, 12
 ASK_OUTCOMES = (300, 2000, 5000)
 ASK_LANDSCAPES = ("N8", "4x6", "N8c")
 
@@ -122,6 +122,7 @@ def run_zoo(given: argparse.Namespace) -> tuple[list[dict[str, object]], bool]:
     else:
         minutes = SHORT_ZOO_MINUTES
         arguments += ["--budget", str(SHORT_ZOO_BUDGET)]
+        arguments += ["--raced-budget", str(SHORT_RACED_BUDGET)]
         arguments += [word for name in RIVALS for word in ("--strategy", name)]
     options = search_zoo.parse(arguments)
     build_zoo(options.zoo, Recipe(tuned=(*SPECIALISTS, *GENERALISTS)), seed=0)
