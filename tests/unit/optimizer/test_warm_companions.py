@@ -12,7 +12,10 @@ from tests.unit.optimizer.warm_starts import job_with, sources_of, start
 
 pytestmark = pytest.mark.slow  # whole searches
 
-WITH_COMPANIONS = {"objectives": scripted_search.COMPANIONS, "search": {}}
+WITH_COMPANIONS = {
+    "objectives": scripted_search.COMPANIONS,
+    "search": {"screening": {"enabled": True}},
+}
 
 
 def stopped(archive: Archive, reason: str) -> int:
