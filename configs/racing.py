@@ -57,7 +57,8 @@ class Gates(Section):
     """References take so many times the bits that they take the worst of the sources, and at
     least one per byte more, in every task with a ``companion``; null does not look."""
     items: int = Field(default=32, ge=1)
-    """How many references are looked at, of all tasks together: one forward pass each."""
+    """How many references are looked at, of all tasks together: one forward pass each. Where
+    candidates are sampled or screened, those of ``screening.items`` serve as well."""
     repetition: float | None = Field(default=0.9, gt=0, le=1)
     """Share of the texts of the first block of a race that end in repetitions, where the
     sources' do not; null does not look."""
@@ -74,9 +75,10 @@ class Screening(Section):
     candidates: int = Field(default=6, ge=2)
     """How many candidates are screened for each that is scored."""
     items: int = Field(default=24, ge=1)
-    """How many references are looked at, of all tasks together: the same for every candidate,
-    baselines included, and no others. Companions vary so little between candidates on the same
-    items that 8 of a task say as much as 32 to 64 scores."""
+    """How many references are looked at, of all tasks together, also where candidates are sampled
+    and not screened: the same for every candidate, baselines included, and no others. Companions
+    vary so little between candidates on the same items that 8 of a task say as much as 32 to 64
+    scores."""
     sampling: bool = True
     """Whether screening leaves ``racing.sampling`` its ``auto``: who is chosen, and baselines, are
     then scored on samples; else on everything."""

@@ -64,29 +64,32 @@ def dispatch_plan(
         can_sample: Whether the strategy learns from samples.
     """
     settings = job.search
-    can_screen, both = job.screens and can_choose, settings.screening.sampling
+    can_screen, screening = job.screens and can_choose, settings.screening
     sampling = settings.racing.sampling
-    wanted = both or not can_screen if sampling == "auto" else sampling
+    if sampling == "auto":
+        sampling = screening.sampling or not can_screen
     found = stages_of(job, items)
     sampled = _with_sample(job, found)
-    samples = wanted and can_sample and settings.racing.enabled and _samples_of(sampled) > 1
-    screens = can_screen and not (samples and both and settings.screening.enabled == "auto")
+    samples = sampling and can_sample and settings.racing.enabled and _samples_of(sampled) > 1
+    # Searches from before did both only if they said so (`configs.racing.BEFORE`).
+    screens = can_screen and not (samples and screening.sampling and screening.enabled == "auto")
     count = 0 if settings.gates.likelihood is None else settings.gates.items
-    if screens or (samples and not count):
-        count = settings.screening.items
+    # The same of all who screen or sample: what one search has seen means something to the next.
+    if screens or (samples and (screening.sampling or not count)):
+        count = screening.items
     tasks = tasks_with_companions(job)
     preview: Items = {}
     if tasks and count:
         preview = first_items(
             {task: items[task] for task in tasks}, -(-count // len(tasks)), job.seed
         )
-    group_size = settings.screening.candidates if screens else 1
+    group_size = screening.candidates if screens else 1
     return DispatchPlan(
         stages=sampled if samples else found,
         preview=preview,
         group_size=group_size,
         samples=samples,
-        samples_baselines=samples and (both or not screens),
+        samples_baselines=samples and (screening.sampling or not screens),
     )
 
 
@@ -184,9 +187,11 @@ def describe_plan(plan: DispatchPlan, *, by_gate: bool) -> list[str]:
             f"screening: of {plan.group_size} candidates, looked at by {looked_at} references "
             "each, one is scored"
         )
+    elif plan.samples and plan.preview:
+        lines.append(f"companions: of every candidate {looked_at} references are read")
     elif plan.preview:
         lines.append(f"gate: {looked_at} references are looked at before a candidate is scored")
-    if plan.screens and by_gate:
+    if (plan.screens or plan.samples) and plan.preview and by_gate:
         lines.append("gate: those references also tell broken models")
     if plan.samples:
         sizes = [sum(map(len, stage.values())) for stage in plan.stages]

@@ -88,7 +88,7 @@ def recorded_count(archive: "Archive") -> EvaluationCount:
         items, whole = (cast("int", sampled.numbers[name]) for name in ("items", "of"))
         per_score = round(whole / items)
     if archive.job.search.racing.sampling and not any(map(_is_told_by, archive.observations())):
-        group_size, per_score = _planned_sizes(archive)
+        group_size, per_score = _planned_sizes(archive) or (group_size, per_score)
     return EvaluationCount(group_size, per_score, partial(is_whole, archive))
 
 
@@ -98,15 +98,18 @@ def _is_told_by(seen: Observation) -> bool:
     return is_scored and not seen.candidate.is_baseline
 
 
-def _planned_sizes(archive: "Archive") -> tuple[int, int]:
-    """Return group and samples of an evaluation, while the record has none to tell them by."""
+def _planned_sizes(archive: "Archive") -> tuple[int, int] | None:
+    """Return group and samples of an evaluation, while the record has none to tell them by.
+
+    None where the job's strategy is not installed here.
+    """
     # Whoever only looks would load all strategies.
     from optimizer.dispatch_plan import planned
 
     try:
         plan = planned(archive.job, archive.manifest.items("search"))
     except ConfigError:
-        return 1, 1  # its strategy is not installed here
+        return None
     return plan.group_size, plan.per_score
 
 

@@ -7,12 +7,12 @@ says how. The exit code is 1 where scores differ.
 """
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
 from configs.errors import ArchiveError, MergefrontError
-from configs.evaluation import SPLITS, SplitName
+from configs.evaluation import SPLITS
 from optimizer.archive.archive import Archive
 from optimizer.publish.verify_export import Verification, verify
 
@@ -35,10 +35,11 @@ def main(
 
 
 def _verify(place: str, directory: Path, split: str | None) -> Verification:
-    if split is not None and split not in get_args(SplitName):
+    found = next((name for name in SPLITS if name == split), None)
+    if split is not None and found is None:
         raise ArchiveError(f"there is no split `{split}`; there are {', '.join(SPLITS)}")
     with Archive.open(place) as archive:
-        return verify(archive, directory, split)  # type: ignore[arg-type]  # just looked up
+        return verify(archive, directory, found)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ def _in_batches(
     return vectors[back]
 
 
-def pool(model: Any, tokens: Any, *, pooler: bool) -> torch.Tensor:  # noqa: ANN401 - transformers types neither outputs nor encodings
+# transformers types neither what its models return nor its encodings.
+def pool(model: Any, tokens: Any, *, pooler: bool) -> torch.Tensor:  # noqa: ANN401
     """Return BERT's pooler's vectors, or the means of the outputs over tokens: ``(n, hidden)``."""
     outputs = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     if pooler:

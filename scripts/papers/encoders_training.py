@@ -163,8 +163,9 @@ def new_encoder(plan: EncoderPlan, num_tokens: int, *, seed: int) -> BertModel:
         attention_probs_dropout_prob=0.0,
     )
     with torch.random.fork_rng(devices=[]):
-        # The library's initializers draw from the global generator; it is put back afterwards.
-        torch.manual_seed(seed)  # noqa: TID251 - put back by fork_rng
+        # The library's initializers draw from the global generator and take no other; `fork_rng`
+        # puts it back.
+        torch.manual_seed(seed)  # noqa: TID251
         return BertModel(config)
 
 
@@ -293,7 +294,8 @@ def _draw(draw: Callable[[], Item], key: str, held_out: frozenset[object]) -> li
     return items
 
 
-def _encode(tokenizer: BertTokenizer, texts: list[str]) -> Any:  # noqa: ANN401 - transformers' encodings
+# transformers does not type what its encodings hold.
+def _encode(tokenizer: BertTokenizer, texts: list[str]) -> Any:  # noqa: ANN401
     return tokenizer(texts, padding=True, return_tensors="pt")
 
 

@@ -118,8 +118,9 @@ def train_adapter(base: Path, part: str, out: Path, *, seed: int, steps: int) ->
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
     with torch.random.fork_rng(devices=[]):
-        # peft draws the first factors from the global generator; it is put back afterwards.
-        torch.manual_seed(seed)  # noqa: TID251 - put back by fork_rng
+        # peft draws the first factors from the global generator and takes no other; `fork_rng` puts
+        # it back.
+        torch.manual_seed(seed)  # noqa: TID251
         adapted = _quietly(lambda: get_peft_model(model, config))
     schedule = Schedule(
         steps=steps,

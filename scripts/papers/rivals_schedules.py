@@ -228,12 +228,14 @@ def l1_rescaling(delta: FloatArray, kept: FloatArray, drop_ratio: float) -> floa
     return float((1.0 - drop_ratio) * before / after)
 
 
-def _problem(size: int, num_objectives: int, high: float) -> Any:  # noqa: ANN401 - pymoo has no types
+# pymoo has no types.
+def _problem(size: int, num_objectives: int, high: float) -> Any:  # noqa: ANN401
 
     return Problem(n_var=size, n_obj=num_objectives, xl=0.0, xu=high)
 
 
-def _algorithm(name: Algorithm) -> Any:  # noqa: ANN401 - pymoo has no types
+# pymoo has no types.
+def _algorithm(name: Algorithm) -> Any:  # noqa: ANN401
 
     if name == "NSGA-II":
         return NSGA2(pop_size=POPULATION, eliminate_duplicates=True)

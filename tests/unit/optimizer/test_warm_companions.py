@@ -12,10 +12,7 @@ from tests.unit.optimizer.warm_starts import job_with, sources_of, start
 
 pytestmark = pytest.mark.slow  # whole searches
 
-WITH_COMPANIONS = {
-    "objectives": scripted_search.COMPANIONS,
-    "search": {"screening": {"enabled": True}},
-}
+WITH_COMPANIONS = {"objectives": scripted_search.COMPANIONS, "search": {}}
 
 
 def stopped(archive: Archive, reason: str) -> int:

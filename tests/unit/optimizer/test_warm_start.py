@@ -169,11 +169,11 @@ def test_another_mask_seed_is_nearly_the_same_merge(old, tmp_path):
     assert seed.observation.scores["math"].stderr == pytest.approx(before.stderr * np.sqrt(2))
 
 
-def run(path, old, *, budget: int, checkpoints=(*NAMES, "poet"), search=None, **changes):
+def run(path, old, *, budget: int, checkpoints=(*NAMES, "poet"), strategy="cma", **changes):
     """Run a search of a pool with one more checkpoint from an archive, or go on with it."""
     job = job_with(
         path, checkpoints, budget={"evaluations": budget},
-        search={"strategy": "cma", "population_size": 6, **(search or {})}, **changes,
+        search={"strategy": strategy, "population_size": 6}, **changes,
     )  # fmt: skip
     manifest = scripted_search.make_manifest()
     space = SearchSpace(job, sources_of(checkpoints))
@@ -213,11 +213,10 @@ class FourWayPool(ScriptedPool):
 
 @pytest.mark.parametrize("kind", ["cma", "surrogate_cma", "screening"])
 def test_seeded_search_resumes_and_replays_exactly(old, screened, tmp_path, kind, monkeypatch):
-    budget, changes = 26, {"search": {"strategy": kind}}
+    budget, changes = 26, {"strategy": kind}
     if kind == "screening":
         old = screened
-        search = {"strategy": "surrogate_cma", "screening": {"enabled": True}}
-        changes = {"search": search, "objectives": scripted_search.COMPANIONS}
+        changes = {"strategy": "surrogate_cma", "objectives": scripted_search.COMPANIONS}
     whole, halves = tmp_path / "whole.sqlite", tmp_path / "halves.sqlite"
     run(whole, old, budget=budget, **changes)
     with Archive.open(whole) as archive:
